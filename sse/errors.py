@@ -1,0 +1,129 @@
+"""What can go wrong, as one tree: each error knows the status and the stable `code` it answers with (RFC 9457)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SSEError(Exception):
+    """The base of all refusals of the gateway's own.
+
+    :param detail: what was wrong, for the person who sent it; a lower-case clause, never with a secret in it.
+    :param retry_after: seconds after which the same request would be let in; sent as `Retry-After`.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "The gateway failed"
+
+    def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.retry_after = retry_after
+
+
+class InvalidRequest(SSEError):
+    status = 400
+    code = "invalid_request"
+    title = "The request is not one the gateway understands"
+
+
+class Unauthenticated(SSEError):
+    status = 401
+    code = "unauthenticated"
+    title = "No credential, or a wrong one"
+
+
+class TargetNotAllowed(SSEError):
+    """No upstream covers the target, or its address is refused.
+
+    It takes no detail: one message for all causes, so that nobody can scan a network by comparing refusals.
+    """
+
+    status = 403
+    code = "target_not_allowed"
+    title = "The target is not allowed"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class NotFound(SSEError):
+    status = 404
+    code = "not_found"
+    title = "There is nothing here"
+
+
+class MethodNotAllowed(SSEError):
+    status = 405
+    code = "method_not_allowed"
+    title = "The method is not allowed here"
+
+
+class TooLarge(SSEError):
+    status = 413
+    code = "too_large"
+    title = "The request is too large"
+
+
+class UnsupportedMediaType(SSEError):
+    status = 415
+    code = "unsupported_media_type"
+    title = "The request body is not JSON"
+
+
+class Throttled(SSEError):
+    status = 429
+    code = "throttled"
+    title = "Too many requests"
+
+
+class TooManyStreams(SSEError):
+    status = 429
+    code = "too_many_streams"
+    title = "Too many open streams of this client"
+
+
+class ClientGone(SSEError):
+    """The client left before the upstream answered; nobody reads this answer, it is for the access log.
+
+    The status is nginx's, which has the same use for it; RFC 9110 has none.
+    """
+
+    status = 499
+    code = "client_gone"
+    title = "The client has left"
+
+
+class UpstreamUnreachable(SSEError):
+    status = 502
+    code = "upstream_unreachable"
+    title = "The upstream cannot be reached"
+
+
+class UpstreamBadResponse(SSEError):
+    status = 502
+    code = "upstream_bad_response"
+    title = "The upstream did not answer in HTTP that can be relayed"
+
+
+class AtCapacity(SSEError):
+    status = 503
+    code = "at_capacity"
+    title = "The gateway has as many open streams as it may have"
+
+
+class Draining(SSEError):
+    status = 503
+    code = "draining"
+    title = "The gateway is about to stop"
+
+
+class UpstreamTimeout(SSEError):
+    status = 504
+    code = "upstream_timeout"
+    title = "The upstream did not answer in time"
+
+
+#: Every refusal there is, for the documents that list them.
+REFUSALS: tuple[type[SSEError], ...] = tuple(SSEError.__subclasses__())
