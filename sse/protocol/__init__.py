@@ -1,0 +1,1 @@
+"""What the standards say. Pure: no sockets, no clock, no Flask, no gevent."""

@@ -1,0 +1,62 @@
+"""Where in an event stream are we: between two events, or inside one? (WHATWG HTML, section 9.2.5 and 9.2.6)"""
+
+from __future__ import annotations
+
+import re
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLANK_LINES = re.compile(rb"\n\n+")
+
+
+class Boundary:
+    """Follows an event stream that is fed piece by piece, cut anywhere.
+
+    Strategy: only line ends matter, so nothing is parsed and nothing is held but the last two bytes. With every line
+    end written as LF, a run of two or more of them is a non-blank line's end and the blank lines behind it: one event.
+    Most streams know no other line end, and most pieces begin inside a line: for those, counting in C is all.
+    """
+
+    def __init__(self) -> None:
+        #: Events ended so far: blank lines that end a run of one or more lines that are not blank.
+        self.events = 0
+        # The last two bytes, line ends as LF; at first as if an event had ended, for blank lines there end none.
+        self._tail = b"\n\n"
+        self._after_cr = False
+        # 9.2.5: "stream = [ bom ] *event". What may yet become the byte order mark; None when that is decided.
+        self._head: bytes | None = b""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether nothing was fed yet, or the last byte ended a blank line, and with it an event."""
+        return self._tail == b"\n\n" and not self._head
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes of the stream into account."""
+        if self._head is not None:
+            piece = self._without_byte_order_mark(piece)
+        if not piece:
+            return
+        if piece[0] == 10 or b"\r" in piece or b"\n\n\n" in piece:
+            self._feed_any(piece)
+            return
+        self.events += piece.count(b"\n\n")
+        self._tail = piece[-2:]
+        self._after_cr = False
+
+    def _feed_any(self, piece: bytes) -> None:
+        # "end-of-line = ( cr lf / cr / lf )": the LF that follows a CR is no line end of its own, also in the next piece.
+        if self._after_cr:
+            piece = piece.removeprefix(b"\n")
+        self._after_cr = piece.endswith(b"\r")
+        lines = self._tail + piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        # The run that the kept bytes begin with has been counted when they came.
+        self.events += len(_BLANK_LINES.findall(lines)) - (self._tail == b"\n\n")
+        self._tail = lines[-2:]
+
+    def _without_byte_order_mark(self, piece: bytes) -> bytes:
+        head = (self._head or b"") + piece
+        if _BYTE_ORDER_MARK.startswith(head):
+            self._head = head
+            return b""
+        self._head = None
+        return head.removeprefix(_BYTE_ORDER_MARK)

@@ -1,0 +1,170 @@
+"""Which HTTP fields pass, in either direction (RFC 9110, sections 5 and 7.6.1; the short lists are the gateway's own)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+
+from ..errors import InvalidRequest
+
+#: Fields of a request, and bytes of them all; the usual limits of servers (gunicorn: 100, nginx: 4 times 8 KiB).
+MAX_FIELDS = 100
+MAX_FIELD_BYTES = 32 * 1024
+
+_OWS = " \t"
+# 5.6.2: "token = 1*tchar".
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_FIELD_NAME = re.compile(_TOKEN)
+# 5.5: "field-vchar = VCHAR / obs-text", and "Field values containing CR, LF, or NUL characters are invalid and
+# dangerous"; other controls have no use either.
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+# 8.3.1: "media-type = type "/" subtype parameters". No comma, even quoted: Fetch takes the last of a list of types.
+_MEDIA_TYPE = re.compile(
+    rf'({_TOKEN}/{_TOKEN})(?:[ \t]*;[ \t]*(?:{_TOKEN}=(?:{_TOKEN}|"[\t\x20!#-+\x2d-\x5b\x5d-\x7e]*"))?)*[ \t]*'
+)
+
+# 7.6.1: what an intermediary removes before it forwards, beside what Connection names; the framing (RFC 9112, section 6),
+# which is the next connection's own business; and the gateway's own credential.
+_NEVER_SENT = frozenset(
+    "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade"
+    " x-passcode".split()
+)
+_PASSED_BACK = re.compile(
+    r"content-encoding|retry-after|(?:[a-z0-9]+-)*request-?id|(?:[a-z]+-)?rate-?limit(?:-[a-z0-9-]+)?|mcp-session-id"
+)
+_SAFE_TYPES = frozenset(
+    "text/event-stream text/plain application/json application/ndjson application/x-ndjson application/jsonl".split()
+)
+
+
+def is_field_name(text: str) -> bool:
+    """Return whether the text is a field name: a token."""
+    return _FIELD_NAME.fullmatch(text) is not None
+
+
+def is_field_value(text: str) -> bool:
+    """Return whether the text can be sent as a field value: latin-1 and no control character but HTAB."""
+    return _FIELD_VALUE.fullmatch(text) is not None
+
+
+def is_event_stream(content_type: str) -> bool:
+    """Return whether a Content-Type says `text/event-stream`, with whatever parameters."""
+    return content_type.partition(";")[0].strip(_OWS).lower() == "text/event-stream"
+
+
+def is_forwardable(name: str) -> bool:
+    """Return whether a request field of that name may go upstream at all: it is end-to-end and not part of the framing."""
+    name = _same(name)
+    return name not in _NEVER_SENT and not name.startswith("proxy-")
+
+
+def parse_fields(obj: object) -> list[tuple[str, str]]:
+    """Return the fields that the `header` of a forward request names.
+
+    :param obj: an object, or a string that holds a JSON object; values are strings, numbers, or lists of those.
+    :raises InvalidRequest: it is something else, or a field cannot be sent; says which.
+    """
+    if isinstance(obj, str):
+        try:
+            obj = json.loads(obj)
+        except (ValueError, RecursionError):
+            raise InvalidRequest("header: the string does not hold JSON") from None
+    if not isinstance(obj, dict):
+        raise InvalidRequest("header: not an object")
+    return [_checked(str(name), text) for name, value in obj.items() for text in _iter_texts(str(name), value)]
+
+
+def encode_request_fields(
+    pairs: Iterable[tuple[str, str]],
+    *,
+    replace: Iterable[tuple[str, str]] = (),
+    has_body: bool,
+    accept: str | None = "text/event-stream",
+) -> list[tuple[str, str]]:
+    """Return the fields that go upstream: the end-to-end ones of the client, and what the gateway sets itself.
+
+    :param pairs: the client's fields, repeated ones apart.
+    :param replace: the upstream's own fields, which take the place of those of the same name.
+    :param has_body: a body follows; it is JSON where no field says otherwise.
+    :param accept: the one media type that is asked for; None leaves the client's choice.
+    :raises InvalidRequest: a field is invalid, or there are too many.
+    """
+    given = [_checked(name, value) for name, value in pairs]
+    if len(given) > MAX_FIELDS or sum(len(name) + len(value) + 4 for name, value in given) > MAX_FIELD_BYTES:
+        raise InvalidRequest(f"more than {MAX_FIELDS} fields, or than {MAX_FIELD_BYTES} bytes of them")
+    # The body reaches the reader as the upstream wrote it, so a coding would only delay what it reads.
+    ours = [("Accept-Encoding", "identity")]
+    if accept is not None:
+        ours.append(("Accept", accept))
+    replace = list(replace)
+    fields = _replaced(_replaced(_end_to_end(given), ours), replace)
+    if has_body and not any(_same(name) == "content-type" for name, _ in fields):
+        fields.append(("Content-Type", "application/json"))
+    return fields
+
+
+def response_fields(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the fields of an upstream's answer that the client gets, with a Content-Type that no browser runs."""
+    given = [(name, value.strip(_OWS)) for name, value in pairs if is_field_value(value)]
+    hop_by_hop = _nominated(given)
+    types = {value for name, value in given if name.lower() == "content-type"}
+    passed = [
+        (name, value)
+        for name, value in given
+        if _PASSED_BACK.fullmatch(name.lower()) and _same(name) not in hop_by_hop
+    ]
+    return [("Content-Type", _safe_type(types)), *passed]
+
+
+def _safe_type(types: set[str]) -> str:
+    match = _MEDIA_TYPE.fullmatch(next(iter(types))) if len(types) == 1 else None
+    if match is not None and ((essence := match[1].lower()) in _SAFE_TYPES or essence.endswith("+json")):
+        return match[0]
+    return "application/octet-stream"
+
+
+def _same(name: str) -> str:
+    # CGI and its children (RFC 3875, section 4.1.18) write "-" as "_": there, X_Api_Key is X-Api-Key.
+    return name.lower().replace("_", "-")
+
+
+def _nominated(pairs: Iterable[tuple[str, str]]) -> set[str]:
+    # 7.6.1: "for each connection-option in this field, remove any header or trailer field(s) from the message with the
+    # same name as the connection-option".
+    return {
+        _same(option.strip(_OWS))
+        for name, value in pairs
+        if name.lower() == "connection"
+        for option in value.split(",")
+    }
+
+
+def _end_to_end(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    hop_by_hop = _nominated(pairs)
+    return [(name, value) for name, value in pairs if is_forwardable(name) and _same(name) not in hop_by_hop]
+
+
+def _replaced(pairs: list[tuple[str, str]], by: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    names = {_same(name) for name, _ in by}
+    return [(name, value) for name, value in pairs if _same(name) not in names] + by
+
+
+def _checked(name: str, value: str) -> tuple[str, str]:
+    shown = repr(name[:64])
+    if not is_field_name(name):
+        raise InvalidRequest(f"header: {shown} is not a field name")
+    if not is_field_value(value):
+        raise InvalidRequest(f"header: the value of {shown} has a character that no field can carry")
+    return name, value.strip(_OWS)
+
+
+def _iter_texts(name: str, value: object) -> Iterator[str]:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item):
+            yield repr(item)
+        else:
+            raise InvalidRequest(f"header: the value of {name[:64]!r} is no string, number, or list of those")

@@ -1,0 +1,285 @@
+"""What a client wants to call: parsed once, matched against the upstream table, its address judged (RFC 3986).
+
+Strategy: one strict parser whose result is what is sent, so that there is no second one to have another opinion. What
+two parsers could read differently (a backslash, userinfo, `0x7f.1`, an encoded slash) is refused, not understood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import idna
+
+from ..errors import InvalidRequest, TargetNotAllowed
+from .address import is_literal, is_local, is_public, parse_literal
+from .field import is_field_name, is_field_value
+
+MAX_URL = 8192
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HTTP_URL = re.compile(r"(https?)://([^/?]*)([^?]*)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?")
+# RFC 952 and 1123, and the underscore that container networks have in names.
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_REFUSED_ANYWHERE = re.compile(r"[\x00-\x20\x7f-\xa0\\#\u2028\u2029\ufeff\ud800-\udfff]")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_PATH_CHARACTERS = frozenset("/!$&'()*+,;=:@%") | _UNRESERVED
+_QUERY_CHARACTERS = _PATH_CHARACTERS | {"?"}
+#: Escapes that some servers turn into another path than the one that was matched: / \ and NUL.
+_HOSTILE_ESCAPES = re.compile(r"%(2F|5C|00)")
+
+#: Names that are nobody's in public (RFC 6761, 6762, 8375, ICANN's .internal), and common ones inside.
+_PRIVATE_DOMAINS = frozenset({"localhost", "local", "internal", "lan", "home", "corp", "intranet", "private", "test"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An absolute URL in the one form in which it is matched and sent."""
+
+    scheme: str
+    #: A-labels in lower case, or an address in its canonical form, without brackets.
+    host: str
+    port: int
+    #: Begins with a slash; no dot segments; escapes in upper case, none where none is needed.
+    path: str = "/"
+    #: Without the question mark.
+    query: str = ""
+
+    @property
+    def authority(self) -> str:
+        """The value of `Host`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def request_target(self) -> str:
+        """What stands in the request line (RFC 9112, section 3.2.1)."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.request_target}"
+
+
+def parse_target(text: str) -> Target:
+    """Return the target that a text names.
+
+    :raises InvalidRequest: if it is no absolute URL at all.
+    :raises TargetNotAllowed: for everything else that is refused.
+    """
+    if not _SCHEME.match(text):
+        raise InvalidRequest("targetUrl: must be an absolute http or https URL")
+    match = _HTTP_URL.fullmatch(text)
+    if match is None or len(text) > MAX_URL or _REFUSED_ANYWHERE.search(text):
+        raise TargetNotAllowed
+    scheme = match[1].lower()
+    authority = _AUTHORITY.fullmatch(match[2])
+    if authority is None:
+        raise TargetNotAllowed
+    port = int(authority[2]) if authority[2] else DEFAULT_PORTS[scheme]
+    if not 0 < port < 65536:
+        raise TargetNotAllowed
+    return Target(
+        scheme=scheme,
+        host=_parse_host(authority[1]),
+        port=port,
+        path=_parse_path(match[3] or "/"),
+        query=_escape(match[4] or "", _QUERY_CHARACTERS),
+    )
+
+
+def _parse_host(text: str) -> str:
+    if text.startswith("["):
+        literal = parse_literal(text[1:-1])
+        if literal is None:
+            raise TargetNotAllowed
+        return literal
+    name = _to_ascii(text).removesuffix(".")
+    labels = name.split(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise TargetNotAllowed
+    if _NUMBER.fullmatch(labels[-1]):
+        # WHATWG URL, "ends in a number": an IPv4 address in one of its many spellings. One is taken, as it stands.
+        literal = parse_literal(name)
+        if literal is None or name != text.lower():
+            raise TargetNotAllowed
+        return literal
+    return name
+
+
+def _to_ascii(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    try:
+        return idna.encode(text, uts46=True, std3_rules=True).decode("ascii").lower()
+    except idna.IDNAError as error:
+        raise TargetNotAllowed from error
+
+
+def _parse_path(text: str) -> str:
+    path = _escape(text, _PATH_CHARACTERS)
+    if _HOSTILE_ESCAPES.search(path):
+        raise TargetNotAllowed
+    return _without_dot_segments(path)
+
+
+def _escape(text: str, allowed: frozenset[str]) -> str:
+    """Return a text with escapes exactly where they are needed (RFC 3986, section 6.2.2).
+
+    :raises TargetNotAllowed: for a percent sign that begins none.
+    """
+
+    def normal(match: re.Match[str]) -> str:
+        if match[1] is None:
+            raise TargetNotAllowed
+        character = chr(int(match[1], 16))
+        return character if character in _UNRESERVED else f"%{match[1].upper()}"
+
+    escaped = "".join(c if c in allowed else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text)
+    return _ESCAPE.sub(normal, escaped)
+
+
+def _without_dot_segments(path: str) -> str:
+    """RFC 3986, section 5.2.4."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        # Some servers take "..;x" for "..": what is behind a semicolon is a parameter to them.
+        if segment.partition(";")[0] in (".", "..") and segment not in (".", ".."):
+            raise TargetNotAllowed
+        if segment == "..":
+            del kept[-1:]
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """An entry of the table.
+
+    :param base: covers the targets below it.
+    :param headers: fields that replace the client's; secrets, so in no repr.
+    """
+
+    name: str
+    base: Target
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def covers(self, target: Target) -> bool:
+        """Tell whether scheme, host, port and whole path segments match."""
+        base = self.base
+        if (base.scheme, base.host, base.port) != (target.scheme, target.host, target.port):
+            return False
+        prefix = base.path.rstrip("/")
+        return target.path == prefix or target.path.startswith(prefix + "/")
+
+
+def parse_upstream(name: object, entry: object) -> Upstream:
+    """Return the upstream that a table's entry describes: a URL, or an object of `url` and `headers`.
+
+    :raises ValueError: if it is none; the message names it, and shows no field's value.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
+    if isinstance(entry, str):
+        entry = {"url": entry}
+    if not isinstance(entry, Mapping) or not set(entry) <= {"url", "headers"} or not isinstance(entry.get("url"), str):
+        raise ValueError(f"{name!r} must be a URL, or an object of url and headers")
+    try:
+        base = parse_target(entry["url"])
+    except (InvalidRequest, TargetNotAllowed) as error:
+        raise ValueError(f"the URL of {name!r} is not one that can be called") from error
+    if base.query:
+        raise ValueError(f"the URL of {name!r} must have no query")
+    headers = entry.get("headers", {})
+    if not isinstance(headers, Mapping):
+        raise ValueError(f"the headers of {name!r} must be an object")
+    for field_name, value in headers.items():
+        if not isinstance(field_name, str) or not is_field_name(field_name):
+            raise ValueError(f"the headers of {name!r} have a name that HTTP cannot carry: {field_name!r}")
+        if not isinstance(value, str) or not is_field_value(value):
+            raise ValueError(f"the header {field_name} of {name!r} has a value that HTTP cannot carry")
+    return Upstream(name=name, base=base, headers=tuple(headers.items()))
+
+
+class UpstreamTable:
+    """What may be called: the allow-list, the key store and the routing table in one.
+
+    :param allow_public: whether any public https target is allowed besides.
+    """
+
+    def __init__(self, upstreams: Iterable[Upstream], *, allow_public: bool = False) -> None:
+        # The longest base first: it says most about what it covers.
+        self._upstreams = sorted(upstreams, key=lambda upstream: -len(upstream.base.path))
+        self._hosts = frozenset(upstream.base.host for upstream in self._upstreams)
+        self._allow_public = allow_public
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(upstream.name for upstream in self._upstreams))
+
+    def get(self, name: str) -> Upstream | None:
+        return next((upstream for upstream in self._upstreams if upstream.name == name), None)
+
+    def match(self, target: Target) -> Upstream | None:
+        """Return the upstream that covers a target, None for a public one.
+
+        :raises TargetNotAllowed: if it is neither.
+        """
+        for upstream in self._upstreams:
+            if upstream.covers(target):
+                return upstream
+        host = target.host
+        if self._allow_public and target.scheme == "https" and (is_public(host) if is_literal(host) else is_dns(host)):
+            return None
+        raise TargetNotAllowed
+
+    def join(self, upstream: Upstream, raw_path: str, raw_query: str) -> Target:
+        """Return the target that a path and a query below an upstream's base mean.
+
+        :raises TargetNotAllowed: if they lead out of it.
+        """
+        base = upstream.base
+        if _REFUSED_ANYWHERE.search(raw_path + raw_query):
+            raise TargetNotAllowed
+        path = _parse_path(f"{base.path.rstrip('/')}/{raw_path}") if raw_path else base.path
+        target = Target(
+            scheme=base.scheme,
+            host=base.host,
+            port=base.port,
+            path=path,
+            query=_escape(raw_query, _QUERY_CHARACTERS),
+        )
+        if not upstream.covers(target) or len(target.url) > MAX_URL:
+            raise TargetNotAllowed
+        return target
+
+    def allows(self, host: str, address: str) -> bool:
+        """Tell whether a connection for a host may go to an address.
+
+        An operator who names an address, or a name that is nobody's in public, means it. A public name must lead to
+        public addresses.
+        """
+        if is_literal(host):
+            return parse_literal(address) == host and (self.lists(host) or is_public(host))
+        if self.lists(host) and not is_dns(host) and is_local(address):
+            return True
+        return is_public(address)
+
+    def lists(self, host: str) -> bool:
+        """Tell whether the operator named a host."""
+        return host in self._hosts
+
+
+def is_dns(host: str) -> bool:
+    """Tell whether a name is one of the public DNS: of two labels at least, below no domain that is private."""
+    labels = host.split(".")
+    return len(labels) > 1 and labels[-1] not in _PRIVATE_DOMAINS and labels[-2:] != ["home", "arpa"]
