@@ -1,0 +1,1 @@
+"""Talks to upstreams and ties them to clients. No Flask."""

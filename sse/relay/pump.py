@@ -1,0 +1,161 @@
+"""Ties an upstream to a client: passes bytes on, notices every ending, and gives back what was taken.
+
+The contract is design's "How a stream ends": one end reason each, a truncated answer never looks complete, nothing
+is appended inside a half-sent event.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..protocol.boundary import Boundary
+from ..protocol.event import ServerSentEvent, encode_comment
+from .adapter import TruncatedBody
+from .upstream import UpstreamResponse
+from .watch import EndReason, Stage, Watch
+
+HEARTBEAT = encode_comment()
+
+
+class StreamAborted(ConnectionError):
+    """Ends the response without its last chunk, so that the client's `fetch` rejects.
+
+    To the server it says "connection reset": the one error on which every WSGI server closes the connection at once
+    and writes neither an error page into the open stream nor a traceback into the log.
+    """
+
+    def __init__(self, reason: EndReason) -> None:
+        super().__init__(errno.ECONNRESET, f"the stream was aborted: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamEnd:
+    """What there is to say of a stream when it has ended."""
+
+    reason: EndReason
+    status: int
+    #: Events that ended; 0 where the answer is no event stream.
+    events: int
+    bytes: int
+    #: Seconds from the request to the upstream's head, to the first byte of the body (None: none came), and to the end.
+    head: float
+    first_byte: float | None
+    total: float
+
+
+class Pump:
+    """The body of a relayed answer: iterate it once, then close it; closing without iterating is fine too.
+
+    :param upstream: the open answer; closed by the pump.
+    :param watch: watches this exchange; the caller ends it in `on_end`.
+    :param is_event_stream: whether comments and a last `event: error` may be put between events.
+    :param heartbeat: seconds of silence after which a comment is sent between two events; 0 is never.
+    :param on_end: called exactly once, with what there is to say.
+    """
+
+    def __init__(
+        self,
+        upstream: UpstreamResponse,
+        watch: Watch,
+        *,
+        is_event_stream: bool,
+        heartbeat: float = 0.0,
+        on_end: Callable[[StreamEnd], None],
+    ) -> None:
+        self._upstream = upstream
+        self._watch = watch
+        self._boundary = Boundary() if is_event_stream else None
+        self._heartbeat = heartbeat if is_event_stream else 0.0
+        self._on_end: Callable[[StreamEnd], None] | None = on_end
+        self._bytes = 0
+        self._head = time.monotonic() - watch.started
+        self._first: float | None = None
+        self._pieces = self._pump()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def _pump(self) -> Iterator[bytes]:
+        try:
+            # The server sends the head with the first item; an empty one sends it now and adds no byte.
+            yield b""
+            yield from self._relay()
+            reason = self._watch.reason or EndReason.COMPLETE
+        except TruncatedBody:
+            reason = self._watch.reason or EndReason.UPSTREAM_TRUNCATED
+        except GeneratorExit:
+            # The server closes a body that it could not write to the end.
+            self._end(self._watch.reason or EndReason.CLIENT_GONE)
+            raise
+        except BaseException:
+            self._end(EndReason.INTERNAL_ERROR)
+            raise
+        if reason is EndReason.COMPLETE:
+            self._end(reason)
+            return
+        try:
+            if self._boundary is not None and self._boundary.at_boundary and reason is not EndReason.CLIENT_GONE:
+                self._watch.enter(Stage.WRITE)
+                yield encode_error(reason)
+        finally:
+            self._end(reason)
+        raise StreamAborted(reason)
+
+    def _relay(self) -> Iterator[bytes]:
+        watch, boundary = self._watch, self._boundary
+        watch.enter(Stage.READ)
+        for piece in self._upstream.iter_chunks(silence=self._heartbeat or None):
+            if watch.reason is not None:
+                return
+            if not piece:
+                if boundary is None or not boundary.at_boundary:
+                    continue
+                piece = HEARTBEAT
+            else:
+                if self._first is None:
+                    self._first = time.monotonic() - watch.started
+                self._bytes += len(piece)
+                if boundary is not None:
+                    boundary.feed(piece)
+            since = watch.since
+            watch.enter(Stage.WRITE)
+            yield piece
+            watch.enter(Stage.READ)
+            if piece is HEARTBEAT:
+                # A comment of ours is no sign of life of the upstream's.
+                watch.since = since
+
+    def close(self) -> None:
+        """End the stream if it has not ended; servers call it always, also when they never iterated."""
+        self._pieces.close()
+        self._end(self._watch.reason or EndReason.CLIENT_GONE)
+
+    def never_iterated(self) -> None:
+        """Let go of everything because the method wants the head alone (HEAD): that is complete."""
+        self._end(EndReason.COMPLETE)
+
+    def _end(self, reason: EndReason) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        self._upstream.close()
+        on_end(
+            StreamEnd(
+                reason=reason,
+                status=self._upstream.status,
+                events=self._boundary.events if self._boundary is not None else 0,
+                bytes=self._bytes,
+                head=self._head,
+                first_byte=self._first,
+                total=time.monotonic() - self._watch.started,
+            )
+        )
+
+
+def encode_error(reason: EndReason) -> bytes:
+    """Return the event that precedes the abort where one can be sent."""
+    return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)})).encode()

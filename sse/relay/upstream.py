@@ -1,0 +1,139 @@
+"""Opens upstreams: `open()` gives the status and the fields, then the bytes as they arrive."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import requests
+from urllib3 import HTTPHeaderDict
+from urllib3.exceptions import HTTPError, SSLError
+
+from ..errors import ClientGone, SSEError, UpstreamBadResponse, UpstreamTimeout, UpstreamUnreachable
+from ..protocol.target import Target
+from .adapter import RawBody, RelayAdapter, StaleConnection
+from .watch import EndReason, Stage, Watch, current
+
+#: RFC 9110, section 9.2.2: "A client SHOULD NOT automatically retry a request with a non-idempotent method".
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+#: Names the gateway where the client names no product. RFC 9110, section 10.1.5.
+USER_AGENT = "flask-sse-relay"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamRequest:
+    """What is sent to an upstream; all of it is judged and final."""
+
+    method: str
+    target: Target
+    fields: Sequence[tuple[str, str]] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+
+class _Prepared(requests.PreparedRequest):
+    """What an adapter sends. Filled by hand: requests' own preparation would parse and re-encode the URL again."""
+
+    def __init__(self, request: UpstreamRequest) -> None:
+        super().__init__()
+        self.target = request.target
+        self.method = request.method
+        self.url = request.target.url
+        self.body = request.body
+        # Repeated fields stay apart in urllib3's mapping, and requests passes it through.
+        headers = HTTPHeaderDict(request.fields)
+        headers["Host"] = request.target.authority
+        headers.setdefault("User-Agent", USER_AGENT)
+        if request.body is not None:
+            headers["Content-Length"] = str(len(request.body))
+        self.headers = headers  # type: ignore[assignment]
+
+
+class UpstreamResponse:
+    """An upstream's answer, whose head has come; whoever got it closes it."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._raw: RawBody = response.raw
+        self.status = response.status_code
+        #: All fields as they came, repeated ones apart.
+        self.fields: list[tuple[str, str]] = list(self._raw.headers.items())
+
+    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
+        """Yield the body as it arrives, one piece a read of the socket.
+
+        :param silence: seconds after which b"" is yielded when nothing came; None: never.
+        :raises TruncatedBody: if the body ends before its framing says so.
+        """
+        if silence:
+            self._raw.settimeout(silence)
+        # requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
+        return self._response.iter_content(None)
+
+    def close(self) -> None:
+        """Let go of the connection; may be called again."""
+        self._raw.close()
+
+    def __enter__(self) -> UpstreamResponse:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Upstreams:
+    """The way to all upstreams of one app: one pool of kept connections."""
+
+    def __init__(self, adapter: RelayAdapter) -> None:
+        self._adapter = adapter
+
+    def open(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
+        """Send a request and return the answer as soon as its head is there.
+
+        :param watch: may cut the attempt; the time-outs are its.
+        :raises TargetNotAllowed: if the address is refused.
+        :raises UpstreamUnreachable: if there is no connection, or TLS does not come about.
+        :raises UpstreamBadResponse: if what answers is no HTTP, or a redirect.
+        :raises UpstreamTimeout: if the connection or the head was not there in time.
+        :raises ClientGone: if nobody waits for the answer any more.
+        """
+        token = current.set(watch)
+        try:
+            return self._send(request, watch)
+        except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            raise _refusal(error, watch) from error
+        finally:
+            current.reset(token)
+
+    def _send(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
+        watch.enter(Stage.OPEN)
+        try:
+            response = self._try(request)
+        except StaleConnection as stale:
+            if watch.reason or not (stale.nothing_sent or request.method in IDEMPOTENT):
+                raise http.client.HTTPException("the upstream closed the connection") from stale
+            response = self._try(request)
+        if 300 <= response.status < 400 and response.status != 304:
+            response.close()
+            raise UpstreamBadResponse("the upstream redirects, and redirects are not followed")
+        if response.status == 101:
+            response.close()
+            raise UpstreamBadResponse("the upstream switches protocols")
+        return response
+
+    def _try(self, request: UpstreamRequest) -> UpstreamResponse:
+        return UpstreamResponse(self._adapter.send(_Prepared(request), stream=True, timeout=(None, None)))
+
+
+def _refusal(error: Exception, watch: Watch) -> SSEError:
+    """Tell what a failure means for the client. The texts are ours: those of requests hold URLs with their queries."""
+    if watch.reason is EndReason.CLIENT_GONE:
+        return ClientGone()
+    if watch.reason is EndReason.UPSTREAM_TIMEOUT:
+        return UpstreamTimeout("no response head in time" if watch.stage is Stage.HEAD else "no connection in time")
+    if isinstance(error, requests.exceptions.SSLError | SSLError):
+        return UpstreamUnreachable("TLS does not come about")
+    if watch.stage is Stage.OPEN:
+        return UpstreamUnreachable("no connection")
+    return UpstreamBadResponse()

@@ -1,0 +1,267 @@
+"""Watches open exchanges: cuts one when its client leaves or a time runs out.
+
+To cut is to shut the exchange's sockets down, never to throw into the code that waits on them: a blocked read or
+write then ends as if the peer had closed, in a greenlet and in a thread alike, and whoever was blocked looks at
+`Watch.reason` for why. So no time-out can go off in somebody else's code, and a read costs no timer.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import ssl
+import struct
+import threading
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+from gevent import socket as gevent_socket
+
+#: Seconds between two looks at the clocks of all exchanges, and so how late a time-out may be.
+SWEEP_INTERVAL = 0.25
+#: Looks at an empty list before the sweeping thread ends; the next exchange starts another.
+IDLE_SWEEPS = 40
+
+#: tcp(7): struct tcp_info begins with the state; ESTABLISHED is 1 in the kernel's list of states.
+_TCP_ESTABLISHED = 1
+#: Offset and length of tcpi_bytes_acked, a 64-bit count, in struct tcp_info (Linux 4.1 and newer).
+_BYTES_ACKED = 120, 8
+
+
+class EndReason(enum.StrEnum):
+    """Why an exchange ended; each has exactly one."""
+
+    COMPLETE = "complete"
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_TRUNCATED = "upstream_truncated"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    SEND_TIMEOUT = "send_timeout"
+    MAX_DURATION = "max_duration"
+    DRAINING = "draining"
+    UPSTREAM_FAILED = "upstream_failed"  #: there was no stream to end: the answer says why
+    INTERNAL_ERROR = "internal_error"
+
+
+class Stage(enum.IntEnum):
+    """What an exchange is waiting for."""
+
+    BODY = 0  #: the client's request body
+    OPEN = 1  #: the upstream's connection
+    HEAD = 2  #: the upstream's head
+    READ = 3  #: the next bytes of the upstream
+    WRITE = 4  #: the client, to take what was sent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long each stage may last, in seconds; 0 is no limit."""
+
+    open: float = 0.0
+    head: float = 0.0
+    idle: float = 0.0
+    send: float = 0.0
+    duration: float = 0.0
+
+
+def is_gone(client: socket.socket) -> bool:
+    """Tell whether the peer of a connection has closed it, or its half of it.
+
+    Bytes that it sent before closing may still be unread (a pipelined request, TLS's close_notify), so the state of
+    the connection is asked for, not its data. A half-closed connection looks just like one that was left.
+    """
+    try:
+        if client.family != socket.AF_UNIX:
+            return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+        return _recv_now(client) == b""
+    except (AttributeError, OSError):
+        # No TCP_INFO on this system: then only reading tells, and only where TLS does not forbid to peek.
+        return not isinstance(client, ssl.SSLSocket) and _recv_now(client) == b""
+
+
+def _recv_now(client: socket.socket) -> bytes | None:
+    """Return what a read would give, without taking it; None if it would block."""
+    # gevent's socket would wait; the one it wraps answers at once.
+    plain = getattr(client, "_sock", client)
+    try:
+        return bytes(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
+def _bytes_acked(client: socket.socket) -> int | None:
+    """Return how many bytes the peer has acknowledged so far, or None where the system does not say."""
+    try:
+        info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, sum(_BYTES_ACKED))
+        return int(struct.unpack_from("=Q", info, _BYTES_ACKED[0])[0])
+    except (AttributeError, OSError, struct.error):
+        return None
+
+
+def shut_down(connection: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
+    """End both directions of a connection, waking whoever is blocked on it."""
+    if connection is None:
+        return
+    # SSLSocket.shutdown() would take the TLS state away from under a blocked read; the class below it does not.
+    below = super(ssl.SSLSocket, connection) if isinstance(connection, ssl.SSLSocket) else connection
+    try:
+        below.shutdown(how)
+    except OSError:
+        # ENOTCONN, EBADF: it is already closed, which is what was wanted.
+        return
+
+
+#: The watch of the exchange that the current greenlet or thread is opening.
+current: ContextVar[Watch | None] = ContextVar("sse_watch", default=None)
+
+
+class Watch:
+    """What is known of one exchange: its sockets, what it waits for and since when, and why it was cut."""
+
+    __slots__ = (
+        "_acked",
+        "_io",
+        "_limits",
+        "_moved",
+        "_polls",
+        "client",
+        "reason",
+        "since",
+        "stage",
+        "started",
+        "upstream",
+    )
+
+    def __init__(self, client: socket.socket | None, limits: Limits) -> None:
+        self.client = client
+        self.upstream: socket.socket | None = None
+        self.reason: EndReason | None = None
+        self.stage = Stage.BODY
+        self.started = self.since = time.monotonic()
+        self._limits = limits
+        self._io: Any = None
+        self._polls = False
+        self._acked: int | None = None
+        self._moved = 0.0
+
+    def enter(self, stage: Stage) -> None:
+        """Say what the exchange waits for from now on."""
+        self.stage = stage
+        self.since = time.monotonic()
+
+    def attach(self, upstream: socket.socket) -> None:
+        """Take note of the upstream's socket, which is shut down at once if the exchange has been cut meanwhile."""
+        self.upstream = upstream
+        if self.reason is not None:
+            shut_down(upstream)
+
+    def watch_client(self) -> None:
+        """Notice from now on that the client leaves; call it when the request has been read whole."""
+        if self.client is None:
+            return
+        if isinstance(self.client, gevent_socket.socket):
+            self._io = gevent.get_hub().loop.io(self.client.fileno(), 1)
+            self._io.start(self._client_readable)
+        else:
+            self._polls = True
+
+    def _client_readable(self) -> None:
+        if self.client is not None and is_gone(self.client):
+            self.cut(EndReason.CLIENT_GONE)
+        else:
+            # Data is not a hang-up. It stays readable for as long as nobody reads it, so from here on we ask.
+            self._polls = True
+        self._io.stop()
+
+    def cut(self, reason: EndReason) -> None:
+        """End the exchange for a reason; the first reason stays."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        shut_down(self.upstream)
+        if reason in (EndReason.CLIENT_GONE, EndReason.SEND_TIMEOUT):
+            # A body that never comes can still be answered; somebody who takes no bytes can't.
+            shut_down(self.client, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
+
+    def check(self, now: float) -> None:
+        """Cut the exchange if its time is over or, where nothing else tells, its client gone."""
+        if self.reason is not None:
+            return
+        if self._polls and self.client is not None and is_gone(self.client):
+            self.cut(EndReason.CLIENT_GONE)
+        elif self._limits.duration and self.stage >= Stage.READ and now - self.started > self._limits.duration:
+            self.cut(EndReason.MAX_DURATION)
+        elif self.stage is Stage.WRITE:
+            self._check_write(now)
+        else:
+            limit, reason = self._limit()
+            if limit and now - self.since > limit:
+                self.cut(reason)
+
+    def _limit(self) -> tuple[float, EndReason]:
+        if self.stage is Stage.READ:
+            return self._limits.idle, EndReason.IDLE_TIMEOUT
+        if self.stage is Stage.BODY:
+            return self._limits.send, EndReason.SEND_TIMEOUT
+        return self._limits.open if self.stage is Stage.OPEN else self._limits.head, EndReason.UPSTREAM_TIMEOUT
+
+    def _check_write(self, now: float) -> None:
+        # One write may carry 64 KiB; a client that takes them slowly is slow, not stuck.
+        acked = _bytes_acked(self.client) if self.client is not None else None
+        if acked != self._acked:
+            self._acked, self._moved = acked, now
+        if self._limits.send and now - max(self.since, self._moved) > self._limits.send:
+            self.cut(EndReason.SEND_TIMEOUT)
+
+    def close(self) -> None:
+        """Stop watching; both sockets may be closed or used for something else from now on."""
+        if self._io is not None:
+            self._io.close()
+            self._io = None
+        self.client = self.upstream = None
+
+
+class Watches:
+    """All open exchanges of one app in this process, swept by one thread (a greenlet where threads are patched)."""
+
+    def __init__(self) -> None:
+        self._open: set[Watch] = set()
+        self._lock = threading.Lock()
+        self._sweeping = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, watch: Watch) -> None:
+        """Begin to look after an exchange."""
+        with self._lock:
+            self._open.add(watch)
+            if self._sweeping:
+                return
+            self._sweeping = True
+        threading.Thread(target=self._sweep, name="sse-watch", daemon=True).start()
+
+    def discard(self, watch: Watch) -> None:
+        """Stop looking after an exchange; may be called again."""
+        with self._lock:
+            self._open.discard(watch)
+        watch.close()
+
+    def _sweep(self) -> None:
+        idle = 0
+        while True:
+            time.sleep(SWEEP_INTERVAL)
+            with self._lock:
+                watches = list(self._open)
+                idle = 0 if watches else idle + 1
+                if idle > IDLE_SWEEPS:
+                    self._sweeping = False
+                    return
+            now = time.monotonic()
+            for watch in watches:
+                watch.check(now)
