@@ -22,7 +22,7 @@ _FIELD_NAME = re.compile(_TOKEN)
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 # 8.3.1: "media-type = type "/" subtype parameters". No comma, even quoted: Fetch takes the last of a list of types.
 _MEDIA_TYPE = re.compile(
-    rf'({_TOKEN}/{_TOKEN})(?:[ \t]*;[ \t]*(?:{_TOKEN}=(?:{_TOKEN}|"[\t\x20!#-+\x2d-\x5b\x5d-\x7e]*"))?)*[ \t]*'
+    rf'({_TOKEN}/{_TOKEN})[ \t]*(?:;[ \t]*(?:{_TOKEN}=(?:{_TOKEN}|"[ !#-+\x2d-\x5b\x5d-\x7e]*")[ \t]*)?)*'
 )
 
 # 7.6.1: what an intermediary removes before it forwards, beside what Connection names; the framing (RFC 9112, section 6),
@@ -31,8 +31,11 @@ _NEVER_SENT = frozenset(
     "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade"
     " x-passcode".split()
 )
+# What SDKs of OpenAI, Anthropic, DashScope and MCP read, beside Content-Type.
 _PASSED_BACK = re.compile(
-    r"content-encoding|retry-after|(?:[a-z0-9]+-)*request-?id|(?:[a-z]+-)?rate-?limit(?:-[a-z0-9-]+)?|mcp-session-id"
+    r"content-encoding|retry-after|(?:x-|apim-|x-amzn-|x-ms-|x-dashscope-)?request-?id"
+    r"|(?:x-|anthropic-)?rate-?limit(?:-[a-z0-9-]+)?"
+    r"|x-should-retry|openai-processing-ms|openai-version|mcp-session-id|mcp-protocol-version"
 )
 _SAFE_TYPES = frozenset(
     "text/event-stream text/plain application/json application/ndjson application/x-ndjson application/jsonl".split()
@@ -63,12 +66,12 @@ def is_forwardable(name: str) -> bool:
 def parse_fields(obj: object) -> list[tuple[str, str]]:
     """Return the fields that the `header` of a forward request names.
 
-    :param obj: an object, or a string that holds a JSON object; values are strings, numbers, or lists of those.
+    :param obj: an object, or a string that holds one in JSON or nothing at all; values are strings, numbers, or lists of those.
     :raises InvalidRequest: it is something else, or a field cannot be sent; says which.
     """
     if isinstance(obj, str):
         try:
-            obj = json.loads(obj)
+            obj = json.loads(obj) if obj.strip() else {}
         except (ValueError, RecursionError):
             raise InvalidRequest("header: the string does not hold JSON") from None
     if not isinstance(obj, dict):

@@ -6,35 +6,43 @@ two parsers could read differently (a backslash, userinfo, `0x7f.1`, an encoded 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import idna
 
 from ..errors import InvalidRequest, TargetNotAllowed
 from .address import is_literal, is_local, is_public, parse_literal
-from .field import is_field_name, is_field_value
+from .field import is_field_name, is_field_value, is_forwardable
 
+#: Characters of a URL; what nginx and gunicorn take as a request line is of that size.
 MAX_URL = 8192
+#: Characters of a name with its trailing dot (RFC 1035, section 2.3.4).
+MAX_NAME = 254
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_HTTP_URL = re.compile(r"(https?)://([^/?]*)([^?]*)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
-_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?")
+# 3.1: "scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." )"; what stands before it is no reason not to be refused.
+_SCHEME = re.compile(r"[\s\x00-\x20]*[A-Za-z][A-Za-z0-9+.-]*:")
+_HTTP_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE | re.ASCII)
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@%]+))(?::([1-9][0-9]{0,4}))?")
 # RFC 952 and 1123, and the underscore that container networks have in names.
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_REFUSED_ANYWHERE = re.compile(r"[\x00-\x20\x7f-\xa0\\#\u2028\u2029\ufeff\ud800-\udfff]")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+_DOTS_WITH_PARAMETER = re.compile(r"\.\.?(?:;|%3B)")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH_CHARACTERS = frozenset("/!$&'()*+,;=:@%") | _UNRESERVED
 _QUERY_CHARACTERS = _PATH_CHARACTERS | {"?"}
-#: Escapes that some servers turn into another path than the one that was matched: / \ and NUL.
-_HOSTILE_ESCAPES = re.compile(r"%(2F|5C|00)")
+# What some server takes for another path than the one that was matched: an escaped slash, backslash or control character,
+# and a slash, backslash or dot that is escaped twice or more often.
+_HOSTILE_ESCAPES = re.compile(r"%(?:25)*(?:2F|5C|[01][0-9A-F]|7F)|%(?:25)+2E", re.IGNORECASE)
 
-#: Names that are nobody's in public (RFC 6761, 6762, 8375, ICANN's .internal), and common ones inside.
-_PRIVATE_DOMAINS = frozenset({"localhost", "local", "internal", "lan", "home", "corp", "intranet", "private", "test"})
+#: Names that are nobody's in public (RFC 6761, 6762, 7686, 8375, 9476, ICANN's .internal), and common ones inside.
+_PRIVATE_DOMAINS = frozenset(
+    "alt arpa corp example home internal intranet invalid lan local localdomain localhost onion private test".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +55,8 @@ class Target:
     port: int
     #: Begins with a slash; no dot segments; escapes in upper case, none where none is needed.
     path: str = "/"
-    #: Without the question mark.
-    query: str = ""
+    #: Without the question mark; in no repr, for some APIs take their key there.
+    query: str = field(default="", repr=False)
 
     @property
     def authority(self) -> str:
@@ -63,6 +71,7 @@ class Target:
 
     @property
     def url(self) -> str:
+        """The whole, exactly as it is sent; `parse_target` gives the same target again."""
         return f"{self.scheme}://{self.authority}{self.request_target}"
 
 
@@ -75,57 +84,81 @@ def parse_target(text: str) -> Target:
     if not _SCHEME.match(text):
         raise InvalidRequest("targetUrl: must be an absolute http or https URL")
     match = _HTTP_URL.fullmatch(text)
-    if match is None or len(text) > MAX_URL or _REFUSED_ANYWHERE.search(text):
+    authority = _AUTHORITY.fullmatch(match[2]) if match is not None else None
+    if match is None or authority is None or not _is_plain(text):
         raise TargetNotAllowed
     scheme = match[1].lower()
-    authority = _AUTHORITY.fullmatch(match[2])
-    if authority is None:
-        raise TargetNotAllowed
-    port = int(authority[2]) if authority[2] else DEFAULT_PORTS[scheme]
-    if not 0 < port < 65536:
-        raise TargetNotAllowed
-    return Target(
+    port = int(authority[3] or DEFAULT_PORTS[scheme])
+    target = Target(
         scheme=scheme,
-        host=_parse_host(authority[1]),
+        host=_parse_ipv6(authority[1]) if authority[1] else _parse_host(authority[2]),
         port=port,
         path=_parse_path(match[3] or "/"),
         query=_escape(match[4] or "", _QUERY_CHARACTERS),
     )
+    if port > 65535 or len(target.url) > MAX_URL:
+        raise TargetNotAllowed
+    return target
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether a text is free of whitespace, control and format characters, lone surrogates, and backslashes."""
+    # WHATWG URL takes a backslash for a slash, RFC 3986 does not know it: the classic of two parsers with two opinions.
+    return len(text) <= MAX_URL and text.isprintable() and not set(" \\#") & set(text)
+
+
+def _parse_ipv6(text: str) -> str:
+    literal = parse_literal(text)
+    # A mapped address is an IPv4 address in another spelling, and those are refused.
+    if literal is None or ":" not in literal or literal.startswith("::ffff:"):
+        raise TargetNotAllowed
+    return literal
 
 
 def _parse_host(text: str) -> str:
-    if text.startswith("["):
-        literal = parse_literal(text[1:-1])
-        if literal is None:
-            raise TargetNotAllowed
-        return literal
+    if len(text) > MAX_NAME:
+        raise TargetNotAllowed
     name = _to_ascii(text).removesuffix(".")
     labels = name.split(".")
-    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(name) >= MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels):
         raise TargetNotAllowed
-    if _NUMBER.fullmatch(labels[-1]):
-        # WHATWG URL, "ends in a number": an IPv4 address in one of its many spellings. One is taken, as it stands.
-        literal = parse_literal(name)
-        if literal is None or name != text.lower():
-            raise TargetNotAllowed
-        return literal
+    # WHATWG URL, "ends in a number": an IPv4 address in one of its many spellings. One is taken, as it stands.
+    if _NUMBER.fullmatch(labels[-1]) and (name != text or parse_literal(name) != name):
+        raise TargetNotAllowed
     return name
 
 
 def _to_ascii(text: str) -> str:
-    if text.isascii():
-        return text.lower()
+    """Return a name in A-labels (RFC 5890, section 2.3.2.1), lower case."""
+    name = text.lower()
     try:
-        return idna.encode(text, uts46=True, std3_rules=True).decode("ascii").lower()
-    except idna.IDNAError as error:
-        raise TargetNotAllowed from error
+        if not text.isascii() and all(character.isascii() or _stays(character) for character in text):
+            name = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
+        # Each A-label must say what it encodes in the only way there is.
+        for label in name.split("."):
+            if label.startswith("xn--"):
+                idna.ulabel(label)
+    except UnicodeError:
+        raise TargetNotAllowed from None
+    return name
+
+
+def _stays(character: str) -> bool:
+    """Tell whether UTS 46 leaves a character beyond ASCII; full-width digits and other dots become ASCII, or vanish."""
+    mapped = idna.uts46_remap(character, std3_rules=True, transitional=False)
+    return mapped != "" and not any(one.isascii() for one in mapped)
 
 
 def _parse_path(text: str) -> str:
     path = _escape(text, _PATH_CHARACTERS)
     if _HOSTILE_ESCAPES.search(path):
         raise TargetNotAllowed
-    return _without_dot_segments(path)
+    path = _without_dot_segments(path)
+    # RFC 3986, section 3.3: without an authority in front, a path "cannot begin with two slash characters", and in
+    # the request line there is none.
+    if path.startswith("//"):
+        raise TargetNotAllowed
+    return path
 
 
 def _escape(text: str, allowed: frozenset[str]) -> str:
@@ -150,7 +183,7 @@ def _without_dot_segments(path: str) -> str:
     segments = path.split("/")[1:]
     for segment in segments:
         # Some servers take "..;x" for "..": what is behind a semicolon is a parameter to them.
-        if segment.partition(";")[0] in (".", "..") and segment not in (".", ".."):
+        if _DOTS_WITH_PARAMETER.match(segment):
             raise TargetNotAllowed
         if segment == "..":
             del kept[-1:]
@@ -199,15 +232,26 @@ def parse_upstream(name: object, entry: object) -> Upstream:
         raise ValueError(f"the URL of {name!r} is not one that can be called") from error
     if base.query:
         raise ValueError(f"the URL of {name!r} must have no query")
-    headers = entry.get("headers", {})
+    if is_literal(base.host) and _is_nobody(ipaddress.ip_address(base.host)):
+        raise ValueError(f"the URL of {name!r} names an address that no server has")
+    return Upstream(name=name, base=base, headers=_parse_headers(name, entry.get("headers", {})))
+
+
+def _is_nobody(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved)
+
+
+def _parse_headers(name: str, headers: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(headers, Mapping):
         raise ValueError(f"the headers of {name!r} must be an object")
     for field_name, value in headers.items():
-        if not isinstance(field_name, str) or not is_field_name(field_name):
-            raise ValueError(f"the headers of {name!r} have a name that HTTP cannot carry: {field_name!r}")
+        if not isinstance(field_name, str) or not is_field_name(field_name) or not is_forwardable(field_name):
+            raise ValueError(f"the headers of {name!r} have a name that cannot be sent: {field_name!r}")
         if not isinstance(value, str) or not is_field_value(value):
             raise ValueError(f"the header {field_name} of {name!r} has a value that HTTP cannot carry")
-    return Upstream(name=name, base=base, headers=tuple(headers.items()))
+    if len({field_name.lower() for field_name in headers}) < len(headers):
+        raise ValueError(f"the headers of {name!r} name one field twice")
+    return tuple(headers.items())
 
 
 class UpstreamTable:
@@ -248,16 +292,10 @@ class UpstreamTable:
         :raises TargetNotAllowed: if they lead out of it.
         """
         base = upstream.base
-        if _REFUSED_ANYWHERE.search(raw_path + raw_query):
+        if not _is_plain(raw_path) or not _is_plain(raw_query):
             raise TargetNotAllowed
         path = _parse_path(f"{base.path.rstrip('/')}/{raw_path}") if raw_path else base.path
-        target = Target(
-            scheme=base.scheme,
-            host=base.host,
-            port=base.port,
-            path=path,
-            query=_escape(raw_query, _QUERY_CHARACTERS),
-        )
+        target = replace(base, path=path, query=_escape(raw_query, _QUERY_CHARACTERS))
         if not upstream.covers(target) or len(target.url) > MAX_URL:
             raise TargetNotAllowed
         return target

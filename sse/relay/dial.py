@@ -49,23 +49,28 @@ class Dialer:
         # One bad answer condemns all: a name that gives a public and a private address is up to something.
         if not all(self._allows(host, address) for _, address in addresses):
             raise TargetNotAllowed
-        for family, address in addresses:
+        failure: OSError | None = None
+        for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            # An equal share of the time for each that is left, so that a silent one does not hide the others.
+            share = max(deadline - time.monotonic(), 0.001) / left
             try:
-                return self._connect(family, address, port, deadline)
-            except TimeoutError as error:
-                raise UpstreamTimeout("no connection in time") from error
-            except OSError:
-                continue
-        raise UpstreamUnreachable("no connection")
+                return self._connect(family, address, port, share)
+            except OSError as error:
+                failure = error
+        if isinstance(failure, TimeoutError):
+            raise UpstreamTimeout("no connection in time") from failure
+        raise UpstreamUnreachable("no connection") from failure
 
-    def _connect(self, family: int, address: str, port: int, deadline: float) -> socket.socket:
+    def _connect(self, family: int, address: str, port: int, timeout: float) -> socket.socket:
         connection = socket.socket(family, socket.SOCK_STREAM)
         try:
-            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            connection.settimeout(timeout)
             watch = current.get()
             if watch is not None:
                 watch.attach(connection)
             connection.connect((address, port))
+            # From here on the watch keeps the time.
+            connection.settimeout(None)
             if _canonical(connection.getpeername()[0]) != _canonical(address):
                 raise TargetNotAllowed
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from ..protocol.boundary import Boundary
 from ..protocol.event import ServerSentEvent, encode_comment
 from .adapter import TruncatedBody
 from .upstream import UpstreamResponse
-from .watch import EndReason, Stage, Watch
+from .watch import LAST_WORDS, EndReason, Stage, Watch, reset_on_close
 
 HEARTBEAT = encode_comment()
 
@@ -54,6 +54,9 @@ class Pump:
     :param watch: watches this exchange; the caller ends it in `on_end`.
     :param is_event_stream: whether comments and a last `event: error` may be put between events.
     :param heartbeat: seconds of silence after which a comment is sent between two events; 0 is never.
+    :param limit: bytes that are passed on; the rest is not read. 0 is no limit.
+    :param has_body: False where the head is all that is sent (HEAD, 204, 304), and servers do not iterate.
+    :param is_framed: False where the client takes the connection's end for the body's (HTTP/1.0).
     :param on_end: called exactly once, with what there is to say.
     """
 
@@ -64,13 +67,20 @@ class Pump:
         *,
         is_event_stream: bool,
         heartbeat: float = 0.0,
+        limit: int = 0,
+        has_body: bool = True,
+        is_framed: bool = True,
         on_end: Callable[[StreamEnd], None],
     ) -> None:
         self._upstream = upstream
         self._watch = watch
         self._boundary = Boundary() if is_event_stream else None
         self._heartbeat = heartbeat if is_event_stream else 0.0
+        self._limit = limit
+        self._is_framed = is_framed
         self._on_end: Callable[[StreamEnd], None] | None = on_end
+        # What close() has to say if nothing else has been found until then.
+        self._outcome = EndReason.CLIENT_GONE if has_body else EndReason.COMPLETE
         self._bytes = 0
         self._head = time.monotonic() - watch.started
         self._first: float | None = None
@@ -79,7 +89,8 @@ class Pump:
     def __iter__(self) -> Iterator[bytes]:
         return self._pieces
 
-    def _pump(self) -> Iterator[bytes]:
+    def _pump(self) -> Generator[bytes, None, None]:
+        self._watch.enter(Stage.WRITE)
         try:
             # The server sends the head with the first item; an empty one sends it now and adds no byte.
             yield b""
@@ -88,21 +99,20 @@ class Pump:
         except TruncatedBody:
             reason = self._watch.reason or EndReason.UPSTREAM_TRUNCATED
         except GeneratorExit:
-            # The server closes a body that it could not write to the end.
-            self._end(self._watch.reason or EndReason.CLIENT_GONE)
+            # The server closes a body that it could not write to the end; close() says why.
             raise
         except BaseException:
-            self._end(EndReason.INTERNAL_ERROR)
+            self._abort(EndReason.INTERNAL_ERROR)
             raise
+        self._watch.enter(Stage.WRITE)
+        self._upstream.close()
         if reason is EndReason.COMPLETE:
-            self._end(reason)
+            # The last chunk is still to be written.
+            self._outcome = reason
             return
-        try:
-            if self._boundary is not None and self._boundary.at_boundary and reason is not EndReason.CLIENT_GONE:
-                self._watch.enter(Stage.WRITE)
-                yield encode_error(reason)
-        finally:
-            self._end(reason)
+        if self._boundary is not None and self._boundary.at_boundary and reason is not EndReason.CLIENT_GONE:
+            yield encode_error(reason)
+        self._abort(reason)
         raise StreamAborted(reason)
 
     def _relay(self) -> Iterator[bytes]:
@@ -118,12 +128,16 @@ class Pump:
             else:
                 if self._first is None:
                     self._first = time.monotonic() - watch.started
+                if self._limit:
+                    piece = piece[: self._limit - self._bytes]
                 self._bytes += len(piece)
                 if boundary is not None:
                     boundary.feed(piece)
             since = watch.since
             watch.enter(Stage.WRITE)
             yield piece
+            if self._bytes == self._limit and self._limit:
+                return
             watch.enter(Stage.READ)
             if piece is HEARTBEAT:
                 # A comment of ours is no sign of life of the upstream's.
@@ -132,11 +146,15 @@ class Pump:
     def close(self) -> None:
         """End the stream if it has not ended; servers call it always, also when they never iterated."""
         self._pieces.close()
-        self._end(self._watch.reason or EndReason.CLIENT_GONE)
+        self._end(self._watch.reason or self._outcome)
 
-    def never_iterated(self) -> None:
-        """Let go of everything because the method wants the head alone (HEAD): that is complete."""
-        self._end(EndReason.COMPLETE)
+    def _abort(self, reason: EndReason) -> None:
+        """End the stream such that the client sees that it is not whole."""
+        client = self._watch.client
+        if client is not None and not self._is_framed:
+            self._upstream.close()
+            reset_on_close(client, patience=LAST_WORDS)
+        self._end(reason)
 
     def _end(self, reason: EndReason) -> None:
         on_end, self._on_end = self._on_end, None

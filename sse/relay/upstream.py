@@ -55,7 +55,7 @@ class UpstreamResponse:
 
     def __init__(self, response: requests.Response) -> None:
         self._response = response
-        self._raw: RawBody = response.raw
+        self._raw: RawBody = response.raw  # type: ignore[assignment]  # `RelayAdapter.build_response` put it there
         self.status = response.status_code
         #: All fields as they came, repeated ones apart.
         self.fields: list[tuple[str, str]] = list(self._raw.headers.items())
@@ -101,6 +101,10 @@ class Upstreams:
         token = current.set(watch)
         try:
             return self._send(request, watch)
+        except SSEError as error:
+            if watch.reason is EndReason.CLIENT_GONE:
+                raise ClientGone from error
+            raise
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise _refusal(error, watch) from error
         finally:
@@ -113,6 +117,7 @@ class Upstreams:
         except StaleConnection as stale:
             if watch.reason or not (stale.nothing_sent or request.method in IDEMPOTENT):
                 raise http.client.HTTPException("the upstream closed the connection") from stale
+            watch.enter(Stage.OPEN)
             response = self._try(request)
         if 300 <= response.status < 400 and response.status != 304:
             response.close()
@@ -123,7 +128,7 @@ class Upstreams:
         return response
 
     def _try(self, request: UpstreamRequest) -> UpstreamResponse:
-        return UpstreamResponse(self._adapter.send(_Prepared(request), stream=True, timeout=(None, None)))
+        return UpstreamResponse(self._adapter.send(_Prepared(request), stream=True, timeout=None))
 
 
 def _refusal(error: Exception, watch: Watch) -> SSEError:
@@ -132,8 +137,7 @@ def _refusal(error: Exception, watch: Watch) -> SSEError:
         return ClientGone()
     if watch.reason is EndReason.UPSTREAM_TIMEOUT:
         return UpstreamTimeout("no response head in time" if watch.stage is Stage.HEAD else "no connection in time")
-    if isinstance(error, requests.exceptions.SSLError | SSLError):
-        return UpstreamUnreachable("TLS does not come about")
     if watch.stage is Stage.OPEN:
-        return UpstreamUnreachable("no connection")
+        is_tls = isinstance(error, requests.exceptions.SSLError | SSLError)
+        return UpstreamUnreachable("TLS does not come about" if is_tls else "no connection")
     return UpstreamBadResponse()

@@ -11,6 +11,7 @@ import enum
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from contextvars import ContextVar
@@ -22,6 +23,10 @@ from gevent import socket as gevent_socket
 
 #: Seconds between two looks at the clocks of all exchanges, and so how late a time-out may be.
 SWEEP_INTERVAL = 0.25
+#: Seconds between two looks at whether a client has got everything before its connection is reset.
+DRAIN_INTERVAL = 0.01
+#: Seconds for the last words to a client where SSE_SEND_TIMEOUT sets no limit.
+LAST_WORDS = 5.0
 #: Looks at an empty list before the sweeping thread ends; the next exchange starts another.
 IDLE_SWEEPS = 40
 
@@ -108,13 +113,49 @@ def shut_down(connection: socket.socket | None, how: int = socket.SHUT_RDWR) -> 
     if connection is None:
         return
     # SSLSocket.shutdown() would take the TLS state away from under a blocked read; the class below it does not.
-    below = super(ssl.SSLSocket, connection) if isinstance(connection, ssl.SSLSocket) else connection
+    below: Any = super(ssl.SSLSocket, connection) if isinstance(connection, ssl.SSLSocket) else connection
     try:
         below.shutdown(how)
     except OSError:
         # ENOTCONN, EBADF: it is already closed, which is what was wanted.
         return
 
+
+def shut_down_client(client: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
+    """End both directions of a client's connection, so that the server sees just what it sees of one that left.
+
+    gevent's own shutdown would raise EBADF in whoever waits, which gunicorn takes for a fault and logs.
+    """
+    shut_down(getattr(client, "_sock", client), how)
+
+
+def reset_on_close(client: socket.socket, *, patience: float) -> None:
+    """Let the coming close of a connection be a reset, after what was sent has arrived as far as possible.
+
+    :param patience: seconds to wait for that; a reset throws away what is still on its way.
+    """
+    deadline = time.monotonic() + patience
+    while _unsent(client) and time.monotonic() < deadline and not is_gone(client):
+        time.sleep(DRAIN_INTERVAL)
+    try:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        return
+
+
+def _unsent(client: socket.socket) -> int:
+    """Return how many bytes the peer has not acknowledged yet; 0 where the system does not say."""
+    try:
+        import fcntl
+        import termios
+
+        return int.from_bytes(fcntl.ioctl(client.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (ImportError, OSError, ValueError):
+        return 0
+
+
+#: Held while a socket is shut down or given away: a kept connection is somebody else's in the next moment.
+_lock = threading.Lock()
 
 #: The watch of the exchange that the current greenlet or thread is opening.
 current: ContextVar[Watch | None] = ContextVar("sse_watch", default=None)
@@ -155,10 +196,19 @@ class Watch:
         self.since = time.monotonic()
 
     def attach(self, upstream: socket.socket) -> None:
-        """Take note of the upstream's socket, which is shut down at once if the exchange has been cut meanwhile."""
-        self.upstream = upstream
-        if self.reason is not None:
-            shut_down(upstream)
+        """Take note of the upstream's socket.
+
+        :raises ConnectionAbortedError: if the exchange has been cut meanwhile.
+        """
+        with _lock:
+            if self.reason is not None:
+                raise ConnectionAbortedError
+            self.upstream = upstream
+
+    def detach(self) -> None:
+        """Forget the upstream's socket; call it before somebody else may get it."""
+        with _lock:
+            self.upstream = None
 
     def watch_client(self) -> None:
         """Notice from now on that the client leaves; call it when the request has been read whole."""
@@ -171,7 +221,7 @@ class Watch:
             self._polls = True
 
     def _client_readable(self) -> None:
-        if self.client is not None and is_gone(self.client):
+        if self.client is None or is_gone(self.client):
             self.cut(EndReason.CLIENT_GONE)
         else:
             # Data is not a hang-up. It stays readable for as long as nobody reads it, so from here on we ask.
@@ -180,43 +230,48 @@ class Watch:
 
     def cut(self, reason: EndReason) -> None:
         """End the exchange for a reason; the first reason stays."""
-        if self.reason is not None:
-            return
-        self.reason = reason
-        shut_down(self.upstream)
+        with _lock:
+            if self.reason is not None:
+                return
+            self.reason = reason
+            shut_down(self.upstream)
         if reason in (EndReason.CLIENT_GONE, EndReason.SEND_TIMEOUT):
             # A body that never comes can still be answered; somebody who takes no bytes can't.
-            shut_down(self.client, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
+            shut_down_client(self.client, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
 
     def check(self, now: float) -> None:
         """Cut the exchange if its time is over or, where nothing else tells, its client gone."""
+        client = self.client
+        if client is not None and self.stage is Stage.WRITE and self._is_stuck(client, now):
+            self.cut(EndReason.SEND_TIMEOUT)
+            # What was cut for another reason may be stuck in telling the client so.
+            shut_down_client(client)
+        elif client is not None and self._polls and is_gone(client):
+            self.cut(EndReason.CLIENT_GONE)
         if self.reason is not None:
             return
-        if self._polls and self.client is not None and is_gone(self.client):
-            self.cut(EndReason.CLIENT_GONE)
+        limit, reason = self._limit()
+        if limit and now - self.since > limit:
+            self.cut(reason)
         elif self._limits.duration and self.stage >= Stage.READ and now - self.started > self._limits.duration:
             self.cut(EndReason.MAX_DURATION)
-        elif self.stage is Stage.WRITE:
-            self._check_write(now)
-        else:
-            limit, reason = self._limit()
-            if limit and now - self.since > limit:
-                self.cut(reason)
 
     def _limit(self) -> tuple[float, EndReason]:
+        if self.stage is Stage.WRITE:
+            return 0, EndReason.SEND_TIMEOUT
         if self.stage is Stage.READ:
             return self._limits.idle, EndReason.IDLE_TIMEOUT
         if self.stage is Stage.BODY:
             return self._limits.send, EndReason.SEND_TIMEOUT
         return self._limits.open if self.stage is Stage.OPEN else self._limits.head, EndReason.UPSTREAM_TIMEOUT
 
-    def _check_write(self, now: float) -> None:
+    def _is_stuck(self, client: socket.socket, now: float) -> bool:
         # One write may carry 64 KiB; a client that takes them slowly is slow, not stuck.
-        acked = _bytes_acked(self.client) if self.client is not None else None
+        acked = _bytes_acked(client)
         if acked != self._acked:
             self._acked, self._moved = acked, now
-        if self._limits.send and now - max(self.since, self._moved) > self._limits.send:
-            self.cut(EndReason.SEND_TIMEOUT)
+        limit = self._limits.send or (LAST_WORDS if self.reason is not None else 0)
+        return limit > 0 and now - max(self.since, self._moved) > limit
 
     def close(self) -> None:
         """Stop watching; both sockets may be closed or used for something else from now on."""

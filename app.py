@@ -1,0 +1,72 @@
+"""The service: `create_app()` from the environment, and `app` for gunicorn."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from sse import SSE
+from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
+from sse.web.response import problem
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Return the service.
+
+    :param config: settings that go before those of the environment (`FLASK_SSE_*`), which go before those of the TOML
+        file that `SSE_CONFIG` in the environment names.
+    :raises ValueError: for a wrong setting; the message names its key.
+    """
+    app = Flask(__name__, static_folder=None)
+    if path := os.environ.get("SSE_CONFIG"):
+        app.config.from_file(os.path.abspath(path), load=tomllib.load, text=False)
+    app.config.from_prefixed_env()
+    app.config.update(config or {})
+    _log_streams()
+    SSE(app, demonstration=True, playground=True)
+    app.add_url_rule("/healthz", view_func=healthz)
+    app.register_error_handler(HTTPException, answer_routing)
+    app.register_error_handler(Exception, answer_failure)
+    return app
+
+
+def healthz() -> Response:
+    """Say that the process serves requests."""
+    return Response("ok\n", content_type="text/plain; charset=utf-8")
+
+
+def answer_routing(error: HTTPException) -> Response:
+    """Answer what Flask itself refuses in the form of all our refusals."""
+    if error.code is not None and 300 <= error.code < 400:
+        return Response(status=error.code, headers=error.get_headers())
+    kinds: dict[int | None, type[SSEError]] = {404: NotFound, 405: MethodNotAllowed}
+    response = problem(kinds.get(error.code, InvalidRequest)())
+    for name, value in error.get_headers():
+        if name == "Allow":
+            response.headers[name] = value
+    return response
+
+
+def answer_failure(error: Exception) -> Response:
+    """Answer a fault of ours: its cause goes into the log, not to the client."""
+    logging.getLogger("sse").error("failed: %s", type(error).__name__, exc_info=error)
+    return problem(SSEError())
+
+
+def _log_streams() -> None:
+    """Write the `sse` log to standard error, unless somebody has said where it goes."""
+    log = logging.getLogger("sse")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
+app = create_app()

@@ -1,0 +1,191 @@
+"""Every `SSE_` key of the configuration: one frozen dataclass, checked at start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import limits
+from limits.errors import ConfigurationError
+from limits.storage import storage_from_string
+
+from .protocol.target import Upstream, parse_upstream
+
+PREFIX = "SSE_"
+
+_CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+
+
+def _upstreams(value: object) -> tuple[Upstream, ...]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError("must be an object of upstreams by name, with at least one")
+    return tuple(parse_upstream(name, entry) for name, entry in value.items())
+
+
+def _passcodes(value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be an object: client name -> passcode")
+    for name, passcode in value.items():
+        if not isinstance(name, str) or not _CLIENT_NAME.fullmatch(name):
+            raise ValueError(f"client name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
+        # An empty passcode would let everybody in who sends none.
+        if not isinstance(passcode, str) or not passcode.strip():
+            raise ValueError(f"the passcode of {name!r} must be a string that is not empty")
+    if len(set(value.values())) != len(value):
+        raise ValueError("two clients have the same passcode")
+    return dict(value)
+
+
+def _throttle(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError('must be a string such as "60 per 10 second", or "" for none')
+    if value:
+        limits.parse_many(value)
+    return value
+
+
+def _storage_uri(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError('must be a string such as "memory://" or "redis://127.0.0.1:6379/0"')
+    if value != "memory://" and not re.match(r"(redis|rediss|redis\+unix|valkey|valkeys|valkey\+unix)://.", value):
+        raise ValueError("must be memory://, redis:// or valkey:// and where it is")
+    try:
+        storage_from_string(value)
+    except ConfigurationError as error:
+        raise ValueError(f"cannot be used: {error}") from error
+    return value
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(origin, str) for origin in value):
+        raise ValueError("must be a list of origins")
+    for origin in value:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f'{origin!r} is no origin, such as "https://site.example" (no path), nor "*"')
+    return tuple(value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"must be a whole number, 0 or more, not {value!r}")
+    return value
+
+
+def _positive_count(value: object) -> int:
+    if not _count(value):
+        raise ValueError("must be more than 0")
+    return _count(value)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise ValueError(f"must be a number of seconds, 0 or more, not {value!r}")
+    return float(value)
+
+
+def _positive_seconds(value: object) -> float:
+    if not _seconds(value):
+        raise ValueError("must be more than 0 seconds")
+    return _seconds(value)
+
+
+def _file(value: object) -> str:
+    if not isinstance(value, str) or (value and not Path(value).is_file()):
+        raise ValueError(f"must be the path of a file that is there, not {value!r}")
+    return value
+
+
+def _key(check: Callable[[object], Any], default: Any, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The checked settings of one app; the key of `idle_timeout` is `SSE_IDLE_TIMEOUT`, and so on."""
+
+    #: What may be called: name -> URL, or name -> {"url": ..., "headers": {...}}. None: the built-in demonstration.
+    upstreams: tuple[Upstream, ...] | None = _key(_upstreams, None, secret=True)
+    #: Whether any public https target is allowed besides the table.
+    allow_public_targets: bool = _key(_flag, False)
+    #: Client name -> passcode. Empty, and no `authorize` callback: everybody may call.
+    passcodes: Mapping[str, str] = field(default_factory=dict, repr=False, metadata={"check": _passcodes})
+    #: Whether it is meant that everybody may call although upstream keys or open targets are at stake.
+    open: bool = _key(_flag, False)
+    #: Calls of each relay endpoint per client, in the words of Flask-Limiter. "": no throttle.
+    throttle: str = _key(_throttle, "60 per 10 second")
+    #: Where throttle and leases are kept. "memory://": in this process; redis: shared by processes and hosts.
+    storage_uri: str = _key(_storage_uri, "memory://", secret=True)
+    #: Origins whose scripts may read answers, without credentials. Empty: none but the own.
+    cors_origins: tuple[str, ...] = _key(_origins, ("*",))
+    #: How many proxies in front are believed about the client's address. 0: none, the peer is the client.
+    trusted_proxies: int = _key(_count, 0)
+    #: Open relayed streams of this process. 0: no limit.
+    max_streams: int = _key(_count, 2000)
+    #: Open relayed streams of one client. 0: no limit.
+    max_streams_per_client: int = _key(_count, 32)
+    #: Longest request body, bytes.
+    max_body: int = _key(_positive_count, 10 * 1024 * 1024)
+    #: Seconds until an upstream must be connected, its name looked up and TLS agreed.
+    connect_timeout: float = _key(_positive_seconds, 5.0)
+    #: Seconds until the upstream's head must be there. 0: no limit.
+    response_timeout: float = _key(_seconds, 60.0)
+    #: Seconds between two reads of a stream. 0: no limit.
+    idle_timeout: float = _key(_seconds, 120.0)
+    #: Seconds a client may take no byte at all, and its request body may take to arrive. 0: no limit.
+    send_timeout: float = _key(_seconds, 30.0)
+    #: Seconds the longest stream may live. 0: no limit.
+    max_duration: float = _key(_seconds, 0.0)
+    #: PEM file of authorities trusted for upstreams beside the usual ones. "": none.
+    ca_file: str = _key(_file, "")
+    #: Whether `GET /metrics` is served.
+    metrics: bool = _key(_flag, False)
+    #: Seconds of silence after which an own stream sends a comment. 0: never.
+    heartbeat: float = _key(_seconds, 15.0)
+    #: Seconds of silence after which a relayed stream is given a comment between two events. 0: never.
+    relay_heartbeat: float = _key(_seconds, 0.0)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Return the settings that a Flask configuration holds.
+
+        :param config: all keys of the app; those that do not begin with `SSE_` are left alone.
+        :raises ValueError: for an unknown key or a bad value; the message names the key and shows no secret.
+        """
+        checks = {PREFIX + known.name.upper(): known for known in fields(cls)}
+        values = {}
+        for key, value in config.items():
+            if not key.startswith(PREFIX):
+                continue
+            if key not in checks:
+                raise ValueError(f"{key} is not a setting; there are {', '.join(checks)}")
+            try:
+                values[checks[key].name] = checks[key].metadata["check"](value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        return cls(**values)
+
+    def is_open(self, *, has_authorize: bool) -> bool:
+        """Tell whether anybody may call without a credential.
+
+        :raises ValueError: if so, and that would give away upstream keys or an open forwarder, and nobody said
+            that it is meant.
+        """
+        if self.passcodes or has_authorize:
+            return False
+        at_stake = self.allow_public_targets or any(upstream.headers for upstream in self.upstreams or ())
+        if at_stake and not self.open:
+            raise ValueError(
+                "SSE_PASSCODES is empty, so anybody could use the upstreams' keys or call any public target: "
+                "set SSE_PASSCODES, or SSE_OPEN = True if that is meant"
+            )
+        return True

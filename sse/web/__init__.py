@@ -1,0 +1,1 @@
+"""The only ring that knows Flask's request and current_app."""

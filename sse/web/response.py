@@ -1,0 +1,78 @@
+"""Answers: a relayed stream, an upstream's error, a refusal of our own."""
+
+from __future__ import annotations
+
+import http
+import json
+import re
+import uuid
+from collections.abc import Iterable
+
+from flask import Response, request
+
+from ..errors import SSEError
+
+#: What keeps every proxy and browser on the way from holding back, changing or guessing.
+STREAM_FIELDS = (
+    ("Cache-Control", "no-cache, no-transform"),
+    ("X-Accel-Buffering", "no"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+#: Fields that scripts of other origins may read.
+EXPOSED_FIELDS = (
+    "Retry-After",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-Request-Id",
+    "X-Upstream-Status",
+)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id() -> str:
+    """Return the id of the current request: the client's if it is one, else made."""
+    known = request.environ.get("sse.request_id")
+    if known is None:
+        given = request.headers.get("X-Request-Id", "")
+        known = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request.environ["sse.request_id"] = known
+    return str(known)
+
+
+def stream_response(body: Iterable[bytes], *, status: int, fields: Iterable[tuple[str, str]]) -> Response:
+    """Return a response whose body goes out as it comes."""
+    response = Response(body, status=status, direct_passthrough=True)
+    response.headers.clear()
+    response.headers.extend([*fields, *STREAM_FIELDS, ("X-Request-Id", request_id())])
+    return response
+
+
+def problem(error: SSEError) -> Response:
+    """Return a refusal of ours (RFC 9457)."""
+    body = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id(),
+    }
+    response = Response(json.dumps(body), status=_status_line(error.status), content_type="application/problem+json")
+    response.headers.extend([("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
+    response.headers["X-Request-Id"] = request_id()
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    if error.status == http.HTTPStatus.UNAUTHORIZED:
+        # RFC 9110, section 15.5.2: "The server generating a 401 response MUST send a WWW-Authenticate header field".
+        response.headers["WWW-Authenticate"] = 'Bearer realm="sse"'
+    return response
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"{status} {http.HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Client Closed Request"
