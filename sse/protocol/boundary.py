@@ -6,6 +6,8 @@ import re
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(rb"\n\n+")
+#: The last two bytes after a blank line.
+_BLANK = (b"\n\n", b"\n\r")
 
 
 class Boundary:
@@ -19,16 +21,16 @@ class Boundary:
     def __init__(self) -> None:
         #: Events ended so far: blank lines that end a run of one or more lines that are not blank.
         self.events = 0
-        # The last two bytes, line ends as LF; at first as if an event had ended, for blank lines there end none.
+        # The last two bytes, line ends as LF but for a CR at the very end, whose LF may follow. At first as if an event
+        # had ended: blank lines there end none.
         self._tail = b"\n\n"
-        self._after_cr = False
         # 9.2.5: "stream = [ bom ] *event". What may yet become the byte order mark; None when that is decided.
         self._head: bytes | None = b""
 
     @property
     def at_boundary(self) -> bool:
         """Whether nothing was fed yet, or the last byte ended a blank line, and with it an event."""
-        return self._tail == b"\n\n" and not self._head
+        return self._tail in _BLANK and not self._head
 
     def feed(self, piece: bytes) -> None:
         """Take the next bytes of the stream into account."""
@@ -36,22 +38,20 @@ class Boundary:
             piece = self._without_byte_order_mark(piece)
         if not piece:
             return
-        if piece[0] == 10 or b"\r" in piece or b"\n\n\n" in piece:
+        events = piece.count(b"\n\n")
+        # Two pairs may be one run, and the first LF may belong to a run that has begun.
+        if piece[0] == 10 or b"\r" in piece or (events > 1 and b"\n\n\n" in piece):
             self._feed_any(piece)
             return
-        self.events += piece.count(b"\n\n")
+        self.events += events
         self._tail = piece[-2:]
-        self._after_cr = False
 
     def _feed_any(self, piece: bytes) -> None:
         # "end-of-line = ( cr lf / cr / lf )": the LF that follows a CR is no line end of its own, also in the next piece.
-        if self._after_cr:
-            piece = piece.removeprefix(b"\n")
-        self._after_cr = piece.endswith(b"\r")
-        lines = self._tail + piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = (self._tail + piece).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         # The run that the kept bytes begin with has been counted when they came.
-        self.events += len(_BLANK_LINES.findall(lines)) - (self._tail == b"\n\n")
-        self._tail = lines[-2:]
+        self.events += len(_BLANK_LINES.findall(lines)) - (self._tail in _BLANK)
+        self._tail = lines[-2:-1] + b"\r" if piece.endswith(b"\r") else lines[-2:]
 
     def _without_byte_order_mark(self, piece: bytes) -> bytes:
         head = (self._head or b"") + piece

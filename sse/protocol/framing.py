@@ -1,11 +1,10 @@
-"""How long the body of an upstream's answer is, and what is in it when it comes in chunks (RFC 9112, sections 6 and 7)."""
+"""How long the body of an upstream's answer is, and what is in it if it comes in chunks (RFC 9112, sections 6 and 7)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 #: Bytes of a chunk-size line with its extensions; h11 and nginx stop in the same region.
@@ -17,7 +16,7 @@ _CRLF = b"\r\n"
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # 7.1: "chunk-size = 1*HEXDIG" and "The recipient MUST anticipate potentially large hexadecimal numerals": 16 digits are
 # 64 bits. 7.1.1: "chunk-ext = *( BWS ";" BWS chunk-ext-name [...])", of which only the characters are looked at.
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 # 7.1.2: "trailer-section = *( field-line CRLF )", here each line with the CRLF that stands before it.
 _TRAILERS = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)*")
 
@@ -91,11 +90,10 @@ class MalformedChunk(ValueError):
 
 
 class ChunkedDecoder:
-    """Takes the chunked transfer coding off (RFC 9112, section 7.1), strictly, and holds no more than an unfinished line.
+    """Takes the chunked transfer coding off, strictly (RFC 9112, section 7.1); holds no more than an unfinished line.
 
-    Strategy: one loop over what a socket read brought, without a copy but the slices that are delivered. `_left`
-    counts the bytes that the chunk in progress still needs, its CRLF included, 0 between chunks; `_tail` is what could
-    not be judged yet and goes in front of the next data.
+    Strategy: one loop over what a socket read brought. `_left` counts the bytes that the chunk in progress still needs,
+    its CRLF included, 0 between chunks; `_tail` is what cannot be judged yet and goes in front of the next data.
     """
 
     def __init__(self) -> None:
@@ -104,6 +102,7 @@ class ChunkedDecoder:
         self.rest = b""
         self._left = 0
         self._tail = b""
+        self._width = 4
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bytes:
@@ -112,79 +111,93 @@ class ChunkedDecoder:
         :raises MalformedChunk: the coding is broken, or a line of it too long.
         """
         if self._tail:
-            data = self._tail + data
-            self._tail = b""
+            data, self._tail = self._tail + data, b""
         pieces: list[bytes] = []
         try:
-            self._decode(data, pieces)
+            if self._in_trailers:
+                self._end(data)
+            else:
+                self._decode(data, pieces)
         except ValueError as error:
             raise MalformedChunk(str(error), b"".join(pieces)) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _decode(self, data: bytes, pieces: list[bytes]) -> None:
-        position, left, size = 0, self._left, len(data)
-        if self.finished or self._in_trailers:
-            return self._end(data)
-        while True:
+        position, left, width, size = 0, self._left, self._width, len(data)
+        while position < size:
             if not left:
-                line_end = data.find(_CRLF, position, position + MAX_SIZE_LINE)
-                if line_end < 0:
-                    break
-                left = _parse_size_line(data[position:line_end])
-                if not left:
-                    return self._end(data[line_end:])
-                position = line_end + 2
+                # A line mostly has as many digits as the one before; then a look-up spares the search for its end.
+                known = _USUAL_SIZE_LINES.get(data[position : position + width])
+                if known is None:
+                    width = _find_line(data, position)
+                    if not width:
+                        break
+                    known = _parse_size_line(data[position : position + width])
+                    if not known:
+                        return self._end(data[position + width - 2 :])
+                left = known
+                position += width
             end = position + left
             if end > size:
                 break
             pieces.append(data[position : end - 2])
-            if data[end - 2 : end] != _CRLF:
+            if data[end - 1] != 10 or data[end - 2] != 13:
                 raise ValueError("no CRLF after the data of a chunk")
-            position = end
-            left = 0
-        self._keep(data, position, left, pieces)
-
-    def _keep(self, data: bytes, position: int, left: int, pieces: list[bytes]) -> None:
-        """Deliver what there is of an unfinished chunk, and keep the start of a line."""
-        if left > 2:
-            pieces.append(data[position : position + left - 2])
-            position += len(pieces[-1])
-            left -= len(pieces[-1])
+            position, left = end, 0
+        self._width = width or 4
         self._left = left
         self._tail = data[position:]
-        if left and self._tail not in (b"", b"\r"):
+        if left:
+            self._deliver_part(pieces)
+
+    def _deliver_part(self, pieces: list[bytes]) -> None:
+        """Deliver what there is of an unfinished chunk; of its CRLF there may be the half, which stays."""
+        part = self._tail[: self._left - 2]
+        pieces.append(part)
+        self._left -= len(part)
+        self._tail = self._tail[len(part) :]
+        if self._tail not in (b"", b"\r"):
             raise ValueError("no CRLF after the data of a chunk")
-        # 2.2 lets a recipient take a bare LF for a line's end; two readers who differ about that are how smuggling works.
-        if not left and (len(self._tail) >= MAX_SIZE_LINE or b"\n" in self._tail):
-            raise ValueError("a chunk-size line without its end")
 
     def _end(self, data: bytes) -> None:
-        """Read the trailer section; `data` begins with the CRLF of the last chunk's line, so that an end is a blank line."""
+        """Read the trailer section; `data` begins with the last chunk's CRLF, so that the end is always a blank line."""
+        self._in_trailers = True
         if self.finished:
             self.rest += data
             return
-        self._in_trailers = True
-        end = data.find(_CRLF + _CRLF, 0, MAX_TRAILERS)
-        if end >= 0:
-            self.finished = True
-            self.rest = data[end + 4 :]
-            data = data[:end]
-        else:
-            self._tail = data
-        if len(data) >= MAX_TRAILERS or data.count(b"\n") > data.count(_CRLF):
+        section, end, rest = data.partition(_CRLF + _CRLF)
+        if len(section) > MAX_TRAILERS or section.count(b"\n") > section.count(_CRLF):
             raise ValueError("a trailer section without its end")
-        if self.finished and not _TRAILERS.fullmatch(data):
+        if not end:
+            self._tail = data
+        elif not _TRAILERS.fullmatch(section):
             raise ValueError("a malformed trailer section")
+        else:
+            self.finished, self.rest = True, rest
 
 
-@lru_cache(maxsize=512)
-def _parse_size_line(line: bytes) -> int:
-    """Return how many bytes follow, the CRLF after the data included; 0 for the last chunk.
+def _find_line(data: bytes, position: int) -> int:
+    """Return how long the line at a position is with its CRLF, 0 if that has not come yet.
 
-    Cached: the sizes of a stream's chunks repeat, and a look-up costs a fifth of a match.
+    :raises ValueError: it is too long, or ends in another way.
     """
+    line_end = data.find(b"\n", position, position + MAX_SIZE_LINE)
+    if line_end < 0 and len(data) - position < MAX_SIZE_LINE:
+        return 0
+    # 2.2 lets a recipient take a bare LF for a line's end; two readers who differ about that are how smuggling works.
+    if line_end < 1 or data[line_end - 1] != 13:
+        raise ValueError("a chunk-size line without its end")
+    return line_end + 1 - position
+
+
+def _parse_size_line(line: bytes) -> int:
+    """Return how many bytes follow, the CRLF after the data included; 0 for the last chunk."""
     match = _SIZE_LINE.fullmatch(line)
     if match is None:
         raise ValueError("a malformed chunk-size line")
     size = int(match[1], 16)
     return size + 2 if size else 0
+
+
+#: What servers write before chunks of up to 4 KiB, and the value of `_parse_size_line` for it.
+_USUAL_SIZE_LINES = {form % size: size + 2 for size in range(1, 4096) for form in (b"%x\r\n", b"%X\r\n")}

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+import certifi
 import gevent
 import requests
 from gevent import socket as gevent_socket
-from requests import certs
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -344,7 +344,7 @@ class RelayAdapter(HTTPAdapter):
     def __init__(self, dialer: Dialer, *, pool_size: int, ca_file: str = "") -> None:
         self._dialer = dialer
         # One context for all connections: requests reads the authorities anew for each, 20 ms of CPU every time.
-        self._tls = ssl.create_default_context(cafile=certs.where())
+        self._tls = ssl.create_default_context(cafile=certifi.where())
         if ca_file:
             self._tls.load_verify_locations(cafile=ca_file)
         super().__init__(pool_connections=64, pool_maxsize=pool_size)

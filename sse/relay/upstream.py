@@ -55,7 +55,7 @@ class UpstreamResponse:
 
     def __init__(self, response: requests.Response) -> None:
         self._response = response
-        self._raw: RawBody = response.raw  # type: ignore[assignment]  # `RelayAdapter.build_response` put it there
+        self._raw: RawBody = response.raw
         self.status = response.status_code
         #: All fields as they came, repeated ones apart.
         self.fields: list[tuple[str, str]] = list(self._raw.headers.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -130,7 +131,9 @@ def _raw_path(name: str) -> str:
     _, found, rest = raw.partition(f"/upstream/{name}/")
     if found:
         return rest
-    return request.environ["PATH_INFO"].partition(f"/upstream/{name}/")[2].encode("latin-1").decode("utf-8", "replace")
+    # No server that keeps it, or a name written with escapes: then what was decoded is encoded again.
+    decoded = str(request.environ["PATH_INFO"]).partition(f"/upstream/{name}/")[2].encode("latin-1")
+    return urllib.parse.quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
 def _client_fields(state: State) -> list[tuple[str, str]]:
