@@ -23,7 +23,7 @@ def page_blueprint() -> Blueprint:
     blueprint.add_url_rule("/", view_func=index)
     blueprint.add_url_rule("/sse-static/<name>", view_func=static_file)
     blueprint.add_url_rule("/playground.json", view_func=playground)
-    blueprint.after_request(_protect)
+    blueprint.after_request(protect)
     return blueprint
 
 
@@ -47,7 +47,8 @@ def playground() -> Response:
     )
 
 
-def _protect(response: Response) -> Response:
+def protect(response: Response) -> Response:
+    """Set what keeps a page of ours to our own files."""
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
