@@ -7,6 +7,7 @@ places below them: how a connection is made (`Dialer`), how a head is read (`_Wi
 
 from __future__ import annotations
 
+import email.errors
 import functools
 import http.client
 import itertools
@@ -34,6 +35,13 @@ MAX_HEAD = 64 * 1024
 #: Bytes asked of the socket at a time: of a body, and of a head, whose lines are cut off one by one.
 READ_SIZE = 64 * 1024
 HEAD_READ_SIZE = 8 * 1024
+
+#: What email's parser says of a head that it could not make out whole.
+HEAD_DEFECTS = (
+    email.errors.FirstHeaderLineIsContinuationDefect,
+    email.errors.MisplacedEnvelopeHeaderDefect,
+    email.errors.MissingHeaderBodySeparatorDefect,
+)
 #: Reads of a body after which others have their turn: where there is always something to read, nothing ever waits.
 TURN = 16
 
@@ -103,7 +111,8 @@ class _Head(http.client.HTTPResponse):
     def begin(self) -> None:
         super().begin()
         # What email's parser could not make out would be dropped in silence, and two readers would differ.
-        if self.msg.defects or self.msg.get_payload():
+        # What it says of a multipart type is of the body, which it never sees.
+        if any(isinstance(defect, HEAD_DEFECTS) for defect in self.msg.defects):
             raise http.client.HTTPException("the head is malformed")
 
 
@@ -192,6 +201,8 @@ def _has_input(connection: socket.socket) -> bool:
         return bool(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except BlockingIOError:
         return False
+    except OSError:
+        return True
 
 
 def _take_turns() -> Callable[[], None]:
@@ -226,7 +237,8 @@ class RawBody:
             self._release(reusable=False)
             raise
         if self._framing.kind == "none" or (self._framing.kind == "length" and not self._framing.length):
-            self._release(reusable=not self._wire.buffer)
+            # After a 101 the connection speaks something else.
+            self._release(reusable=not self._wire.buffer and self.status >= 200)
 
     def settimeout(self, seconds: float | None) -> None:
         """Set how long a read waits before it yields b""; None is for ever."""
@@ -323,6 +335,7 @@ class RawBody:
             return
         self._head.close()
         if reusable and self._framing.reusable and not self._head.will_close:
+            self.settimeout(None)
             if self._watch is not None:
                 self._watch.detach()
             self._connection.keep()

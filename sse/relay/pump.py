@@ -1,4 +1,4 @@
-"""Ties an upstream to a client: passes bytes on, notices every ending, and gives back what was taken.
+"""Ties a source to a client: passes bytes on, notices every ending, and gives back what was taken.
 
 The contract is design's "How a stream ends": one end reason each, a truncated answer never looks complete, nothing
 is appended inside a half-sent event.
@@ -11,14 +11,16 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..protocol.boundary import Boundary
 from ..protocol.event import ServerSentEvent, encode_comment
 from .adapter import TruncatedBody
-from .upstream import UpstreamResponse
 from .watch import LAST_WORDS, EndReason, Stage, Watch, reset_on_close
 
 HEARTBEAT = encode_comment()
+#: Seconds between the last words and the abort.
+HEARING_TIME = 0.1
 
 
 class StreamAborted(ConnectionError):
@@ -47,10 +49,22 @@ class StreamEnd:
     total: float
 
 
-class Pump:
-    """The body of a relayed answer: iterate it once, then close it; closing without iterating is fine too.
+class Source(Protocol):
+    """What a pump reads: an upstream's answer, or a producer."""
 
-    :param upstream: the open answer; closed by the pump.
+    status: int
+
+    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
+        """Yield the body's pieces, and b"" after so many seconds without one."""
+
+    def close(self) -> None:
+        """Let go of what is behind it; may be called again."""
+
+
+class Pump:
+    """The body of an answer: iterate it once, then close it; closing without iterating is fine too.
+
+    :param source: the open answer, or what produces it; closed by the pump.
     :param watch: watches this exchange; the caller ends it in `on_end`.
     :param is_event_stream: whether comments and a last `event: error` may be put between events.
     :param heartbeat: seconds of silence after which a comment is sent between two events; 0 is never.
@@ -62,7 +76,7 @@ class Pump:
 
     def __init__(
         self,
-        upstream: UpstreamResponse,
+        source: Source,
         watch: Watch,
         *,
         is_event_stream: bool,
@@ -72,7 +86,7 @@ class Pump:
         is_framed: bool = True,
         on_end: Callable[[StreamEnd], None],
     ) -> None:
-        self._upstream = upstream
+        self._source = source
         self._watch = watch
         self._boundary = Boundary() if is_event_stream else None
         self._heartbeat = heartbeat if is_event_stream else 0.0
@@ -101,24 +115,37 @@ class Pump:
         except GeneratorExit:
             # The server closes a body that it could not write to the end; close() says why.
             raise
+        except Exception:
+            # The server logs what an own stream's iterable raised.
+            self._outcome = EndReason.INTERNAL_ERROR
+            self._watch.enter(Stage.WRITE)
+            yield from self._last_words(self._watch.reason or self._outcome)
+            self._abort(self._watch.reason or self._outcome)
+            raise
         except BaseException:
-            self._abort(EndReason.INTERNAL_ERROR)
+            self._abort(self._watch.reason or EndReason.INTERNAL_ERROR)
             raise
         self._watch.enter(Stage.WRITE)
-        self._upstream.close()
+        self._source.close()
         if reason is EndReason.COMPLETE:
             # The last chunk is still to be written.
             self._outcome = reason
             return
-        if self._boundary is not None and self._boundary.at_boundary and reason is not EndReason.CLIENT_GONE:
-            yield encode_error(reason)
+        yield from self._last_words(reason)
         self._abort(reason)
         raise StreamAborted(reason)
+
+    def _last_words(self, reason: EndReason) -> Iterator[bytes]:
+        if self._boundary is not None and self._boundary.at_boundary and reason is not EndReason.CLIENT_GONE:
+            yield encode_error(reason)
+            # A browser whose body breaks off throws away what its script has not taken yet (WHATWG Streams: to error a
+            # stream empties its queue), and the last words with it: they get a moment to be heard.
+            time.sleep(HEARING_TIME)
 
     def _relay(self) -> Iterator[bytes]:
         watch, boundary = self._watch, self._boundary
         watch.enter(Stage.READ)
-        for piece in self._upstream.iter_chunks(silence=self._heartbeat or None):
+        for piece in self._source.iter_chunks(silence=self._heartbeat or None):
             if watch.reason is not None:
                 return
             if not piece:
@@ -152,7 +179,7 @@ class Pump:
         """End the stream such that the client sees that it is not whole."""
         client = self._watch.client
         if client is not None and not self._is_framed:
-            self._upstream.close()
+            self._source.close()
             reset_on_close(client, patience=LAST_WORDS)
         self._end(reason)
 
@@ -160,18 +187,20 @@ class Pump:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
-        self._upstream.close()
-        on_end(
-            StreamEnd(
-                reason=reason,
-                status=self._upstream.status,
-                events=self._boundary.events if self._boundary is not None else 0,
-                bytes=self._bytes,
-                head=self._head,
-                first_byte=self._first,
-                total=time.monotonic() - self._watch.started,
+        try:
+            self._source.close()
+        finally:
+            on_end(
+                StreamEnd(
+                    reason=reason,
+                    status=self._source.status,
+                    events=self._boundary.events if self._boundary is not None else 0,
+                    bytes=self._bytes,
+                    head=self._head,
+                    first_byte=self._first,
+                    total=time.monotonic() - self._watch.started,
+                )
             )
-        )
 
 
 def encode_error(reason: EndReason) -> bytes:

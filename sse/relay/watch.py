@@ -16,7 +16,7 @@ import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent import socket as gevent_socket
@@ -72,6 +72,13 @@ class Limits:
     duration: float = 0.0
 
 
+class Waiting(Protocol):
+    """What an exchange waits for: a connection to an upstream, or what can be shut down like one."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End it, waking whoever waits for it; never waits itself."""
+
+
 def is_gone(client: socket.socket) -> bool:
     """Tell whether the peer of a connection has closed it, or its half of it.
 
@@ -93,7 +100,7 @@ def _recv_now(client: socket.socket) -> bytes | None:
     plain = getattr(client, "_sock", client)
     try:
         return bytes(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except BlockingIOError:
+    except (BlockingIOError, TimeoutError):
         return None
     except OSError:
         return b""
@@ -108,7 +115,7 @@ def _bytes_acked(client: socket.socket) -> int | None:
         return None
 
 
-def shut_down(connection: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
+def shut_down(connection: Waiting | None, how: int = socket.SHUT_RDWR) -> None:
     """End both directions of a connection, waking whoever is blocked on it."""
     if connection is None:
         return
@@ -180,7 +187,7 @@ class Watch:
 
     def __init__(self, client: socket.socket | None, limits: Limits) -> None:
         self.client = client
-        self.upstream: socket.socket | None = None
+        self.upstream: Waiting | None = None
         self.reason: EndReason | None = None
         self.stage = Stage.BODY
         self.started = self.since = time.monotonic()
@@ -195,8 +202,8 @@ class Watch:
         self.stage = stage
         self.since = time.monotonic()
 
-    def attach(self, upstream: socket.socket) -> None:
-        """Take note of the upstream's socket.
+    def attach(self, upstream: Waiting) -> None:
+        """Take note of what the exchange waits for, the upstream's socket.
 
         :raises ConnectionAbortedError: if the exchange has been cut meanwhile.
         """

@@ -1,0 +1,237 @@
+"""What a stream's end looks like to the client, and what is said of it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from sse.relay.adapter import TruncatedBody
+from sse.relay.pump import Pump, StreamAborted, StreamEnd, encode_error
+from sse.relay.watch import EndReason, Limits, Stage, Watch
+
+EVENT = b"data: a\n\n"
+
+
+class FakeUpstream:
+    """An open answer that yields what it is told: bytes, an exception to raise, or a reason to be cut for."""
+
+    status = 200
+
+    def __init__(self, watch: Watch, *script: bytes | Exception | EndReason) -> None:
+        self._watch = watch
+        self._script = script
+        self.closed = 0
+        self.silence: float | None = None
+
+    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
+        self.silence = silence
+        for step in self._script:
+            if isinstance(step, EndReason):
+                self._watch.cut(step)
+                raise TruncatedBody
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Stream:
+    """A pump and what it said."""
+
+    def __init__(self, *script: bytes | Exception | EndReason, **options: object) -> None:
+        self.watch = Watch(options.pop("client", None), Limits())
+        self.upstream = FakeUpstream(self.watch, *script)
+        self.ends: list[StreamEnd] = []
+        given = {"is_event_stream": True, **options}
+        self.pump = Pump(self.upstream, self.watch, on_end=self.ends.append, **given)
+        self.sent: list[bytes] = []
+
+    def serve(self) -> None:
+        """Do what a server does."""
+        try:
+            for piece in self.pump:
+                self.sent.append(piece)
+        finally:
+            self.pump.close()
+
+    @property
+    def reason(self) -> EndReason:
+        assert len(self.ends) == 1, "one end"
+        assert self.upstream.closed
+        return self.ends[0].reason
+
+
+def test_the_first_item_is_empty_so_that_the_head_goes_out() -> None:
+    stream = Stream(EVENT)
+    stream.serve()
+    assert stream.sent == [b"", EVENT]
+
+
+def test_a_whole_stream_is_complete() -> None:
+    stream = Stream(EVENT, b"data: b", b"\n\n")
+    stream.serve()
+    assert stream.reason is EndReason.COMPLETE
+    assert (stream.ends[0].events, stream.ends[0].bytes, stream.ends[0].status) == (2, 18, 200)
+    assert stream.ends[0].first_byte is not None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [EndReason.IDLE_TIMEOUT, EndReason.MAX_DURATION, EndReason.DRAINING, EndReason.UPSTREAM_TRUNCATED],
+)
+@pytest.mark.parametrize(
+    ("pieces", "is_boundary"),
+    [
+        pytest.param([], True, id="nothing"),
+        pytest.param([EVENT], True, id="event"),
+        pytest.param([b"data: a\r\n\r\n"], True, id="crlf"),
+        pytest.param([b"data: a\r", b"\r"], True, id="cr"),
+        pytest.param([b"data: a"], False, id="line"),
+        pytest.param([b"data: a\n"], False, id="no blank line"),
+        pytest.param([b":\n"], False, id="comment"),
+        pytest.param([b"\xef\xbb"], False, id="half a byte order mark"),
+    ],
+)
+def test_an_error_event_stands_only_where_an_event_has_ended(
+    pieces: list[bytes], is_boundary: bool, reason: EndReason
+) -> None:
+    stream = Stream(*pieces, TruncatedBody() if reason is EndReason.UPSTREAM_TRUNCATED else reason)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    assert b"".join(stream.sent) == b"".join(pieces) + (encode_error(reason) if is_boundary else b"")
+    assert stream.reason is reason
+
+
+def test_an_error_event_names_the_reason() -> None:
+    assert encode_error(EndReason.IDLE_TIMEOUT) == b'event: error\ndata: {"code": "idle_timeout"}\n\n'
+
+
+@pytest.mark.parametrize("step", [TruncatedBody(), EndReason.IDLE_TIMEOUT])
+def test_what_is_no_event_stream_is_only_aborted(step: Exception | EndReason) -> None:
+    stream = Stream(b"{}\n\n", step, is_event_stream=False)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    assert stream.sent == [b"", b"{}\n\n"]
+
+
+def test_a_client_that_left_is_told_nothing() -> None:
+    stream = Stream(EVENT, EndReason.CLIENT_GONE)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    assert stream.sent == [b"", EVENT]
+    assert stream.reason is EndReason.CLIENT_GONE
+
+
+def test_an_abort_is_a_connection_error_to_the_server() -> None:
+    """The one kind of exception on which servers close at once and log nothing."""
+    assert isinstance(StreamAborted(EndReason.IDLE_TIMEOUT), ConnectionResetError | ConnectionError)
+
+
+def test_a_fault_of_ours_is_an_internal_error_and_not_swallowed() -> None:
+    stream = Stream(EVENT, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        stream.serve()
+    assert stream.reason is EndReason.INTERNAL_ERROR
+
+
+def test_an_os_error_that_is_none_of_the_upstream_s_is_not_taken_for_one() -> None:
+    stream = Stream(EVENT, OSError("disk"))
+    with pytest.raises(OSError, match="disk"):
+        stream.serve()
+    assert stream.reason is EndReason.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_body_that_is_closed_early_was_left_by_its_client(count: int) -> None:
+    stream = Stream(EVENT, EVENT, EVENT)
+    pieces = iter(stream.pump)
+    for _ in range(count):
+        next(pieces)
+    stream.pump.close()
+    stream.pump.close()
+    assert stream.reason is EndReason.CLIENT_GONE
+
+
+def test_a_body_that_is_closed_early_ends_for_the_reason_it_was_cut_for() -> None:
+    stream = Stream(EVENT, EVENT)
+    pieces = iter(stream.pump)
+    next(pieces)
+    stream.watch.cut(EndReason.SEND_TIMEOUT)
+    stream.pump.close()
+    assert stream.reason is EndReason.SEND_TIMEOUT
+
+
+def test_a_head_alone_is_complete() -> None:
+    stream = Stream(EVENT, has_body=False)
+    stream.pump.close()
+    assert stream.reason is EndReason.COMPLETE
+
+
+def test_the_end_is_reported_when_the_last_chunk_has_been_written() -> None:
+    """A client that does not take it would not be noticed any more."""
+    stream = Stream(EVENT)
+    list(stream.pump)
+    assert stream.upstream.closed
+    assert not stream.ends
+    assert stream.watch.stage is Stage.WRITE
+    stream.pump.close()
+    assert stream.reason is EndReason.COMPLETE
+
+
+def test_heartbeats_stand_between_events() -> None:
+    stream = Stream(b"", EVENT, b"", b"", b"data: b", b"", b"\n", b"", b"\n", b"", heartbeat=1)
+    stream.serve()
+    assert stream.upstream.silence == 1
+    assert stream.sent == [b"", b":\n", EVENT, b":\n", b":\n", b"data: b", b"\n", b"\n", b":\n"]
+    assert stream.ends[0].bytes == 2 * len(EVENT)
+
+
+def test_there_are_no_heartbeats_in_what_is_no_event_stream() -> None:
+    stream = Stream(b"{}\n\n", is_event_stream=False, heartbeat=1)
+    stream.serve()
+    assert stream.upstream.silence is None
+
+
+def test_a_heartbeat_is_no_sign_of_life() -> None:
+    stream = Stream(EVENT, b"", EVENT, heartbeat=1)
+    pieces = iter(stream.pump)
+    assert [next(pieces), next(pieces)] == [b"", EVENT]
+    next(pieces)
+    since = stream.watch.since
+    stream.watch.since = 0.0
+    stream.watch.since, before = since - 50, since - 50
+    next(pieces)
+    assert stream.watch.since > before
+
+
+@pytest.mark.parametrize("cut", [[b"x" * 100], [b"x" * 60, b"x" * 40], [b"x"] * 100])
+def test_what_is_beyond_the_limit_is_not_read(cut: list[bytes]) -> None:
+    stream = Stream(*cut, AssertionError("read on"), is_event_stream=False, limit=70)
+    stream.serve()
+    assert b"".join(stream.sent) == b"x" * 70
+    assert stream.reason is EndReason.COMPLETE
+
+
+@pytest.mark.parametrize(("is_framed", "ending"), [(True, b""), (False, None)])
+def test_where_only_a_reset_tells_the_connection_is_reset(is_framed: bool, ending: bytes | None) -> None:
+    """To an HTTP/1.0 client the end of the connection is the end of the body."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        client, _ = listener.accept()
+    with peer:
+        stream = Stream(EVENT, TruncatedBody(), client=client, is_framed=is_framed)
+        with pytest.raises(StreamAborted):
+            stream.serve()
+        linger = client.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        client.close()
+        assert struct.unpack("ii", linger) == ((0, 0) if is_framed else (1, 0))
+        try:
+            got: bytes | None = peer.recv(1)
+        except ConnectionResetError:
+            got = None
+        assert got == ending
