@@ -29,7 +29,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.from_prefixed_env()
     app.config.update(config or {})
     _log_streams()
-    SSE(app, demonstration=True, playground=True)
+    SSE(app, demonstration=True, playground=True, docs=True)
     app.add_url_rule("/healthz", view_func=healthz)
     app.register_error_handler(HTTPException, answer_routing)
     app.register_error_handler(Exception, answer_failure)

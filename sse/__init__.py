@@ -2,5 +2,6 @@
 
 from .extension import SSE
 from .protocol.event import ServerSentEvent
+from .web.stream import EventSourceResponse, last_event_id
 
-__all__ = ["SSE", "ServerSentEvent"]
+__all__ = ["SSE", "EventSourceResponse", "ServerSentEvent", "last_event_id"]

@@ -9,19 +9,24 @@ from flask_limiter import Limiter
 from .protocol.target import UpstreamTable, parse_upstream
 from .relay.adapter import RelayAdapter
 from .relay.dial import Dialer
-from .relay.lease import Leases
+from .relay.lease import leases_in
 from .relay.upstream import Upstreams
 from .relay.watch import Limits, Watches
 from .settings import Settings
 from .web.access import Access, Authorize
 from .web.demo import DemonstrationServer
+from .web.docs import docs_blueprint
 from .web.page import page_blueprint
+from .web.report import Metrics, metrics_blueprint
 from .web.response import EXPOSED_FIELDS
 from .web.state import State
 from .web.views import relay_blueprint, ticker_blueprint
 
 #: Connections kept for one upstream where the number of streams is not limited.
 POOL_SIZE = 1000
+
+#: Seconds for which a browser need not ask again whether it may call.
+PREFLIGHT_AGE = 600
 
 
 class SSE:
@@ -31,8 +36,10 @@ class SSE:
     :param url_prefix: the path below which everything is served.
     :param authorize: tells the client's name from the request, or None if it is nobody you know.
     :param limiter: your own Limiter, if it is to keep our counts too; it should use the moving window.
+    :param relay: whether there are the relay's endpoints; without them there are streams of the site's own alone.
     :param demonstration: whether there is `GET /sse`, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
     :param playground: whether the page at `/` is served.
+    :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
     """
 
     def __init__(
@@ -42,31 +49,48 @@ class SSE:
         url_prefix: str = "",
         authorize: Authorize | None = None,
         limiter: Limiter | None = None,
+        relay: bool = True,
         demonstration: bool = False,
         playground: bool = False,
+        docs: bool = False,
     ) -> None:
         self._url_prefix = url_prefix
         self._authorize = authorize
         self._limiter = limiter
+        self._relay = relay
         self._demonstration = demonstration
         self._playground = playground
+        self._docs = docs
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Register the parts that were asked for in an app.
+        """Register the parts that were asked for in an app; one instance may serve many apps.
 
         :raises ValueError: for a wrong setting; the message names its key.
+        :raises RuntimeError: if the app has an SSE already.
         """
+        if "sse" in app.extensions:
+            raise RuntimeError(f"the app {app.name!r} has an SSE already")
         settings = Settings.from_config(app.config)
         app.extensions["sse"] = self._state(settings)
-        parts = [relay_blueprint()]
+        parts = [relay_blueprint()] if self._relay else []
         if self._demonstration:
             parts.append(ticker_blueprint())
         if self._playground:
             parts.append(page_blueprint())
+        if self._docs:
+            parts.append(docs_blueprint())
+        if settings.metrics:
+            app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)
         for part in parts:
-            CORS(part, origins=list(settings.cors_origins), expose_headers=list(EXPOSED_FIELDS), max_age=600)
+            CORS(
+                part,
+                origins=list(settings.cors_origins),
+                send_wildcard=True,
+                expose_headers=list(EXPOSED_FIELDS),
+                max_age=PREFLIGHT_AGE,
+            )
             app.register_blueprint(part, url_prefix=self._url_prefix or None)
 
     def _state(self, settings: Settings) -> State:
@@ -75,6 +99,7 @@ class SSE:
         if demonstration is not None:
             upstreams = (parse_upstream("demo", demonstration.url),)
         table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
+        leases = leases_in(settings.storage_uri, total=settings.max_streams, per_client=settings.max_streams_per_client)
         dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
         return State(
             settings=settings,
@@ -82,7 +107,8 @@ class SSE:
             upstreams=Upstreams(
                 RelayAdapter(dialer, pool_size=settings.max_streams or POOL_SIZE, ca_file=settings.ca_file)
             ),
-            leases=Leases(total=settings.max_streams, per_client=settings.max_streams_per_client),
+            leases=leases,
+            metrics=Metrics(leases.__len__) if settings.metrics else None,
             watches=Watches(),
             limits=Limits(
                 open=settings.connect_timeout,

@@ -31,7 +31,8 @@ def _passcodes(value: object) -> dict[str, str]:
         raise ValueError("must be an object: client name -> passcode")
     for name, passcode in value.items():
         if not isinstance(name, str) or not _CLIENT_NAME.fullmatch(name):
-            raise ValueError(f"client name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
+            # Not shown: somebody may have written passcode -> name.
+            raise ValueError("a client name is not 1 to 64 of A-Z a-z 0-9 . _ -")
         # An empty passcode would let everybody in who sends none.
         if not isinstance(passcode, str) or not passcode.strip():
             raise ValueError(f"the passcode of {name!r} must be a string that is not empty")
@@ -56,7 +57,10 @@ def _storage_uri(value: object) -> str:
     try:
         storage_from_string(value)
     except ConfigurationError as error:
-        raise ValueError(f"cannot be used: {error}") from error
+        raise ValueError("needs a package that is not installed: pip install flask-limiter[redis]") from error
+    except ValueError:
+        # Its text, and that of what it came from, may hold the store's password.
+        raise ValueError("is not a URL that can be used; a password in it must be percent-encoded") from None
     return value
 
 

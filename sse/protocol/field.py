@@ -1,9 +1,8 @@
-"""Which HTTP fields pass, in either direction (RFC 9110, sections 5 and 7.6.1; the short lists are the gateway's own)."""
+"""Which HTTP fields pass, in either direction (RFC 9110, sections 5 and 7.6.1)."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -14,6 +13,8 @@ MAX_FIELDS = 100
 MAX_FIELD_BYTES = 32 * 1024
 
 _OWS = " \t"
+# Neither Infinity nor NaN is less, which Python's JSON knows; and Python refuses to write an int of 4,301 digits.
+_LARGEST = 1e300
 # 5.6.2: "token = 1*tchar".
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD_NAME = re.compile(_TOKEN)
@@ -25,15 +26,14 @@ _MEDIA_TYPE = re.compile(
     rf'({_TOKEN}/{_TOKEN})[ \t]*(?:;[ \t]*(?:{_TOKEN}=(?:{_TOKEN}|"[ !#-+\x2d-\x5b\x5d-\x7e]*")[ \t]*)?)*'
 )
 
-# 7.6.1: what an intermediary removes before it forwards, beside what Connection names; the framing (RFC 9112, section 6),
-# which is the next connection's own business; and the gateway's own credential.
+# 7.6.1: what an intermediary removes before it forwards, beside what Connection names; and the framing, which is the
+# next connection's own business (RFC 9112, section 6).
 _NEVER_SENT = frozenset(
-    "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade"
-    " x-passcode".split()
+    "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade".split()
 )
 # What SDKs of OpenAI, Anthropic, DashScope and MCP read, beside Content-Type.
 _PASSED_BACK = re.compile(
-    r"content-encoding|retry-after|(?:x-|apim-|x-amzn-|x-ms-|x-dashscope-)?request-?id"
+    r"content-encoding|retry-after(?:-ms)?|(?:x-|apim-|x-amzn-|x-ms-|x-dashscope-)?request-?id"
     r"|(?:x-|anthropic-)?rate-?limit(?:-[a-z0-9-]+)?"
     r"|x-should-retry|openai-processing-ms|openai-version|mcp-session-id|mcp-protocol-version"
 )
@@ -43,22 +43,22 @@ _SAFE_TYPES = frozenset(
 
 
 def is_field_name(text: str) -> bool:
-    """Return whether the text is a field name: a token."""
+    """Tell whether the text is a field name: a token."""
     return _FIELD_NAME.fullmatch(text) is not None
 
 
 def is_field_value(text: str) -> bool:
-    """Return whether the text can be sent as a field value: latin-1 and no control character but HTAB."""
+    """Tell whether the text can be sent as a field value: latin-1 and no control character but HTAB."""
     return _FIELD_VALUE.fullmatch(text) is not None
 
 
 def is_event_stream(content_type: str) -> bool:
-    """Return whether a Content-Type says `text/event-stream`, with whatever parameters."""
+    """Tell whether a Content-Type says `text/event-stream`, with whatever parameters."""
     return content_type.partition(";")[0].strip(_OWS).lower() == "text/event-stream"
 
 
 def is_forwardable(name: str) -> bool:
-    """Return whether a request field of that name may go upstream at all: it is end-to-end and not part of the framing."""
+    """Tell whether a request field of that name may go upstream at all: it is end-to-end and no part of the framing."""
     name = _same(name)
     return name not in _NEVER_SENT and not name.startswith("proxy-")
 
@@ -66,7 +66,7 @@ def is_forwardable(name: str) -> bool:
 def parse_fields(obj: object) -> list[tuple[str, str]]:
     """Return the fields that the `header` of a forward request names.
 
-    :param obj: an object, or a string that holds one in JSON or nothing at all; values are strings, numbers, or lists of those.
+    :param obj: an object of strings, numbers, or lists of those; or a string that holds one in JSON, or nothing.
     :raises InvalidRequest: it is something else, or a field cannot be sent; says which.
     """
     if isinstance(obj, str):
@@ -114,9 +114,7 @@ def response_fields(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     hop_by_hop = _nominated(given)
     types = {value for name, value in given if name.lower() == "content-type"}
     passed = [
-        (name, value)
-        for name, value in given
-        if _PASSED_BACK.fullmatch(name.lower()) and _same(name) not in hop_by_hop
+        (name, value) for name, value in given if _PASSED_BACK.fullmatch(name.lower()) and _same(name) not in hop_by_hop
     ]
     return [("Content-Type", _safe_type(types)), *passed]
 
@@ -167,7 +165,7 @@ def _iter_texts(name: str, value: object) -> Iterator[str]:
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str):
             yield item
-        elif isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item):
+        elif isinstance(item, int | float) and not isinstance(item, bool) and abs(item) < _LARGEST:
             yield repr(item)
         else:
             raise InvalidRequest(f"header: the value of {name[:64]!r} is no string, number, or list of those")

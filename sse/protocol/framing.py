@@ -1,4 +1,4 @@
-"""How long the body of an upstream's answer is, and what is in it if it comes in chunks (RFC 9112, sections 6 and 7)."""
+"""How long the body of an upstream's answer is, and what it is if it comes in chunks (RFC 9112, sections 6 and 7)."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class ChunkedDecoder:
             raise ValueError("no CRLF after the data of a chunk")
 
     def _end(self, data: bytes) -> None:
-        """Read the trailer section; `data` begins with the last chunk's CRLF, so that the end is always a blank line."""
+        """Read the trailer section; `data` begins with the CRLF of the last chunk, so that its end is a blank line."""
         self._in_trailers = True
         if self.finished:
             self.rest += data

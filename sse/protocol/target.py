@@ -8,41 +8,33 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-
-import idna
+from urllib.parse import unquote
 
 from ..errors import InvalidRequest, TargetNotAllowed
 from .address import is_literal, is_local, is_public, parse_literal
 from .field import is_field_name, is_field_value, is_forwardable
+from .host import is_dns, parse_host
 
 #: Characters of a URL; what nginx and gunicorn take as a request line is of that size.
 MAX_URL = 8192
-#: Characters of a name with its trailing dot (RFC 1035, section 2.3.4).
-MAX_NAME = 254
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # 3.1: "scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." )"; what stands before it is no reason not to be refused.
 _SCHEME = re.compile(r"[\s\x00-\x20]*[A-Za-z][A-Za-z0-9+.-]*:")
-_HTTP_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE | re.ASCII)
-_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@%]+))(?::([1-9][0-9]{0,4}))?")
-# RFC 952 and 1123, and the underscore that container networks have in names.
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_HTTP_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)
+# 3.2: "authority = [ userinfo "@" ] host [ ":" port ]"; userinfo is refused, for no host has an "@", and an empty port.
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([1-9][0-9]{0,4}))?")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
-_DOTS_WITH_PARAMETER = re.compile(r"\.\.?(?:;|%3B)")
+# Some servers take "..;x" for "..": what is behind a semicolon is a parameter to them.
+_DOT_SEGMENT = re.compile(r"/\.\.?(?:;[^/]*)?(?=/|\Z)")
+# Controls and backslashes, and what is no UTF-8, such as a dot or a slash in two bytes.
+_NO_PATH_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\\ufffd]")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH_CHARACTERS = frozenset("/!$&'()*+,;=:@%") | _UNRESERVED
 _QUERY_CHARACTERS = _PATH_CHARACTERS | {"?"}
-# What some server takes for another path than the one that was matched: an escaped slash, backslash or control character,
-# and a slash, backslash or dot that is escaped twice or more often.
-_HOSTILE_ESCAPES = re.compile(r"%(?:25)*(?:2F|5C|[01][0-9A-F]|7F)|%(?:25)+2E", re.IGNORECASE)
-
-#: Names that are nobody's in public (RFC 6761, 6762, 7686, 8375, 9476, ICANN's .internal), and common ones inside.
-_PRIVATE_DOMAINS = frozenset(
-    "alt arpa corp example home internal intranet invalid lan local localdomain localhost onion private test".split()
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +80,10 @@ def parse_target(text: str) -> Target:
     if match is None or authority is None or not _is_plain(text):
         raise TargetNotAllowed
     scheme = match[1].lower()
-    port = int(authority[3] or DEFAULT_PORTS[scheme])
+    port = int(authority[2] or DEFAULT_PORTS[scheme])
     target = Target(
         scheme=scheme,
-        host=_parse_ipv6(authority[1]) if authority[1] else _parse_host(authority[2]),
+        host=parse_host(authority[1]),
         port=port,
         path=_parse_path(match[3] or "/"),
         query=_escape(match[4] or "", _QUERY_CHARACTERS),
@@ -107,58 +99,27 @@ def _is_plain(text: str) -> bool:
     return len(text) <= MAX_URL and text.isprintable() and not set(" \\#") & set(text)
 
 
-def _parse_ipv6(text: str) -> str:
-    literal = parse_literal(text)
-    # A mapped address is an IPv4 address in another spelling, and those are refused.
-    if literal is None or ":" not in literal or literal.startswith("::ffff:"):
-        raise TargetNotAllowed
-    return literal
-
-
-def _parse_host(text: str) -> str:
-    if len(text) > MAX_NAME:
-        raise TargetNotAllowed
-    name = _to_ascii(text).removesuffix(".")
-    labels = name.split(".")
-    if len(name) >= MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels):
-        raise TargetNotAllowed
-    # WHATWG URL, "ends in a number": an IPv4 address in one of its many spellings. One is taken, as it stands.
-    if _NUMBER.fullmatch(labels[-1]) and (name != text or parse_literal(name) != name):
-        raise TargetNotAllowed
-    return name
-
-
-def _to_ascii(text: str) -> str:
-    """Return a name in A-labels (RFC 5890, section 2.3.2.1), lower case."""
-    name = text.lower()
-    try:
-        if not text.isascii() and all(character.isascii() or _stays(character) for character in text):
-            name = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
-        # Each A-label must say what it encodes in the only way there is.
-        for label in name.split("."):
-            if label.startswith("xn--"):
-                idna.ulabel(label)
-    except UnicodeError:
-        raise TargetNotAllowed from None
-    return name
-
-
-def _stays(character: str) -> bool:
-    """Tell whether UTS 46 leaves a character beyond ASCII; full-width digits and other dots become ASCII, or vanish."""
-    mapped = idna.uts46_remap(character, std3_rules=True, transitional=False)
-    return mapped != "" and not any(one.isascii() for one in mapped)
-
-
 def _parse_path(text: str) -> str:
-    path = _escape(text, _PATH_CHARACTERS)
-    if _HOSTILE_ESCAPES.search(path):
-        raise TargetNotAllowed
-    path = _without_dot_segments(path)
+    path = _without_dot_segments(_escape(text, _PATH_CHARACTERS))
     # RFC 3986, section 3.3: without an authority in front, a path "cannot begin with two slash characters", and in
     # the request line there is none.
-    if path.startswith("//"):
+    if path.startswith("//") or not _has_one_reading(path):
         raise TargetNotAllowed
     return path
+
+
+def _has_one_reading(path: str) -> bool:
+    """Tell whether a server finds the same segments in a path however often it decodes it or folds look-alikes."""
+    text = path
+    # Nobody means more than a few layers of escapes; the bound keeps the cost of a hostile path small.
+    for _ in range(4):
+        if text.count("/") != path.count("/") or _DOT_SEGMENT.search(text) or _NO_PATH_CHARACTER.search(text):
+            return False
+        decoded = unicodedata.normalize("NFKC", unquote(text))
+        if decoded == text:
+            return True
+        text = decoded
+    return False
 
 
 def _escape(text: str, allowed: frozenset[str]) -> str:
@@ -182,9 +143,6 @@ def _without_dot_segments(path: str) -> str:
     kept: list[str] = []
     segments = path.split("/")[1:]
     for segment in segments:
-        # Some servers take "..;x" for "..": what is behind a semicolon is a parameter to them.
-        if _DOTS_WITH_PARAMETER.match(segment):
-            raise TargetNotAllowed
         if segment == "..":
             del kept[-1:]
         elif segment != ".":
@@ -220,8 +178,8 @@ def parse_upstream(name: object, entry: object) -> Upstream:
 
     :raises ValueError: if it is none; the message names it, and shows no field's value.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
-        raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -, or begins with a dot")
     if isinstance(entry, str):
         entry = {"url": entry}
     if not isinstance(entry, Mapping) or not set(entry) <= {"url", "headers"} or not isinstance(entry.get("url"), str):
@@ -315,9 +273,3 @@ class UpstreamTable:
     def lists(self, host: str) -> bool:
         """Tell whether the operator named a host."""
         return host in self._hosts
-
-
-def is_dns(host: str) -> bool:
-    """Tell whether a name is one of the public DNS: of two labels at least, below no domain that is private."""
-    labels = host.split(".")
-    return len(labels) > 1 and labels[-1] not in _PRIVATE_DOMAINS and labels[-2:] != ["home", "arpa"]

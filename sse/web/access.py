@@ -8,12 +8,17 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from flask import Flask, Request, request
-from flask_limiter import Limiter, RequestLimit
+from flask import Flask, Request, Response, request
+from flask_limiter import Limiter
 from flask_limiter.errors import RateLimitExceeded
+from limits import RateLimitItem, parse_many
+from limits.storage import MemoryStorage
 
 from ..errors import Throttled, Unauthenticated
+from ..relay.lease import STORAGE_OPTIONS
 from ..settings import Settings
 
 #: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
@@ -24,6 +29,17 @@ GUESSES = "60 per 10 second"
 
 #: Into every key, so that another strategy on the same store never meets our entries.
 KEY_PREFIX = "sse-moving-window"
+
+#: Keys that are kept in memory whether used or not; beyond twice the used ones, the others are dropped.
+KEPT_KEYS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How often something may be done; `admit` counts, and raises where it is too often."""
+
+    items: list[RateLimitItem]
+    admit: Callable[[], None]
 
 
 class Access:
@@ -41,19 +57,27 @@ class Access:
         self.is_open = is_open
         self._trusted_proxies = settings.trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
-        self._digests = [(name, _digest(passcode)) for name, passcode in settings.passcodes.items()]
+        self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
         self._limiter = limiter or _own_limiter(settings.storage_uri)
         self._throttle = self._limit(settings.throttle, _client_key) if settings.throttle else None
-        self._guesses = settings.throttle or GUESSES
-        self._guess = self._limit(self._guesses, _guess_key)
+        guesses = settings.throttle or GUESSES
+        # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
+        self._anonymous = self._limit(guesses, _address_key, scope="sse-anonymous")
+        self._guess = self._limit(guesses, _address_key, scope="sse-guess")
+        self._guessed = self._limit(guesses, _address_key, scope="sse-guess", deduct_when=_never)
 
-    def _limit(self, value: str, key: Callable[[], str]) -> Callable[[], None]:
-        # A function of its own for each limit: Flask-Limiter tells limits apart by the function's name.
+    def _limit(self, value: str, key: Callable[[], str], *, scope: str = "", **options: Any) -> Limit:
+        """Return a limit, for each endpoint if no scope is named."""
+
         def admit() -> None: ...
 
-        admit.__qualname__ = f"admit.{key.__name__}.{id(self)}"
-        limited: Callable[[], None] = self._limiter.limit(value, key_func=key)(admit)
-        return limited
+        # Flask-Limiter tells limits apart by the function's name.
+        admit.__qualname__ = f"admit.{scope}.{len(options)}.{id(self)}"
+        if scope:
+            decorate = self._limiter.shared_limit(value, scope, key_func=key, **options)
+        else:
+            decorate = self._limiter.limit(value, key_func=key, **options)
+        return Limit(items=parse_many(value), admit=decorate(admit))
 
     def admit(self, passcode: str | None) -> str:
         """Return the name under which the client is counted: its own, or its address where anybody may call.
@@ -65,45 +89,93 @@ class Access:
         address = client_address(request, trusted_proxies=self._trusted_proxies)
         request.environ["sse.address"] = address
         name = self._identify(passcode)
-        if name is None and not self.is_open:
-            self._hit(self._guess)
-            raise Unauthenticated
         client = f"name:{name}" if name is not None else f"address:{address}"
         request.environ["sse.client"] = client
         if self._throttle is not None:
-            self._hit(self._throttle)
+            self._count(self._throttle)
         return client
 
     def _identify(self, passcode: str | None) -> str | None:
+        """Return the client's name, None for a stranger where anybody may call."""
         if self._authorize is not None and (name := self._authorize(request)) is not None:
             return name
-        credential = passcode or request.headers.get("X-Passcode") or bearer(request)
-        if not credential or not self._digests:
-            return None
-        digest = _digest(credential)
+        credentials = _credentials(request, passcode)
+        if credentials and self._digests and not self.is_open:
+            # Whoever has failed too often is not told either when it guesses right.
+            self._count(self._guessed)
+        name = self._find(credentials)
+        if name is None and not self.is_open:
+            self._count(self._guess if credentials else self._anonymous)
+            raise Unauthenticated
+        return name
+
+    def _find(self, credentials: list[bytes]) -> str | None:
         found = None
-        for name, known in self._digests:
-            # All are compared, whichever fits, so that time tells nothing.
-            if hmac.compare_digest(digest, known):
-                found = name
+        for digest in map(_digest, credentials):
+            for name, known in self._digests:
+                # All are compared, whichever fits, so that time tells nothing.
+                if hmac.compare_digest(digest, known):
+                    found = name
         return found
 
-    def _hit(self, limited: Callable[[], None]) -> None:
+    def _count(self, limit: Limit) -> None:
         try:
-            limited()
+            limit.admit()
         except RateLimitExceeded as error:
-            raise Throttled(retry_after=_seconds_left(self._limiter.current_limit)) from error
+            raise Throttled(retry_after=self._retry_after(limit)) from error
+
+    def _retry_after(self, limit: Limit) -> int:
+        """Return the whole seconds after which the limit lets one more in: true if somebody waits so long."""
+        # Of several limits the first that is exceeded is reported, and a longer one may be used up as well.
+        windows = [self._window(item) for item in limit.items]
+        return _seconds_until(max((reset for reset, remaining in windows if remaining <= 0), default=0.0))
+
+    def _window(self, item: RateLimitItem) -> tuple[float, int]:
+        """Return when the next call is forgotten (time.time()), and how many more may come."""
+        current = self._limiter.current_limit
+        strategy = self._limiter.limiter
+        try:
+            reset, remaining = strategy.get_window_stats(item, *(current.request_args if current is not None else ()))
+        except strategy.storage.base_exceptions:
+            # The store went away between two questions; the next call is counted in memory.
+            return 0.0, item.amount
+        return reset, remaining
 
     def rate_limit_fields(self) -> list[tuple[str, str]]:
         """Return what the throttle says of the current request, as response fields."""
-        limit = self._limiter.current_limit
-        if limit is None:
+        current = self._limiter.current_limit
+        if current is None or (self._throttle is None and not current.breached):
             return []
+        reset, remaining = self._window(current.limit)
         return [
-            ("X-RateLimit-Limit", str(limit.limit.amount)),
-            ("X-RateLimit-Remaining", str(limit.remaining)),
-            ("X-RateLimit-Reset", str(_seconds_left(limit))),
+            ("X-RateLimit-Limit", str(current.limit.amount)),
+            ("X-RateLimit-Remaining", str(max(remaining, 0))),
+            ("X-RateLimit-Reset", str(_seconds_until(reset))),
         ]
+
+
+class ForgetfulMemory(MemoryStorage):
+    """limits' storage in memory, which keeps every key it ever saw (limits 5.8.0), with the unused ones dropped."""
+
+    STORAGE_SCHEME = ["sse-memory"]
+
+    def __init__(self, uri: str | None = None, **options: Any) -> None:
+        self._most = KEPT_KEYS
+        super().__init__(uri, **options)
+
+    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        if len(self.events) >= self._most:
+            self._forget(time.time())
+            # So the work stays in proportion to the calls, however many keys are in use.
+            self._most = max(KEPT_KEYS, 2 * len(self.events))
+        return super().acquire_entry(key, limit, expiry, amount)
+
+    def _forget(self, now: float) -> None:
+        for key, entries in list(self.events.items()):
+            with self.locks[key]:
+                # The newest is the first.
+                if not entries or entries[0].expiry < now:
+                    self.clear(key)
 
 
 def _own_limiter(storage_uri: str) -> Limiter:
@@ -112,10 +184,14 @@ def _own_limiter(storage_uri: str) -> Limiter:
     It is put into a Flask app that serves nothing: a site's `RATELIMIT_*` keys would otherwise configure it too, its
     default limits would count twice, and its hooks would run on every request of the site.
     """
+    is_shared = storage_uri != "memory://"
     limiter = Limiter(
         key_func=_client_key,
-        storage_uri=storage_uri,
+        storage_uri=storage_uri if is_shared else "sse-memory://",
+        storage_options={**STORAGE_OPTIONS} if is_shared else {},
         strategy="moving-window",
+        # Without its store each process counts for itself; otherwise there would be no answer, or no throttle.
+        in_memory_fallback_enabled=is_shared,
         key_prefix=KEY_PREFIX,
     )
     limiter.init_app(Flask("sse-throttle"))
@@ -126,17 +202,40 @@ def _client_key() -> str:
     return str(request.environ["sse.client"])
 
 
-def _guess_key() -> str:
-    return f"guess:{request.environ['sse.address']}"
+def _address_key() -> str:
+    return str(request.environ["sse.address"])
 
 
-def _seconds_left(limit: RequestLimit | None) -> int:
-    """Return the whole seconds after which the limit lets one more in: true if somebody waits so long."""
-    return max(1, math.ceil(limit.window.reset_time - time.time())) if limit is not None else 1
+def _never(_: Response) -> bool:
+    return False
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+def _seconds_until(reset: float) -> int:
+    return max(1, math.ceil(reset - time.time()))
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _digest(passcode: bytes) -> bytes:
+    return hashlib.sha256(passcode).digest()
+
+
+def _credentials(request: Request, passcode: str | None) -> list[bytes]:
+    """Return the one credential of a request, in each way its bytes can be meant.
+
+    The query is not looked at: it ends up in logs.
+
+    :param passcode: the one in the request's JSON, which goes first.
+    """
+    if passcode:
+        return [_encode(passcode)]
+    value = request.headers.get("X-Passcode") or bearer(request)
+    if not value:
+        return []
+    # What came as latin-1 (all that `fetch` can send in a field), and what came as UTF-8 (all that curl can).
+    return [_encode(value), value.encode("latin-1", "replace")]
 
 
 def bearer(request: Request) -> str | None:
@@ -151,15 +250,26 @@ def client_address(request: Request, *, trusted_proxies: int) -> str:
     :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by proxies of ours; what
         is left of them is the client's own invention.
     """
-    address = request.remote_addr or "unknown"
-    if trusted_proxies:
-        seen = [value.strip() for value in request.headers.get("X-Forwarded-For", "").split(",")]
-        if len(seen) >= trusted_proxies:
-            address = seen[-trusted_proxies]
+    peer = request.remote_addr or "unknown"
+    seen = request.headers.get("X-Forwarded-For", "").split(",")
+    if not trusted_proxies or len(seen) < trusted_proxies:
+        return _household(peer) or peer
+    return _household(seen[-trusted_proxies].strip()) or _household(peer) or peer
+
+
+def _household(text: str) -> str | None:
+    # Some proxies write the port behind the address, in the form of a URL's authority.
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        parsed = ipaddress.ip_address(address.strip("[]"))
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return request.remote_addr or "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((parsed.packed[:8] + bytes(8), 64)))
-    return str(parsed)
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    # A socket that listens for both families says ::ffff:192.0.2.1 of an IPv4 client.
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))

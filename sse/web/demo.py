@@ -270,11 +270,9 @@ def demonstration_app(*, delay: float = DELAY) -> Flask:
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """Serves HTTP/1.1, sends each event at once, and logs no request."""
+    """Serves HTTP/1.1, for its chunked bodies, and logs no request."""
 
     protocol_version = "HTTP/1.1"
-    # The handler writes a chunk in four pieces; Nagle's algorithm would keep the later ones until an ACK comes.
-    disable_nagle_algorithm = True
     # Seconds; for a peer that connects and says nothing.
     timeout = 30
 

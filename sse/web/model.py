@@ -1,17 +1,37 @@
-"""The JSON of `POST /forward-sse`, as a pydantic model: what is checked is what the documents say."""
+"""The JSON that comes and goes, as pydantic models: what is checked and sent is what the documents say."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..errors import InvalidRequest
 
+# JSON Schema has no "in any case", and what parse_fields takes is not seen from here, so both are written out.
+_METHOD_SCHEMA = {"type": "string", "pattern": "^([Gg][Ee][Tt]|[Pp][Oo][Ss][Tt])$", "examples": ["post"]}
+_VALUE_SCHEMA = {"type": ["string", "number"], "pattern": r"^[\t\x20-\x7e\x80-\xff]*$"}
+_FIELDS_SCHEMA = {
+    "type": "object",
+    "maxProperties": 100,
+    "propertyNames": {"pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"},
+    "additionalProperties": {"anyOf": [_VALUE_SCHEMA, {"type": "array", "items": _VALUE_SCHEMA, "maxItems": 100}]},
+}
+_HEADER_SCHEMA = {
+    "anyOf": [
+        _FIELDS_SCHEMA,
+        {"type": "string", "contentMediaType": "application/json", "contentSchema": _FIELDS_SCHEMA},
+    ],
+    "default": {},
+}
 
-def _upper(value: object) -> object:
-    return value.upper() if isinstance(value, str) else value
+
+def _parse_method(value: object) -> object:
+    method = value.upper() if isinstance(value, str) else value
+    if method not in ("GET", "POST"):
+        raise ValueError("must be get or post")
+    return method
 
 
 class ForwardRequest(BaseModel):
@@ -20,10 +40,19 @@ class ForwardRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     targetUrl: Annotated[
-        str, Field(min_length=1, max_length=8192, description="absolute http(s) URL that an upstream covers")
+        str,
+        Field(
+            min_length=1,
+            max_length=8192,
+            description="absolute http(s) URL that an upstream covers",
+            json_schema_extra={"pattern": "^[A-Za-z][A-Za-z0-9+.-]*:"},
+        ),
     ]
     method: Annotated[
-        str, BeforeValidator(_upper), Field(pattern="^(GET|POST)$", description="get or post, in any case")
+        str,
+        BeforeValidator(_parse_method),
+        WithJsonSchema(_METHOD_SCHEMA),
+        Field(description="get or post, in any case"),
     ] = "POST"
     body: Annotated[
         str | dict[str, Any] | list[Any] | None,
@@ -31,6 +60,7 @@ class ForwardRequest(BaseModel):
     ] = None
     header: Annotated[
         str | dict[str, Any],
+        WithJsonSchema(_HEADER_SCHEMA),
         Field(description="fields of the upstream request: an object, or a string that holds one in JSON"),
     ] = Field(default_factory=dict)
     passcode: Annotated[str | None, Field(description="the gateway's own credential")] = None
@@ -47,6 +77,19 @@ class ForwardRequest(BaseModel):
             return text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest("body: a lone surrogate has no form in UTF-8") from error
+
+
+class Problem(BaseModel):
+    """A refusal of the gateway's own (RFC 9457); `code` is stable, the texts are for people."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: Annotated[str, Field(description="the same as X-Request-Id, and as in the gateway's log")]
 
 
 def _compact(document: Any) -> str:

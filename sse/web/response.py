@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http
-import json
 import re
 import uuid
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from collections.abc import Iterable
 from flask import Response, request
 
 from ..errors import SSEError
+from .model import Problem
 
 #: What keeps every proxy and browser on the way from holding back, changing or guessing.
 STREAM_FIELDS = (
@@ -52,15 +52,10 @@ def stream_response(body: Iterable[bytes], *, status: int, fields: Iterable[tupl
 
 def problem(error: SSEError) -> Response:
     """Return a refusal of ours (RFC 9457)."""
-    body = {
-        "type": "about:blank",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "code": error.code,
-        "request_id": request_id(),
-    }
-    response = Response(json.dumps(body), status=_status_line(error.status), content_type="application/problem+json")
+    body = Problem(
+        title=error.title, status=error.status, detail=error.detail, code=error.code, request_id=request_id()
+    ).model_dump_json()
+    response = Response(body, status=_status_line(error.status), content_type="application/problem+json")
     response.headers.extend([("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
     response.headers["X-Request-Id"] = request_id()
     if error.retry_after is not None:

@@ -16,6 +16,7 @@ from ..settings import Settings
 if TYPE_CHECKING:
     from .access import Access
     from .demo import DemonstrationServer
+    from .report import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,16 @@ class State:
     watches: Watches
     limits: Limits
     access: Access
+    metrics: Metrics | None
     demonstration: DemonstrationServer | None
 
 
 def current_state() -> State:
-    """Return the state of the app that serves the current request."""
-    return cast(State, current_app.extensions["sse"])
+    """Return the state of the app that serves the current request.
+
+    :raises RuntimeError: if it has none.
+    """
+    try:
+        return cast(State, current_app.extensions["sse"])
+    except KeyError:
+        raise RuntimeError(f"the app {current_app.name!r} has no SSE: call SSE(app), or its init_app") from None

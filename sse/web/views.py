@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,10 +29,10 @@ from ..relay.pump import Pump, StreamEnd
 from ..relay.upstream import UpstreamRequest
 from ..relay.watch import EndReason, Watch
 from .model import ForwardRequest
+from .report import reporter
 from .response import problem, request_id, stream_response
 from .state import State, current_state
-
-log = logging.getLogger("sse")
+from .stream import EventSourceResponse, client_socket, last_event_id
 
 #: Bytes of an upstream's error answer that are passed on.
 MAX_ERROR_BODY = 64 * 1024
@@ -43,13 +42,15 @@ MAX_JSON_DEPTH = 64
 DEMONSTRATION_INTERVAL = 0.2
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+#: What the endpoints that take less allow.
+ALLOWED = {"sse_relay.forward": ("POST", "OPTIONS"), "sse_ticker.ticks": ("GET", "HEAD", "OPTIONS")}
 
 
 def relay_blueprint() -> Blueprint:
     """Return the relay's endpoints."""
     blueprint = Blueprint("sse_relay", __name__)
     # All methods come in, so that a wrong one gets an answer of ours, which scripts of other origins may read.
-    blueprint.add_url_rule("/forward-sse", view_func=forward, methods=METHODS)
+    blueprint.add_url_rule("/forward-sse", view_func=forward, methods=(*METHODS, "OPTIONS"))
     blueprint.add_url_rule("/upstream/<name>/", view_func=upstream, methods=METHODS)
     blueprint.add_url_rule("/upstream/<name>/<path:path>", view_func=upstream, methods=METHODS)
     blueprint.register_error_handler(SSEError, refuse)
@@ -59,7 +60,7 @@ def relay_blueprint() -> Blueprint:
 def ticker_blueprint() -> Blueprint:
     """Return the demonstration event stream."""
     blueprint = Blueprint("sse_ticker", __name__)
-    blueprint.add_url_rule("/sse", view_func=ticks, methods=METHODS)
+    blueprint.add_url_rule("/sse", view_func=ticks, methods=(*METHODS, "OPTIONS"))
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 
@@ -70,12 +71,19 @@ def refuse(error: SSEError) -> Response:
         response.headers.extend(current_state().access.rate_limit_fields())
     if isinstance(error, MethodNotAllowed):
         # RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
-        response.headers["Allow"] = "POST, OPTIONS" if request.endpoint == "sse_relay.forward" else "GET, HEAD, OPTIONS"
+        response.headers["Allow"] = ", ".join(ALLOWED[str(request.endpoint)])
     return response
+
+
+def answer_options() -> Response:
+    """Answer OPTIONS with what is allowed: Flask itself would name all methods that get an answer, be it a refusal."""
+    return Response(headers={"Allow": ", ".join(ALLOWED[str(request.endpoint)])})
 
 
 def forward() -> Response:
     """Relay what the JSON of the request describes."""
+    if request.method == "OPTIONS":
+        return answer_options()
     if request.method != "POST":
         raise MethodNotAllowed
     state = current_state()
@@ -145,8 +153,7 @@ def _client_fields(state: State) -> list[tuple[str, str]]:
 
 
 def _watch(state: State, stack: ExitStack) -> Watch:
-    client = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-    watch = Watch(client, state.limits)
+    watch = Watch(client_socket(), state.limits)
     state.watches.add(watch)
     stack.callback(state.watches.discard, watch)
     return watch
@@ -158,13 +165,20 @@ def _read_body(state: State) -> bytes | None:
     :raises TooLarge: beyond SSE_MAX_BODY.
     :raises InvalidRequest: if it does not arrive.
     """
-    request.max_content_length = state.settings.max_body
+    most = state.settings.max_body
+    # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is asked for.
+    request.max_content_length = most + 1
     try:
         body = request.get_data(cache=False)
     except RequestEntityTooLarge as error:
-        raise TooLarge(f"the request body is longer than {state.settings.max_body} bytes") from error
+        raise TooLarge(f"the request body is longer than {most} bytes") from error
     except (ClientDisconnected, BadRequest, OSError) as error:
         raise InvalidRequest("the request body did not arrive") from error
+    if len(body) > most:
+        raise TooLarge(f"the request body is longer than {most} bytes")
+    # Nor does it mind a body that ends early, where the server says that it ends what it reads.
+    if len(body) < (request.content_length or 0):
+        raise InvalidRequest("the request body did not arrive whole")
     return body or (b"" if request.content_length == 0 and request.method not in ("GET", "HEAD") else None)
 
 
@@ -180,12 +194,18 @@ def _read_document(state: State) -> tuple[Any, SSEError | None]:
 
 def _parse_json(body: bytes) -> Any:
     try:
-        document = json.loads(body.decode())
+        document = json.loads(body.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("the request body is not JSON in UTF-8") from error
     if _depth(document) > MAX_JSON_DEPTH:
         raise InvalidRequest(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels")
     return document
+
+
+def _refuse_constant(name: str) -> None:
+    # RFC 8259, section 6: "Numeric values that cannot be represented in the grammar below (such as Infinity and NaN)
+    # are not permitted."
+    raise ValueError(name)
 
 
 def _depth(document: Any) -> int:
@@ -226,7 +246,7 @@ def _relay(
     if state.demonstration is not None:
         state.demonstration.ensure_started()
     watch.watch_client()
-    report = _reporter(upstream.name if upstream else "public", client)
+    report = reporter(upstream.name if upstream else "public", client)
     try:
         answer = state.upstreams.open(wanted, watch)
     except SSEError as error:
@@ -278,43 +298,19 @@ def _not_opened(error: SSEError, watch: Watch) -> StreamEnd:
     )
 
 
-def _reporter(upstream: str, client: str) -> Callable[[StreamEnd], None]:
-    """Return what writes the one log line of a stream; it keeps nothing of the request but names."""
-    id_ = request_id()
-    client = client.partition(":")[2] if client.startswith("name:") else "-"
-
-    def report(end: StreamEnd) -> None:
-        log.info(
-            "stream end=%s status=%d upstream=%s client=%s events=%d bytes=%d first_byte=%s total=%.3f request_id=%s",
-            end.reason,
-            end.status,
-            upstream,
-            client,
-            end.events,
-            end.bytes,
-            "-" if end.first_byte is None else f"{end.first_byte:.3f}",
-            end.total,
-            id_,
-        )
-
-    return report
-
-
 def ticks() -> Response:
     """Stream the demonstration events of the seed, from where the client left off."""
+    if request.method == "OPTIONS":
+        return answer_options()
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed
-    last = request.headers.get("Last-Event-ID") or request.args.get("lastEventId") or "0"
+    last = last_event_id()
     # An id may be any text; one that is not a number of ours starts the count over.
-    start = int(last) if last.isascii() and last.isdecimal() and len(last) < 16 else 0
-    return stream_response(_tick(start), status=200, fields=[("Content-Type", "text/event-stream; charset=utf-8")])
+    return EventSourceResponse(_tick(int(last) if last.isascii() and last.isdecimal() and len(last) < 16 else 0))
 
 
-def _tick(last: int) -> Iterator[bytes]:
-    yield b""
+def _tick(last: int) -> Iterator[ServerSentEvent]:
     while True:
         time.sleep(DEMONSTRATION_INTERVAL)
         last += 1
-        yield ServerSentEvent(id=str(last), data=f"Message {last - 1}").encode()
-
-
+        yield ServerSentEvent(id=str(last), data=f"Message {last - 1}")

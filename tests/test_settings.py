@@ -1,0 +1,231 @@
+"""Every SSE_ key: what is taken, and what stops the start with the key's name and no secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from app import create_app
+from sse import SSE
+from sse.settings import Settings
+
+from .service import start_refused
+
+CANARY = "canary-7f3a9"
+
+#: Keys and values that stop the start; whatever of a value may be a secret is the canary.
+BAD: list[tuple[str, object]] = [
+    ("SSE_UPSTREAM", {}),
+    ("SSE_", 1),
+    ("SSE_PASSCODE", CANARY),
+    ("SSE_TIMEOUT", 1),
+    ("SSE_DEBUG", True),
+    ("SSE_UPSTREAMS", {}),
+    ("SSE_UPSTREAMS", None),
+    ("SSE_UPSTREAMS", []),
+    ("SSE_UPSTREAMS", f"http://{CANARY}/"),
+    ("SSE_UPSTREAMS", {"a": None}),
+    ("SSE_UPSTREAMS", {"a": 7}),
+    ("SSE_UPSTREAMS", {"a": ""}),
+    ("SSE_UPSTREAMS", {"a": "example.com"}),
+    ("SSE_UPSTREAMS", {"a": "/v1"}),
+    ("SSE_UPSTREAMS", {"a": "ftp://example.com/"}),
+    ("SSE_UPSTREAMS", {"a": f"https://user:{CANARY}@example.com/"}),
+    ("SSE_UPSTREAMS", {"a": f"https://example.com/?key={CANARY}"}),
+    ("SSE_UPSTREAMS", {"a": f"https://example.com/#{CANARY}"}),
+    ("SSE_UPSTREAMS", {"a": "https://exa mple.com/"}),
+    ("SSE_UPSTREAMS", {"a": "http://0.0.0.0/"}),
+    ("SSE_UPSTREAMS", {"a": "http://224.0.0.1/"}),
+    ("SSE_UPSTREAMS", {"a": "http://255.255.255.255/"}),
+    ("SSE_UPSTREAMS", {"": "https://example.com/"}),
+    ("SSE_UPSTREAMS", {"a/b": "https://example.com/"}),
+    ("SSE_UPSTREAMS", {"a b": "https://example.com/"}),
+    ("SSE_UPSTREAMS", {"a": {}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "header": {"Authorization": CANARY}}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": f"Authorization: {CANARY}"}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": [CANARY]}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": {"Authorization": [CANARY]}}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": {"Authorization": f"{CANARY}\r\nX: y"}}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": {"Authorization": f"{CANARY}\0"}}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": {"Authorization": f"{CANARY}\u20ac"}}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": {"X Y": CANARY}}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": {"Content-Length": "1"}}}),
+    ("SSE_UPSTREAMS", {"a": {"url": "https://example.com/", "headers": {"Host": "x"}}}),
+    ("SSE_ALLOW_PUBLIC_TARGETS", 1),
+    ("SSE_ALLOW_PUBLIC_TARGETS", "yes"),
+    ("SSE_OPEN", "true"),
+    ("SSE_PASSCODES", CANARY),
+    ("SSE_PASSCODES", [CANARY]),
+    ("SSE_PASSCODES", {"a": ""}),
+    ("SSE_PASSCODES", {"a": " "}),
+    ("SSE_PASSCODES", {"a": None}),
+    ("SSE_PASSCODES", {"a": [CANARY]}),
+    ("SSE_PASSCODES", {"": CANARY}),
+    ("SSE_PASSCODES", {f"{CANARY} ": "a"}),
+    ("SSE_PASSCODES", {"a": CANARY, "b": CANARY}),
+    ("SSE_THROTTLE", "often"),
+    ("SSE_THROTTLE", "60"),
+    ("SSE_THROTTLE", "60 per fortnight"),
+    ("SSE_THROTTLE", 60),
+    ("SSE_THROTTLE", None),
+    ("SSE_STORAGE_URI", ""),
+    ("SSE_STORAGE_URI", "redis://"),
+    ("SSE_STORAGE_URI", "memory"),
+    ("SSE_STORAGE_URI", f"postgres://user:{CANARY}@127.0.0.1/"),
+    ("SSE_STORAGE_URI", f"memcached://{CANARY}:11211"),
+    ("SSE_STORAGE_URI", f"async+redis://:{CANARY}@127.0.0.1/"),
+    ("SSE_STORAGE_URI", f"redis://:{CANARY}#x@127.0.0.1:6379/0"),
+    ("SSE_STORAGE_URI", f"redis://x:{CANARY}/y@127.0.0.1:6379/0"),
+    ("SSE_STORAGE_URI", f"redis://127.0.0.1:{CANARY}/0"),
+    ("SSE_CORS_ORIGINS", "*"),
+    ("SSE_CORS_ORIGINS", ["https://site.example/"]),
+    ("SSE_CORS_ORIGINS", ["https://site.example/path"]),
+    ("SSE_CORS_ORIGINS", ["site.example"]),
+    ("SSE_CORS_ORIGINS", ["https://*.example"]),
+    ("SSE_CORS_ORIGINS", [".*"]),
+    ("SSE_CORS_ORIGINS", ["null"]),
+    ("SSE_CORS_ORIGINS", [7]),
+    ("SSE_TRUSTED_PROXIES", -1),
+    ("SSE_TRUSTED_PROXIES", "1"),
+    ("SSE_TRUSTED_PROXIES", True),
+    ("SSE_MAX_STREAMS", -1),
+    ("SSE_MAX_STREAMS_PER_CLIENT", 1.5),
+    ("SSE_MAX_BODY", 0),
+    ("SSE_MAX_BODY", "10 MiB"),
+    ("SSE_CONNECT_TIMEOUT", 0),
+    ("SSE_RESPONSE_TIMEOUT", -1),
+    ("SSE_IDLE_TIMEOUT", "60"),
+    ("SSE_SEND_TIMEOUT", float("nan")),
+    ("SSE_MAX_DURATION", float("inf")),
+    ("SSE_MAX_DURATION", True),
+    ("SSE_CA_FILE", "/no/such/file.pem"),
+    ("SSE_CA_FILE", 7),
+    ("SSE_METRICS", "yes"),
+    ("SSE_HEARTBEAT", None),
+    ("SSE_RELAY_HEARTBEAT", -0.1),
+]
+
+GOOD: dict[str, object] = {
+    "SSE_UPSTREAMS": {"a": "https://example.com/", "b": {"url": "http://127.0.0.1:11434", "headers": {"X": CANARY}}},
+    "SSE_ALLOW_PUBLIC_TARGETS": True,
+    "SSE_PASSCODES": {"alice": CANARY, "bob": "other"},
+    "SSE_OPEN": True,
+    "SSE_THROTTLE": "10/second;100 per 5 minute",
+    "SSE_STORAGE_URI": f"redis://:{CANARY}@127.0.0.1:1/0",
+    "SSE_CORS_ORIGINS": ["https://site.example", "http://localhost:8080"],
+    "SSE_TRUSTED_PROXIES": 2,
+    "SSE_MAX_STREAMS": 0,
+    "SSE_MAX_STREAMS_PER_CLIENT": 0,
+    "SSE_MAX_BODY": 1,
+    "SSE_CONNECT_TIMEOUT": 0.5,
+    "SSE_RESPONSE_TIMEOUT": 0,
+    "SSE_IDLE_TIMEOUT": 0,
+    "SSE_SEND_TIMEOUT": 0,
+    "SSE_MAX_DURATION": 3600,
+    "SSE_CA_FILE": "",
+    "SSE_METRICS": True,
+    "SSE_HEARTBEAT": 0,
+    "SSE_RELAY_HEARTBEAT": 20,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), BAD, ids=lambda part: repr(part)[:40])
+def test_a_bad_value_stops_the_start_with_the_keys_name(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{key}\b") as refused:
+        Settings.from_config({key: value})
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert CANARY not in str(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = Settings.from_config({"OTHER": 1, "RATELIMIT_ENABLED": False})
+    assert settings == Settings()
+    documented = {
+        "upstreams": None,
+        "allow_public_targets": False,
+        "passcodes": {},
+        "open": False,
+        "throttle": "60 per 10 second",
+        "storage_uri": "memory://",
+        "cors_origins": ("*",),
+        "trusted_proxies": 0,
+        "max_streams": 2000,
+        "max_streams_per_client": 32,
+        "max_body": 10 * 1024 * 1024,
+        "connect_timeout": 5,
+        "response_timeout": 60,
+        "idle_timeout": 120,
+        "send_timeout": 30,
+        "max_duration": 0,
+        "ca_file": "",
+        "metrics": False,
+        "heartbeat": 15,
+        "relay_heartbeat": 0,
+    }
+    assert {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)} == documented
+
+
+def test_every_key_is_taken_and_no_secret_is_shown() -> None:
+    assert {field.name for field in dataclasses.fields(Settings)} == {key[4:].lower() for key in GOOD}
+    settings = Settings.from_config(GOOD)
+    assert (settings.trusted_proxies, settings.throttle, settings.metrics) == (2, GOOD["SSE_THROTTLE"], True)
+    assert CANARY not in repr(settings)
+    assert settings.upstreams is not None
+    assert CANARY not in repr(settings.upstreams)
+
+
+def test_the_settings_do_not_change_with_what_they_were_made_of() -> None:
+    passcodes = {"alice": "a"}
+    settings = Settings.from_config({"SSE_PASSCODES": passcodes})
+    passcodes["mallory"] = "m"
+    assert dict(settings.passcodes) == {"alice": "a"}
+
+
+KEYED = {"a": {"url": "https://example.com/", "headers": {"Authorization": CANARY}}}
+
+
+@pytest.mark.parametrize("config", [{"SSE_UPSTREAMS": KEYED}, {"SSE_ALLOW_PUBLIC_TARGETS": True}])
+def test_open_with_something_at_stake_is_refused_unless_it_is_meant(config: Mapping[str, Any]) -> None:
+    with pytest.raises(ValueError, match="^SSE_PASSCODES") as refused:
+        create_app(config)
+    assert CANARY not in str(refused.value)
+    create_app({**config, "SSE_OPEN": True})
+    create_app({**config, "SSE_PASSCODES": {"alice": "a"}})
+    site = Flask("site")
+    site.config.update(config)
+    SSE(site, authorize=lambda request: None)
+    site = Flask("site")
+    site.config.update(config)
+    with pytest.raises(ValueError, match="^SSE_PASSCODES"):
+        SSE(site)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"SSE_UPSTREAM": {"a": f"https://{CANARY}.example/"}}, "SSE_UPSTREAM"),
+        ({"SSE_UPSTREAMS": KEYED}, "SSE_PASSCODES"),
+        ({"SSE_STORAGE_URI": f"redis://127.0.0.1:{CANARY}/0"}, "SSE_STORAGE_URI"),
+    ],
+)
+def test_the_service_does_not_start_and_says_why_without_a_secret(settings: dict[str, Any], key: str) -> None:
+    said = start_refused(**settings)
+    assert f"ValueError: {key}" in said
+    assert CANARY not in said
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sse.toml"
+    path.write_text('SSE_MAX_STREAMS = 7\nSSE_TRUSTED_PROXIES = 1\n[SSE_UPSTREAMS]\na = "https://example.com/"\n')
+    monkeypatch.setenv("SSE_CONFIG", str(path))
+    monkeypatch.setenv("FLASK_SSE_MAX_STREAMS", json.dumps(8))
+    settings = create_app().extensions["sse"].settings
+    assert (settings.max_streams, settings.trusted_proxies) == (8, 1)
+    assert [upstream.name for upstream in settings.upstreams] == ["a"]

@@ -1,0 +1,41 @@
+"""What schemathesis cannot make up: targets that the service's table covers, and a chat for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import schemathesis
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+CHAT = {"model": "demo", "messages": MESSAGES, "stream": True}
+GENERATION = {"model": "demo", "input": {"messages": MESSAGES}}
+
+#: Characters of a `header` that is sent on: the demonstration's server takes no more than 100 fields.
+MOST_HEADER = 400
+
+
+@schemathesis.hook
+def before_call(context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    """Let valid calls reach the demonstration, and leave invalid ones as they are."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    if case.path == "/forward-sse" and isinstance(case.body, dict):
+        case.body = {**case.body, **aim(case.body)}
+    elif case.path.startswith("/upstream/") and case.method == "POST":
+        case.path_parameters = {"name": "chat", "path": "completions"}
+        case.body, case.media_type = CHAT, "application/json"
+    elif case.path.startswith("/upstream/") and case.method == "GET":
+        case.path_parameters = {"name": "v1", "path": "models"}
+
+
+def aim(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what replaces parts of a forward request so that it means something."""
+    is_get = str(asked.get("method", "")).upper() == "GET"
+    path = "v1/models" if is_get else "api/v1/services/aigc/text-generation/generation"
+    header = asked.get("header", {})
+    if len(json.dumps(header)) > MOST_HEADER:
+        header = {"X-DashScope-SSE": "enable"}
+    target = os.environ["DEMONSTRATION"] + path
+    return {"targetUrl": target, "header": header, "body": None if is_get else GENERATION}

@@ -1,0 +1,260 @@
+"""`EventSourceResponse` and `last_event_id`, in Flask's test client."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flask
+import pytest
+from flask import Flask, Response, request, stream_with_context
+from flask.testing import FlaskClient
+
+from sse import SSE, EventSourceResponse, ServerSentEvent, last_event_id
+
+PATIENCE = 10.0
+
+#: Any way to stream: in a thread of its own, and in the server's.
+HEARTBEATS = [pytest.param(15, id="heartbeat"), pytest.param(0, id="no-heartbeat")]
+
+
+def client_of(view: Callable[[], Any], **settings: Any) -> FlaskClient:
+    """Return a client of an app with that view at `/`."""
+    app = Flask(__name__)
+    app.config.from_mapping({f"SSE_{key}": value for key, value in settings.items()})
+    SSE(app, relay=False)
+    app.add_url_rule("/", view_func=view)
+    app.config["TESTING"] = True
+    return app.test_client()
+
+
+def stream(*items: Any, **options: Any) -> Callable[[], EventSourceResponse]:
+    return lambda: EventSourceResponse(iter(items), **options)
+
+
+@pytest.fixture(params=HEARTBEATS)
+def heartbeat(request: pytest.FixtureRequest) -> float:
+    value: float = request.param
+    return value
+
+
+@pytest.mark.parametrize(
+    ("item", "sent"),
+    [
+        pytest.param(ServerSentEvent(event="a", retry=5, data="b"), "event: a\nretry: 5\ndata: b", id="event"),
+        pytest.param(ServerSentEvent(id="1"), "id: 1", id="event-without-data"),
+        pytest.param("a\r\nb\rc\nd", "data: a\ndata: b\ndata: c\ndata: d", id="text-of-lines"),
+        pytest.param("", "data: ", id="empty-text"),
+        pytest.param("a\u2028b", "data: a\u2028b", id="text-with-other-separators"),
+        pytest.param({"b": [1, None], "a": "x"}, 'data: {"a": "x", "b": [1, null]}', id="dict"),
+        pytest.param([], "data: []", id="empty-list"),
+        pytest.param([datetime.date(2026, 1, 2)], 'data: ["Fri, 02 Jan 2026 00:00:00 GMT"]', id="the-app-s-json"),
+    ],
+)
+def test_an_item_becomes_an_event(item: Any, sent: str, heartbeat: float) -> None:
+    answer = client_of(stream(item), HEARTBEAT=heartbeat).get("/")
+    assert answer.get_data(as_text=True) == f"{sent}\n\n"
+
+
+@pytest.mark.parametrize("item", [b"bytes", 1, None, ("a",), {"a": object()}], ids=repr)
+def test_what_is_no_event_is_refused(item: Any, heartbeat: float) -> None:
+    with pytest.raises(TypeError):
+        _ = client_of(stream("a", item), HEARTBEAT=heartbeat).get("/").data
+
+
+def test_what_the_iterable_raises_reaches_the_test(heartbeat: float) -> None:
+    def view() -> Response:
+        def events() -> Iterator[str]:
+            yield "a"
+            raise LookupError("of the iterable")
+
+        return EventSourceResponse(events())
+
+    with pytest.raises(LookupError, match="of the iterable"):
+        _ = client_of(view, HEARTBEAT=heartbeat).get("/").data
+
+
+def test_the_fields_are_those_of_an_event_stream() -> None:
+    answer = client_of(stream()).get("/", headers={"X-Request-Id": "abc"})
+    assert answer.status_code == 200
+    assert dict(answer.headers) == {
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "Cache-Control": "no-cache, no-transform",
+        "X-Accel-Buffering": "no",
+        "X-Content-Type-Options": "nosniff",
+        "X-Request-Id": "abc",
+    }
+
+
+def test_fields_and_status_may_be_given_but_the_content_type_stays() -> None:
+    fields = {"cache-control": "no-store", "X-Other": "1", "content-type": "text/plain"}
+    answer = client_of(stream(status=203, headers=fields)).get("/")
+    assert answer.status_code == 203
+    assert answer.headers.getlist("Cache-Control") == ["no-store"]
+    assert answer.headers["X-Other"] == "1"
+    assert answer.headers.getlist("Content-Type") == ["text/event-stream; charset=utf-8"]
+
+
+def test_status_204_sends_the_head_alone_and_is_complete(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sse")
+    with client_of(stream("never", status=204)).get("/") as answer:
+        assert answer.status_code == 204
+        assert answer.data == b""
+    assert "stream end=complete status=204" in caplog.text
+
+
+def test_nothing_may_read_the_whole_stream_in_passing() -> None:
+    def view() -> str:
+        response = EventSourceResponse(["a"])
+        with pytest.raises(RuntimeError):
+            response.get_data()
+        return "seen"
+
+    assert client_of(view).get("/").text == "seen"
+
+
+def test_what_the_view_wants_closed_is_closed_with_the_stream() -> None:
+    closed: list[str] = []
+
+    def view() -> Response:
+        response = EventSourceResponse(["a"])
+        response.call_on_close(lambda: closed.append("view"))
+        return response
+
+    with client_of(view).get("/") as answer:
+        assert answer.data == b"data: a\n\n"
+    assert closed == ["view"]
+
+
+def test_the_iterable_of_a_head_request_is_never_started_but_closed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sse")
+
+    class Events:
+        started = closed = False
+
+        def __iter__(self) -> Iterator[str]:
+            Events.started = True
+            yield "a"
+
+        def close(self) -> None:
+            Events.closed = True
+
+    client_of(lambda: EventSourceResponse(Events())).head("/").close()
+    assert (Events.started, Events.closed) == (False, True)
+    assert "stream end=complete" in caplog.text
+
+
+def test_a_stream_that_is_left_is_closed_and_says_so_once(heartbeat: float, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sse")
+    closed = threading.Event()
+
+    def view() -> Response:
+        def events() -> Iterator[str]:
+            try:
+                while True:
+                    yield "a"
+            finally:
+                closed.set()
+
+        return EventSourceResponse(events())
+
+    answer = client_of(view, HEARTBEAT=heartbeat).get("/")
+    pieces = answer.iter_encoded()
+    assert [next(pieces), next(pieces)] == [b"", b"data: a\n\n"]
+    answer.close()
+    assert closed.wait(PATIENCE)
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["end=client_gone"]
+
+
+def test_what_the_close_of_the_iterable_raises_leaves_no_watch(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sse")
+
+    def view() -> Response:
+        def events() -> Iterator[str]:
+            try:
+                while True:
+                    yield "a"
+            finally:
+                raise LookupError("of the close")
+
+        return EventSourceResponse(events())
+
+    client = client_of(view, HEARTBEAT=0)
+    answer = client.get("/")
+    assert next(pieces := answer.iter_encoded()) == b""
+    assert next(pieces) == b"data: a\n\n"
+    with pytest.raises(LookupError, match="of the close"):
+        answer.close()
+    assert len(client.application.extensions["sse"].watches) == 0
+    assert "stream end=client_gone" in caplog.text
+
+
+def test_no_watch_is_left_when_streams_have_ended(heartbeat: float) -> None:
+    client = client_of(stream("a"), HEARTBEAT=heartbeat)
+    with client.get("/") as answer:
+        assert answer.data == b"data: a\n\n"
+    client.get("/").close()
+    client.head("/").close()
+    assert len(client.application.extensions["sse"].watches) == 0
+
+
+def test_a_response_that_is_never_sent_leaves_nothing() -> None:
+    def view() -> str:
+        EventSourceResponse(["a"])
+        return "something else"
+
+    client = client_of(view)
+    before = threading.active_count()
+    assert client.get("/").text == "something else"
+    assert len(client.application.extensions["sse"].watches) == 0
+    assert threading.active_count() == before
+
+
+def test_the_iterable_uses_the_request_with_stream_with_context(heartbeat: float) -> None:
+    def view() -> Response:
+        flask.g.word = "of g"
+
+        def events() -> Iterator[Any]:
+            yield request.args["q"]
+            yield flask.g.word
+
+        return EventSourceResponse(stream_with_context(events()))
+
+    client = client_of(view, HEARTBEAT=heartbeat)
+    assert client.get("/?q=asked").text == "data: asked\n\ndata: of g\n\n"
+
+
+def test_without_it_the_request_is_out_of_reach(heartbeat: float) -> None:
+    def view() -> Response:
+        return EventSourceResponse(request.args["q"] for _ in range(1))
+
+    with pytest.raises(RuntimeError, match="request context"):
+        _ = client_of(view, HEARTBEAT=heartbeat).get("/?q=asked").data
+
+
+def test_an_app_without_sse_is_told_so() -> None:
+    app = Flask(__name__)
+    with app.test_request_context(), pytest.raises(RuntimeError, match="has no SSE"):
+        EventSourceResponse([])
+
+
+@pytest.mark.parametrize(
+    ("field", "query", "seen"),
+    [
+        pytest.param(None, {}, "", id="none"),
+        pytest.param("41", {}, "41", id="field"),
+        pytest.param(None, {"lastEventId": "41"}, "41", id="query"),
+        pytest.param("42", {"lastEventId": "41"}, "42", id="field-before-query"),
+        pytest.param("", {"lastEventId": "41"}, "41", id="empty-field"),
+        pytest.param("ü中".encode().decode("latin-1"), {}, "ü中", id="field-in-utf-8"),
+        pytest.param("ü", {}, "\ufffd", id="field-not-in-utf-8"),
+        pytest.param(None, {"lastEventId": "ü中"}, "ü中", id="query-in-utf-8"),
+    ],
+)
+def test_the_last_event_id_is_what_the_client_has_seen(field: str | None, query: dict[str, str], seen: str) -> None:
+    headers = {} if field is None else {"Last-Event-ID": field}
+    with Flask(__name__).test_request_context(headers=headers, query_string=query):
+        assert last_event_id() == seen
