@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from .service import Process, RawClient, Service, call, forward
+from .service import ROOT, Process, RawClient, Service, call, forward
 from .upstream import Script, Upstream
 
 if TYPE_CHECKING:
@@ -116,6 +117,21 @@ def chromium() -> Iterator[Browser]:
 def node() -> str:
     """The path of Node.js."""
     return program("node", "nodejs")
+
+
+@pytest.fixture(scope="session")
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the npm packages, and the scripts that use them."""
+    directory = tmp_path_factory.mktemp("sdk")
+    program("node", "nodejs")
+    npm = program("npm", "npm")
+    for source in (ROOT / "tests/sdk").iterdir():
+        (directory / source.name).write_bytes(source.read_bytes())
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
+    return directory
 
 
 class RedisServer:

@@ -129,6 +129,13 @@ class Service(Process):
             self.stop(1)
             raise
 
+    def __exit__(self, *_: object) -> None:
+        # To end politely takes gunicorn a second or two; what tests that calls stop() itself.
+        if self._process.poll() is None:
+            for pid in [self.pid, *self.children()]:
+                os.kill(pid, 9)
+        self.wait_exit()
+
     def _wait_ready(self) -> None:
         """Ask for `/healthz`: the kernel keeps the request until a worker takes it, or all are gone."""
         try:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sse.web.access import KEPT_KEYS, ForgetfulMemory
+
 from .service import Head, RawClient, Service, call
 from .upstream import Upstream, answer
 
@@ -186,7 +188,7 @@ def test_sixty_calls_in_ten_seconds_and_not_one_more(upstream_: Upstream) -> Non
 
 
 def test_after_retry_after_one_gets_in_though_refused_calls_went_on(upstream_: Upstream) -> None:
-    """In the reference, refused calls counted, so that a steady caller was shut out for good, and Retry-After was wrong."""
+    """In the reference, refused calls counted, which shut a steady caller out for good, and Retry-After was wrong."""
     with start(upstream_, SSE_THROTTLE="3 per 1 second") as service:
         assert statuses(service, upstream_, 3) == [200] * 3
         head, _ = ask(service, upstream_)
@@ -326,6 +328,22 @@ def test_guesses_are_throttled_where_nothing_else_is(upstream_: Upstream) -> Non
         assert statuses(service, upstream_, 61, passcode="guess") == [401] * 60 + [429]
 
 
+def test_addresses_that_called_once_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """limits keeps every key it ever saw: 20,001 after all had expired."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    memory = ForgetfulMemory()
+    for number in range(10_000):
+        assert memory.acquire_entry(f"address {number}", 1, 10)
+        now += 0.1
+    # A hundred of them are within the ten seconds.
+    assert len(memory.events) <= KEPT_KEYS
+    # Those in use are kept, however many they are.
+    for number in range(3 * KEPT_KEYS):
+        assert memory.acquire_entry(f"busy {number}", 1, 10)
+    assert not [number for number in range(3 * KEPT_KEYS) if memory.acquire_entry(f"busy {number}", 1, 10)]
+
+
 # Which pages.
 
 EXPOSED = {"retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "x-request-id"}
@@ -416,11 +434,11 @@ def test_a_store_that_is_away_is_no_way_in_and_no_failure(
     redis_server: Any, upstream_: Upstream, service: Callable[..., Service]
 ) -> None:
     """Flask-Limiter answers 500 where its store is away, or lets everybody in."""
-    relay = service(
-        SSE_UPSTREAMS={"test": upstream_.url}, SSE_THROTTLE="3 per minute", SSE_STORAGE_URI=redis_server.url
-    )
-    assert ask(relay, upstream_)[0].status == 200
+    settings = {"SSE_THROTTLE": "3 per minute", "SSE_STORAGE_URI": redis_server.url}
+    relay, other = (service(SSE_UPSTREAMS={"test": upstream_.url}, **settings) for _ in range(2))
+    # Where there is one, all that use it count together.
+    assert [ask(each, upstream_)[0].status for each in (relay, other, relay, other, relay)] == [200] * 3 + [429] * 2
     redis_server.stop()
     began = time.monotonic()
-    assert statuses(relay, upstream_, 4) == [200, 200, 200, 429]
+    assert statuses(relay, upstream_, 4) == [200] * 3 + [429]
     assert time.monotonic() - began < 5

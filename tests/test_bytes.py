@@ -349,10 +349,12 @@ def test_an_unfinished_error_body_is_let_go_when_the_client_leaves(relay: Relay)
         connection.send(head(500, "Content-Type: text/plain", "Content-Length: 100") + b"begun")
         connection.wait_closed()
 
+    start = len(relay.service.log())
     client = relay.forward(script)
     assert client.read_until(b"begun") == b"begun"
     client.close()
     relay.upstream.wait_connection().wait_closed()
+    assert relay.service.wait_log(r"stream end=(\w+)", start=start)[1] == "client_gone"
 
 
 def test_heartbeats_stand_between_events_only(

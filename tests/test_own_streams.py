@@ -180,6 +180,16 @@ def test_a_client_that_does_not_read_holds_the_iterable_and_is_cut(site: Site) -
     assert int(site.ask("/produced")) - before < 100
 
 
+@pytest.mark.parametrize("server", ["gevent", "gthread", "flask"])
+def test_a_client_that_leaves_is_noticed_before_the_next_heartbeat(special: Callable[..., Site], server: str) -> None:
+    site = special(server, HEARTBEAT=60)
+    with site.stream("/gated") as client:
+        client.read_until(b"data: one\n\n")
+    site.wait_end("client_gone")
+    site.ask("/open-gate", "POST")
+    site.wait_closed()
+
+
 @pytest.mark.parametrize("server", ["gevent", "gthread"])
 def test_a_stream_ends_after_its_longest_life(special: Callable[..., Site], server: str) -> None:
     site = special(server, MAX_DURATION=0.3)

@@ -24,9 +24,9 @@ from mcp.client.streamable_http import streamable_http_client
 
 from sse.web.demo import KEY, TEXT, DemonstrationServer
 
-from .conftest import missing, program
+from .dialect import chat_events, speak
 from .servers import Server
-from .service import ROOT, Service, call, forward
+from .service import Service, call, forward
 from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
 
 PASSCODE = "a long random text"
@@ -99,13 +99,6 @@ def stop_after(first: bytes) -> Script:
     return script
 
 
-def chat_event(content: str) -> bytes:
-    """Return one event of a chat completion."""
-    choice = {"index": 0, "delta": {"content": content}, "finish_reason": None}
-    document = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
-    return f"data: {json.dumps(document)}\n\n".encode()
-
-
 # OpenAI's Python SDK
 
 
@@ -156,7 +149,7 @@ def test_an_open_gateway_passes_the_key_of_openais_client_on(shared_service: Ser
 
 
 def test_openai_aborts_in_mid_stream(gateway: Gateway, openai_client: openai.OpenAI) -> None:
-    gateway.upstream.script = stop_after(chat_event("Hel"))
+    gateway.upstream.script = stop_after(next(chat_events(["Hel"])))
     client = openai_client.with_options(base_url=gateway.base_url("test", "/v1"))
     stream = client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
     assert next(stream).choices[0].delta.content == "Hel"
@@ -167,7 +160,7 @@ def test_openai_aborts_in_mid_stream(gateway: Gateway, openai_client: openai.Ope
 def test_openai_takes_no_cut_for_an_end(gateway: Gateway, openai_client: openai.OpenAI) -> None:
     def cut(connection: Connection) -> None:
         connection.read_request()
-        connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked") + chunk(chat_event("Hel")))
+        connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked") + chunk(next(chat_events(["Hel"]))))
 
     gateway.upstream.script = cut
     client = openai_client.with_options(base_url=gateway.base_url("test", "/v1"))
@@ -190,23 +183,6 @@ def test_openai_waits_as_long_as_the_upstream_says(gateway: Gateway, openai_clie
 
 
 # OpenAI's JavaScript SDK, and the npm package eventsource
-
-
-@pytest.fixture(scope="session")
-def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the npm packages, and the scripts that use them."""
-    directory = tmp_path_factory.mktemp("sdk")
-    program("node", "nodejs")
-    npm = program("npm", "npm")
-    packages = json.loads((ROOT / "tests/sdk/package.json").read_text())
-    assert packages["private"]
-    for source in (ROOT / "tests/sdk").iterdir():
-        (directory / source.name).write_bytes(source.read_bytes())
-    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
-    return directory
 
 
 def run_node(directory: Path, script: str, *args: str) -> Any:
@@ -237,7 +213,7 @@ def test_openai_js_reports_a_refusal(
 
 
 def test_openai_js_aborts_in_mid_stream(gateway: Gateway, node_modules: Path) -> None:
-    gateway.upstream.script = stop_after(chat_event("Hel"))
+    gateway.upstream.script = stop_after(next(chat_events(["Hel"])))
     said = run_node(node_modules, "openai.mjs", gateway.base_url("test", "/v1"), PASSCODE, "abort")
     assert said == {"text": "Hel"}
     gateway.upstream.wait_connection().wait_closed()
@@ -257,28 +233,8 @@ def test_eventsource_goes_on_after_its_last_event(gateway: Gateway, node_modules
 # Anthropic
 
 
-def anthropic_events() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events of a streamed message, by the names that Anthropic documents."""
-    usage = {"input_tokens": 3, "output_tokens": 1}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [], "usage": usage}
-    yield "message_start", {"message": {**message, "stop_reason": None, "stop_sequence": None}}
-    yield "content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}
-    yield "ping", {}
-    for text in ("Grüße", ", ", "世界"):
-        yield "content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": text}}
-    yield "content_block_stop", {"index": 0}
-    yield (
-        "message_delta",
-        {"delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 3}},
-    )
-    yield "message_stop", {}
-
-
 def test_anthropic_streams_a_message(gateway: Gateway) -> None:
-    encoded = [
-        f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode() for name, data in anthropic_events()
-    ]
-    gateway.upstream.script = answer(*encoded, fields=[EVENT_STREAM, "request-id: req_1"])
+    gateway.upstream.script = speak("Grüße", ", ", "世界")
     with (
         anthropic.Anthropic(base_url=gateway.base_url("test"), auth_token=PASSCODE, max_retries=0) as client,
         client.messages.stream(model="m", max_tokens=9, messages=MESSAGES) as stream,

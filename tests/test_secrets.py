@@ -93,7 +93,7 @@ def calls(upstream: Upstream, nobody: str) -> list[tuple[str, dict[str, str], by
         f'{{"body": {"[" * 99}"{BODY}"{"]" * 99}}}',
     ):
         made.append(("/forward-sse", JSON, raw.encode()))
-    made.append(("/forward-sse", {"Content-Type": f"text/{CLIENT_KEY}"}, BODY.encode()))
+    made.append(("/forward-sse", {"Content-Type": f"text/{CLIENT_KEY}", "X-Passcode": PASSCODE}, BODY.encode()))
     made.append((f"/upstream/test/..?key={QUERY_KEY}", {"X-Passcode": PASSCODE}, BODY.encode()))
     made.append((f"/upstream/other/?key={QUERY_KEY}", {"X-Passcode": PASSCODE}, BODY.encode()))
     made.append((f"/sse?lastEventId=1&key={QUERY_KEY}", FIELDS, BODY.encode()))

@@ -77,8 +77,6 @@ class Producer:
                     return
                 except OSError as error:
                     raise IterableFailed(f"the iterable raised {type(error).__name__}") from error
-                if self._is_cut:
-                    return
                 yield self._encode(item)
         finally:
             _close(iterator)

@@ -105,7 +105,7 @@ export function fetchSSE(url, { fetch: send = fetch, reconnect = false, ...init 
 	async function run() {
 		while (!signal.aborted) {
 			const error = await connect();
-			
+			if (signal.aborted) return;
 			if (!reconnect) return error ? handlers.onError?.(error) : handlers.onDone?.();
 			handlers.onReconnect?.(error);
 			const time = error?.retryAfter ? error.retryAfter * 1000 : delay;

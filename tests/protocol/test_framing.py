@@ -239,7 +239,7 @@ def _slow(wire: bytes) -> tuple[bytes, bool, bool]:
         if not found:
             return out, False, b"\n" in line
         digits = line.partition(b";")[0]
-        if b"\n" in line or not digits or len(digits) > 16 or digits.strip(b"0123456789abcdefABCDEF"):
+        if {10, 13} & set(line) or not digits or len(digits) > 16 or digits.strip(b"0123456789abcdefABCDEF"):
             return out, False, True
         at += len(line) + 2
         size = int(digits, 16)

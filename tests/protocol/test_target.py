@@ -13,12 +13,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sse.errors import InvalidRequest, TargetNotAllowed
+from sse.protocol.address import is_public
 from sse.protocol.target import (
     MAX_URL,
     Target,
     Upstream,
     UpstreamTable,
-    is_public,
     parse_target,
     parse_upstream,
 )
@@ -662,7 +662,7 @@ def test_a_table_knows_its_upstreams_by_name_and_host() -> None:
 )
 def test_an_entry_that_is_wrong_is_named_and_shows_no_secret(name: object, entry: object) -> None:
     with pytest.raises(ValueError) as caught:
-        parse_upstream(name, entry)  # type: ignore[arg-type]
+        parse_upstream(name, entry)
     error: BaseException | None = caught.value
     assert repr(name) in str(error)
     while error is not None:
@@ -892,4 +892,4 @@ def test_a_target_that_was_changed_is_another() -> None:
     below = parse_target("https://a.example.com/v1/b")
     assert upstream.covers(below)
     for change in ({"scheme": "http"}, {"host": "b.example.com"}, {"port": 444}, {"path": "/v2/b"}):
-        assert not upstream.covers(replace(below, **change))  # type: ignore[arg-type]
+        assert not upstream.covers(replace(below, **change))
