@@ -6,7 +6,7 @@ from flask import Flask
 from flask_cors import CORS
 from flask_limiter import Limiter
 
-from .protocol.target import UpstreamTable, parse_upstream
+from .protocol.table import UpstreamTable, parse_upstream
 from .relay.adapter import RelayAdapter
 from .relay.dial import Dialer
 from .relay.lease import leases_in

@@ -190,6 +190,9 @@ def test_leaving_after_pipelining_is_noticed(
     if script is silent:
         client.read_until(EVENT)
     client.send(pipelined(relay))
+    # The worker is one thread: when it has answered this, it has seen those bytes, and not the FIN.
+    with call(relay.service, "GET", "/healthz") as other:
+        other.read_head()
     leave(client)
     relay.upstream.wait_connection().wait_closed()
     assert ending(relay.service, start) == "client_gone"

@@ -323,6 +323,11 @@ class RawBody:
                 return length == 0
         raise TruncatedBody("the body is shorter than its Content-Length")
 
+    def _may_persist(self) -> bool:
+        # RFC 9112, section 9.3: HTTP/1.0 keeps a connection only if both sides say so, and 6.1 wants it closed after
+        # a Transfer-Encoding there; few speak it, so none of theirs is kept.
+        return not self._head.will_close and self._head.version > 10
+
     def close(self) -> None:
         """Let go of the upstream; a body that was not read to its end takes the connection with it."""
         self._release(reusable=False)
@@ -334,7 +339,7 @@ class RawBody:
         if self._head.isclosed():
             return
         self._head.close()
-        if reusable and self._framing.reusable and not self._head.will_close:
+        if reusable and self._framing.reusable and self._may_persist():
             self.settimeout(None)
             if self._watch is not None:
                 self._watch.detach()

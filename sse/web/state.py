@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from flask import current_app
 
-from ..protocol.target import UpstreamTable
+from ..protocol.table import UpstreamTable
 from ..relay.lease import Leases
 from ..relay.upstream import Upstreams
 from ..relay.watch import Limits, Watches

@@ -24,7 +24,8 @@ from ..errors import (
 )
 from ..protocol.event import ServerSentEvent
 from ..protocol.field import encode_request_fields, is_event_stream, parse_fields, response_fields
-from ..protocol.target import Upstream, parse_target
+from ..protocol.table import Upstream
+from ..protocol.target import parse_target
 from ..relay.pump import Pump, StreamEnd
 from ..relay.upstream import UpstreamRequest
 from ..relay.watch import EndReason, Watch

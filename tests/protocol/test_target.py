@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 
 from sse.errors import InvalidRequest, TargetNotAllowed
 from sse.protocol.address import is_public
-from sse.protocol.target import (
-    MAX_URL,
-    Target,
-    Upstream,
-    UpstreamTable,
-    parse_target,
-    parse_upstream,
-)
+from sse.protocol.table import Upstream, UpstreamTable, parse_upstream
+from sse.protocol.target import MAX_URL, Target, parse_target
 
 SECRET = "Bearer canary"
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from sse.errors import TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
-from sse.protocol.target import UpstreamTable, parse_target, parse_upstream
+from sse.protocol.table import UpstreamTable, parse_upstream
+from sse.protocol.target import parse_target
 from sse.relay import dial
 from sse.relay.adapter import RelayAdapter
 from sse.relay.dial import MAX_LOOKUPS, Dialer

@@ -17,15 +17,17 @@ MOST_HEADER = 400
 
 
 @schemathesis.hook
-def before_call(context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: Any, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
     """Let valid calls reach the demonstration, and leave invalid ones as they are."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
-    if case.path == "/forward-sse" and isinstance(case.body, dict):
-        case.body = {**case.body, **aim(case.body)}
+    body: Any = case.body
+    if case.path == "/forward-sse" and isinstance(body, dict):
+        case.body = {**body, **aim(body)}
     elif case.path.startswith("/upstream/") and case.method == "POST":
         case.path_parameters = {"name": "chat", "path": "completions"}
-        case.body, case.media_type = CHAT, "application/json"
+        body, case.media_type = CHAT, "application/json"
+        case.body = body
     elif case.path.startswith("/upstream/") and case.method == "GET":
         case.path_parameters = {"name": "v1", "path": "models"}
 

@@ -1,0 +1,239 @@
+"""How many streams may be open over all processes that share a Redis, and what the service makes of its leases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from limits.storage import RedisStorage
+
+from sse.errors import TooManyStreams
+from sse.relay.lease import LIFETIME, STORAGE_OPTIONS, Leases, SharedLeases, leases_in
+
+from ..service import RawClient, Service, forward
+from ..upstream import EVENT_STREAM, Connection, Upstream, chunk, head
+
+EVENT = b"data: x\n\n"
+
+
+@pytest.fixture
+def shared(redis_server: Any) -> Iterator[Callable[..., SharedLeases]]:
+    """`shared(per_client=2)` gives the leases of one more process."""
+    stores = []
+
+    def make(*, total: int = 0, per_client: int = 2, lifetime: int = LIFETIME) -> SharedLeases:
+        stores.append(RedisStorage(redis_server.url, **STORAGE_OPTIONS))
+        return SharedLeases(stores[-1], total=total, per_client=per_client, lifetime=lifetime)
+
+    yield make
+    for store in stores:
+        store.get_connection().close()  # type: ignore[attr-defined]
+
+
+def test_processes_count_together(shared: Callable[..., SharedLeases]) -> None:
+    one, other = shared(), shared()
+    give_back = one.take("a")
+    other.take("a")
+    for leases in (one, other):
+        with pytest.raises(TooManyStreams) as refused:
+            leases.take("a")
+        assert refused.value.retry_after
+    other.take("b")
+    give_back()
+    give_back()
+    other.take("a")
+    with pytest.raises(TooManyStreams):
+        one.take("a")
+    assert (len(one), len(other)) == (0, 3)
+
+
+def test_processes_that_take_at_once_get_no_more_than_there_are(shared: Callable[..., SharedLeases]) -> None:
+    processes = [shared(per_client=5) for _ in range(4)]
+    taken: list[Callable[[], None]] = []
+    together = threading.Barrier(20)
+
+    def take(leases: SharedLeases) -> None:
+        together.wait()
+        try:
+            taken.append(leases.take("a"))
+        except TooManyStreams:
+            return
+
+    threads = [threading.Thread(target=take, args=(processes[number % 4],)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 5
+
+
+def test_what_is_held_is_renewed_and_what_is_not_expires(
+    shared: Callable[..., SharedLeases], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living, killed = shared(lifetime=1), shared(lifetime=1)
+    renewed = threading.Semaphore(0)
+    renew = SharedLeases._renew
+
+    def renew_one(leases: SharedLeases, held: list[tuple[str, str]]) -> None:
+        if leases is living:
+            renew(leases, held)
+            renewed.release()
+
+    monkeypatch.setattr(SharedLeases, "_renew", renew_one)
+    living.take("a")
+    killed.take("a")
+    third = shared(per_client=2)
+    with pytest.raises(TooManyStreams):
+        third.take("a")
+    # Seven thirds of the lifetime: what nobody renews has expired, with the second that the store's clock rounds off.
+    for _ in range(7):
+        assert renewed.acquire(timeout=10)
+    third.take("a")
+    with pytest.raises(TooManyStreams):
+        third.take("a")
+
+
+def test_what_is_given_back_while_it_is_renewed_stays_given_back(shared: Callable[..., SharedLeases]) -> None:
+    leases, other = shared(per_client=1), shared(per_client=1)
+    give_back = leases.take("a")
+    held = list(leases._held.items())
+    give_back()
+    leases._renew(held)
+    other.take("a")
+
+
+def test_without_the_store_each_process_counts_for_itself(
+    redis_server: Any,
+    shared: Callable[..., SharedLeases],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, other = shared(per_client=1), shared(per_client=1)
+    before = one.take("a")
+    redis_server.stop()
+    with pytest.raises(TooManyStreams):
+        one.take("a")
+    for client in ("a", "b", "c"):
+        other.take(client)
+        with pytest.raises(TooManyStreams):
+            other.take(client)
+    before()
+    give_back = one.take("a")
+    # One line for each process.
+    away = "leases are counted in each process: the store is away (ConnectionError)"
+    assert [record.message for record in caplog.records] == [away] * 2
+    # It comes back empty; what is held is there again with the next renewal.
+    redis_server.start()
+    monkeypatch.setattr(one, "_absent_until", 1.0)
+    held = list(one._held.items())
+    one._ask(lambda: one._renew(held))
+    assert caplog.records[-1].message == "leases are shared again: the store is back"
+    third = shared(per_client=1)
+    with pytest.raises(TooManyStreams):
+        third.take("a")
+    give_back()
+    third.take("a")
+
+
+def test_the_setting_says_where_they_are() -> None:
+    assert type(leases_in("memory://", total=1, per_client=1)) is Leases
+    assert type(leases_in("redis://127.0.0.1:1/0", total=1, per_client=1)) is SharedLeases
+
+
+def test_a_store_that_says_nothing_holds_nobody_up(upstream: Callable[..., Upstream]) -> None:
+    silent = upstream(lambda connection: connection.wait_closed())
+    leases = leases_in(f"redis://127.0.0.1:{silent.port}/0", total=0, per_client=1)
+    done = threading.Event()
+
+    def take() -> None:
+        leases.take("a")
+        done.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    assert done.wait(5)
+
+
+# Through the service.
+
+
+def endless(connection: Connection) -> None:
+    connection.read_request()
+    connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked") + chunk(EVENT))
+    connection.wait_closed()
+
+
+def opened(service: Service, upstream: Upstream) -> RawClient:
+    client = forward(service, upstream.url)
+    client.read_head()
+    return client
+
+
+def refused_by(service: Service, upstream: Upstream) -> tuple[int, str, str | None]:
+    with opened(service, upstream) as client:
+        assert client.head is not None
+        return client.head.status, client.json()["code"], client.head.field("Retry-After")
+
+
+def test_the_service_refuses_one_stream_too_many(
+    upstream: Callable[..., Upstream], service: Callable[..., Service]
+) -> None:
+    source = upstream(endless)
+    settings = {"SSE_UPSTREAMS": {"test": source.url}, "SSE_THROTTLE": ""}
+    relay = service(SSE_MAX_STREAMS_PER_CLIENT=2, **settings)
+    with opened(relay, source) as first, opened(relay, source) as second:
+        first.read_until(EVENT)
+        second.read_until(EVENT)
+        assert refused_by(relay, source) == (429, "too_many_streams", "1")
+        second.close()
+        relay.wait_log("end=client_gone")
+        with opened(relay, source) as third:
+            third.read_until(EVENT)
+    full = service(SSE_MAX_STREAMS=1, **settings)
+    with opened(full, source) as only:
+        only.read_until(EVENT)
+        assert refused_by(full, source) == (503, "at_capacity", "1")
+
+
+def test_what_never_became_a_stream_leaves_no_lease(
+    upstream: Callable[..., Upstream], service: Callable[..., Service]
+) -> None:
+    """HEAD starts no generator, and a refused or failed call has none."""
+    source, gone = upstream(), upstream()
+    gone.refuse()
+    table = {"test": source.url, "gone": gone.url}
+    relay = service(SSE_UPSTREAMS=table, SSE_THROTTLE="", SSE_MAX_STREAMS_PER_CLIENT=1)
+    for _ in range(3):
+        with RawClient(relay.host, relay.port) as client:
+            client.request("HEAD", "/upstream/test/")
+            assert client.read_head().status == 200
+        for target, status in [(gone.url, 502), ("http://10.0.0.1/", 403), (source.url, 200)]:
+            with forward(relay, target) as client:
+                assert client.read_head().status == status
+                client.read_body()
+
+
+def test_two_services_count_together_and_a_killed_worker_is_forgotten(
+    redis_server: Any, upstream: Callable[..., Upstream], service: Callable[..., Service]
+) -> None:
+    source = upstream(endless)
+    settings = {"SSE_UPSTREAMS": {"test": source.url}, "SSE_STORAGE_URI": redis_server.url}
+    one, other = (service(SSE_MAX_STREAMS_PER_CLIENT=1, **settings) for _ in range(2))
+    with opened(one, source) as held:
+        held.read_until(EVENT)
+        assert refused_by(other, source) == (429, "too_many_streams", "1")
+        for pid in one.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        held.read_body()
+    # Nobody gave that one back; its thirty seconds are not waited for, they are taken off its end.
+    store: Any = RedisStorage(redis_server.url, **STORAGE_OPTIONS).get_connection()
+    [key] = store.keys("sse-leases:*")
+    assert 0 < store.ttl(key) <= LIFETIME + 1
+    [(member, _)] = store.zrange(key, 0, -1, withscores=True)
+    store.zincrby(key, -LIFETIME - 1, member)
+    store.close()
+    with opened(other, source) as client:
+        client.read_until(EVENT)
