@@ -136,7 +136,7 @@ import logging, threading, socket, signal
 before = socket.socket, threading.Thread, signal.getsignal(signal.SIGTERM), logging.root.handlers[:]
 import sse, flask
 for _ in range(3):
-    sse.SSE(flask.Flask("a"), demonstration=True, playground=True)
+    sse.SSE(flask.Flask("a"), demonstration=True, playground=True, docs=True)
 from gevent import monkey
 assert not monkey.saved, monkey.saved
 assert before == (socket.socket, threading.Thread, signal.getsignal(signal.SIGTERM), logging.root.handlers[:])
@@ -298,6 +298,7 @@ def test_the_sites_cors_for_all_routes_is_the_sites_for_the_gateways_too(site: C
         pytest.param({"relay": False}, {}, set(), id="own-streams-alone"),
         pytest.param({"relay": False, "demonstration": True}, {}, {"/sse"}, id="demonstration"),
         pytest.param({"relay": False}, {"SSE_METRICS": True}, {"/metrics"}, id="metrics"),
+        pytest.param({"relay": False, "docs": True}, {}, {"/openapi.json", "/docs", "/docs/<name>"}, id="docs"),
         pytest.param(
             {"relay": False, "playground": True}, {}, {"/", "/sse-static/<name>", "/playground.json"}, id="page"
         ),

@@ -826,7 +826,7 @@ def test_a_stale_connection_that_gave_something_back_is_not_retried(relay: Relay
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 9") + EVENT)
         connection.read_request()
-        connection.send(b"HTTP/1.1 2")
+        connection.send(head(100))
 
     relay.forward(script, method="get").read_body()
     is_refused(relay.forward(script, method="get"), 502, "upstream_bad_response")

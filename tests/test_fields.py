@@ -154,7 +154,13 @@ def test_a_content_length_in_header_cannot_take_the_next_callers_request(relay: 
     relay.forward(answer(EVENT), "/victim", body="secret", header={"Authorization": "Bearer victim"}).read_body()
     for request in relay.upstream.requests:
         assert request.field("Content-Length") == str(len(request.body))
-        assert request.field("Transfer-Encoding") is None
+        # What reads fields as CGI does takes Content_Length for Content-Length.
+        framing = {name.lower() for name, _ in request.fields} & {
+            "content_length",
+            "transfer-encoding",
+            "transfer_encoding",
+        }
+        assert not framing
     # All on one connection, so nothing of it was left for anybody else.
     assert {request.connection for request in relay.upstream.requests} == {0}
     assert [request.target for request in relay.upstream.requests] == ["/"] * 7 + ["/victim"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .service import PATIENCE, ROOT, Process, RawClient
+from .service import PATIENCE, ROOT, Process, RawClient, Service, call
 
 #: How each server is started on a port of its own choice, and what it says then.
 COMMANDS = {
@@ -207,3 +207,13 @@ def test_without_heartbeats_a_silent_iterable_is_closed_at_once_under_gevent(spe
         client.read_until(b"data: one\n\n")
     site.wait_closed(1)
     site.wait_end("client_gone")
+
+
+def test_the_demonstration_stream_continues_after_the_last_event_id(shared_service: Service) -> None:
+    with call(shared_service, "GET", "/sse", {"Last-Event-ID": "41"}) as client:
+        client.read_until(b"id: 43\ndata: Message 42\n\n")
+        assert client.body.startswith(b"id: 42\ndata: Message 41\n\n")
+    with call(shared_service, "HEAD", "/sse") as client:
+        assert client.read_head().field("Content-Type") == "text/event-stream; charset=utf-8"
+        client.request("GET", "/healthz")
+        assert client.read_head().status == 200

@@ -114,6 +114,14 @@ def test_embed(upstream: Callable[..., Upstream]) -> None:
     assert len(blocks()["embed"].splitlines()) <= 8
 
 
+def test_own_streams() -> None:
+    site: dict[str, Any] = {"__name__": __name__}
+    exec(blocks()["own_streams"], site)
+    answer = site["app"].test_client().get("/count", headers={"Last-Event-ID": "7"})
+    assert answer.mimetype == "text/event-stream"
+    assert answer.data == b"".join(b"id: %d\ndata: event %d\n\n" % (n, n) for n in (8, 9, 10))
+
+
 # Read it in a browser
 
 

@@ -225,11 +225,23 @@ def test_cutting_ends_the_wait_for_a_head(
 
 
 def test_a_connection_is_kept_after_a_whole_answer_and_its_watch_lets_go(plain: Relaying) -> None:
-    assert plain.read(answer(EVENT)) == EVENT
+    go = threading.Event()
+
+    def script(connection: Connection) -> None:
+        answered = framed(EVENT, "chunked")
+        connection.read_request()
+        connection.send(answered)
+        connection.read_request()
+        connection.send(answered[:-20])
+        connection.wait_for(go)
+        connection.send(answered[-20:])
+
+    assert plain.read(script) == EVENT
     before = plain.watch
-    with plain.open(answer(EVENT)) as response:
+    with plain.open(script) as response:
         # The watch of the exchange before has nothing to do with this one, although the connection is the same.
         before.cut(EndReason.CLIENT_GONE)
+        go.set()
         assert b"".join(response.iter_chunks()) == EVENT
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
 

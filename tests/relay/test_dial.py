@@ -17,7 +17,7 @@ from sse.relay import dial
 from sse.relay.adapter import RelayAdapter
 from sse.relay.dial import MAX_LOOKUPS, Dialer
 from sse.relay.upstream import UpstreamRequest, Upstreams
-from sse.relay.watch import Limits, Watch
+from sse.relay.watch import EndReason, Limits, Watch, current
 
 from ..upstream import SilentListener, Upstream, answer
 
@@ -247,5 +247,34 @@ def test_slow_look_ups_end_in_time_and_hold_nobody_else_up(
     for thread in threads:
         thread.join(5)
     assert refused == [UpstreamTimeout] * len(threads)
-    assert len(asking) == MAX_LOOKUPS
+    assert len(asking) == MAX_LOOKUPS < 10
     released.set()
+
+
+def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Resolver]) -> None:
+    everything = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=0.4)
+    with SilentListener() as silent, socket.create_server(("127.0.0.2", silent.port)):
+        resolve(["127.0.0.1", "127.0.0.2"])
+        with everything.dial("ollama", silent.port) as connection:
+            assert connection.getpeername()[0] == "127.0.0.2"
+
+
+def test_an_exchange_that_was_cut_dials_nobody(upstream: Callable[..., Upstream]) -> None:
+    inside = upstream()
+    table = UpstreamTable([parse_upstream("literal", inside.url)])
+    watch = Watch(None, Limits())
+    watch.cut(EndReason.CLIENT_GONE)
+    token = current.set(watch)
+    try:
+        with pytest.raises(UpstreamUnreachable):
+            dialer(table).dial("127.0.0.1", inside.port)
+    finally:
+        current.reset(token)
+    assert not inside.connections
+
+
+def test_a_connection_has_no_time_limit_of_its_own(upstream: Callable[..., Upstream]) -> None:
+    """From there on the watch keeps the time; a limit for each read would be a second, other one."""
+    inside = upstream()
+    with dialer(UpstreamTable([parse_upstream("literal", inside.url)])).dial("127.0.0.1", inside.port) as connection:
+        assert connection.gettimeout() is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,13 +14,15 @@ from sse.relay.watch import EndReason, Limits, Stage, Watch
 
 EVENT = b"data: a\n\n"
 
+Step = bytes | Exception | EndReason | Callable[[Watch], object]
+
 
 class FakeUpstream:
-    """An open answer that yields what it is told: bytes, an exception to raise, or a reason to be cut for."""
+    """An open answer that does what it is told: yield bytes, raise, be cut for a reason, or look at the watch."""
 
     status = 200
 
-    def __init__(self, watch: Watch, *script: bytes | Exception | EndReason) -> None:
+    def __init__(self, watch: Watch, *script: Step) -> None:
         self._watch = watch
         self._script = script
         self.closed = 0
@@ -29,6 +31,9 @@ class FakeUpstream:
     def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
         self.silence = silence
         for step in self._script:
+            if callable(step):
+                step(self._watch)
+                continue
             if isinstance(step, EndReason):
                 self._watch.cut(step)
                 raise TruncatedBody
@@ -43,7 +48,7 @@ class FakeUpstream:
 class Stream:
     """A pump and what it said."""
 
-    def __init__(self, *script: bytes | Exception | EndReason, **options: object) -> None:
+    def __init__(self, *script: Step, **options: object) -> None:
         self.watch = Watch(options.pop("client", None), Limits())
         self.upstream = FakeUpstream(self.watch, *script)
         self.ends: list[StreamEnd] = []
@@ -198,15 +203,22 @@ def test_there_are_no_heartbeats_in_what_is_no_event_stream() -> None:
 
 
 def test_a_heartbeat_is_no_sign_of_life() -> None:
-    stream = Stream(EVENT, b"", EVENT, heartbeat=1)
-    pieces = iter(stream.pump)
-    assert [next(pieces), next(pieces)] == [b"", EVENT]
-    next(pieces)
-    since = stream.watch.since
-    stream.watch.since = 0.0
-    stream.watch.since, before = since - 50, since - 50
-    next(pieces)
-    assert stream.watch.since > before
+    """Heartbeats every 15 s would have kept a dead upstream open for ever."""
+    seen: list[float] = []
+    stream = Stream(
+        EVENT,
+        lambda watch: setattr(watch, "since", 42.0),
+        b"",
+        b"",
+        lambda watch: seen.append(watch.since),
+        EVENT,
+        lambda watch: seen.append(watch.since),
+        heartbeat=1,
+    )
+    stream.serve()
+    assert stream.sent == [b"", EVENT, b":\n", b":\n", EVENT]
+    assert seen[0] == 42.0
+    assert seen[1] > 42.0
 
 
 @pytest.mark.parametrize("cut", [[b"x" * 100], [b"x" * 60, b"x" * 40], [b"x"] * 100])

@@ -9,7 +9,7 @@ from typing import Any
 import schemathesis
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
-CHAT = {"model": "demo", "messages": MESSAGES, "stream": True}
+CHAT: Any = {"model": "demo", "messages": MESSAGES, "stream": True}
 GENERATION = {"model": "demo", "input": {"messages": MESSAGES}}
 
 #: Characters of a `header` that is sent on: the demonstration's server takes no more than 100 fields.
@@ -26,8 +26,7 @@ def before_call(context: Any, case: schemathesis.Case[Any], kwargs: dict[str, An
         case.body = {**body, **aim(body)}
     elif case.path.startswith("/upstream/") and case.method == "POST":
         case.path_parameters = {"name": "chat", "path": "completions"}
-        body, case.media_type = CHAT, "application/json"
-        case.body = body
+        case.body, case.media_type = CHAT, "application/json"
     elif case.path.startswith("/upstream/") and case.method == "GET":
         case.path_parameters = {"name": "v1", "path": "models"}
 

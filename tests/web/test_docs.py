@@ -73,7 +73,7 @@ def app_with(url_prefix: str = "", **config: Any) -> Flask:
 def test_schemathesis_finds_no_difference(documented: Documented, tmp_path: Path) -> None:
     """A stream that does not end is left out here; see the next test."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{documented.service.url}/openapi.json"]
-    options = ["--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--generation-deterministic"]
+    options = ["--phases", "examples,coverage,fuzzing", "--max-examples", "5", "--generation-deterministic"]
     bounds = ["--request-timeout", "5", "--exclude-operation-id", "ticks_get", "--continue-on-failure", "--no-color"]
     environment = {
         **os.environ,
