@@ -76,11 +76,13 @@ class _Wire:
             if self.received >= MAX_HEAD:
                 raise http.client.HTTPException("the head is too large")
             piece = self.connection.recv(HEAD_READ_SIZE)
+            if not piece:
+                if self.received:
+                    # http.client would take what there is for the whole head.
+                    raise http.client.HTTPException("the head is truncated")
+                return b""
             self.received += len(piece)
             self.buffer += piece
-            if not piece:
-                end = len(self.buffer)
-                break
         line, self.buffer = self.buffer[:end], self.buffer[end:]
         return line
 
