@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -74,9 +75,9 @@ class Process:
         """Send SIGTERM."""
         self._process.terminate()
 
-    def stop(self, grace: float = PATIENCE) -> int:
-        """Send SIGTERM, after `grace` seconds SIGKILL also to its children, and return the exit status."""
-        self._process.terminate()
+    def stop(self, grace: float = PATIENCE, *, number: int = signal.SIGTERM) -> int:
+        """Send a signal, after `grace` seconds SIGKILL also to its children, and return the exit status."""
+        self._process.send_signal(number)
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
@@ -131,10 +132,7 @@ class Service(Process):
 
     def __exit__(self, *_: object) -> None:
         # To end politely takes gunicorn a second or two; what tests that calls stop() itself.
-        if self._process.poll() is None:
-            for pid in [self.pid, *self.children()]:
-                os.kill(pid, 9)
-        self.wait_exit()
+        self.stop(number=signal.SIGQUIT)
 
     def _wait_ready(self) -> None:
         """Ask for `/healthz`: the kernel keeps the request until a worker takes it, or all are gone."""

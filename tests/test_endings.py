@@ -349,7 +349,7 @@ def test_an_end_without_a_closure_alert_is_a_truncation(
     assert ending(trusting, mark) == "upstream_truncated"
     # And the client that leaves is noticed also while the upstream is silent behind TLS.
     target.script = silent
-    with forward(trusting, target.url + "/", **mark) as client:
+    with forward(trusting, target.url + "/") as client:
         client.read_until(EVENT)
     target.wait_connection(2).wait_closed()
 
@@ -827,6 +827,7 @@ def test_a_stale_connection_that_gave_something_back_is_not_retried(relay: Relay
         connection.send(head(200, EVENT_STREAM, "Content-Length: 9") + EVENT)
         connection.read_request()
         connection.send(head(100))
+        connection.reset()
 
     relay.forward(script, method="get").read_body()
     is_refused(relay.forward(script, method="get"), 502, "upstream_bad_response")

@@ -262,7 +262,7 @@ def test_a_service_is_ready_has_its_settings_and_is_gone_afterwards(
         assert service.wait_log("serving /hello")
         workers = service.worker_pids()
         assert len(workers) == 1 and service.rss() > 1_000_000
-    assert service.wait_exit() == 0
+        assert service.stop() == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in [service.pid, *workers])
 
 
