@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ..protocol.boundary import Boundary
 from ..protocol.event import ServerSentEvent, encode_comment
-from .adapter import TruncatedBody
+from .body import TruncatedBody
 from .watch import LAST_WORDS, EndReason, Stage, Watch, reset_on_close
 
 HEARTBEAT = encode_comment()

@@ -12,7 +12,9 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from ..errors import ClientGone, SSEError, UpstreamBadResponse, UpstreamTimeout, UpstreamUnreachable
 from ..protocol.target import Target
-from .adapter import RawBody, RelayAdapter, StaleConnection
+from .adapter import RelayAdapter
+from .body import RawBody
+from .connection import StaleConnection
 from .watch import EndReason, Stage, Watch, current
 
 #: RFC 9110, section 9.2.2: "A client SHOULD NOT automatically retry a request with a non-idempotent method".

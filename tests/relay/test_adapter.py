@@ -16,8 +16,10 @@ from sse.errors import (
     UpstreamUnreachable,
 )
 from sse.protocol.target import Target, parse_target
-from sse.relay import adapter as adapter_module
-from sse.relay.adapter import MAX_HEAD, RelayAdapter, StaleConnection, TruncatedBody
+from sse.relay import connection as connection_module
+from sse.relay.adapter import RelayAdapter
+from sse.relay.body import TruncatedBody
+from sse.relay.connection import MAX_HEAD, StaleConnection
 from sse.relay.dial import Dialer
 from sse.relay.upstream import UpstreamRequest, UpstreamResponse, Upstreams
 from sse.relay.watch import EndReason, Limits, Stage, Watch
@@ -281,7 +283,7 @@ def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
     plain: Relaying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert plain.read(answer(EVENT)) == EVENT
-    real = adapter_module.HTTPConnection.send
+    real = connection_module.HTTPConnection.send
     refused: list[bytes] = []
 
     def send(self: object, data: bytes) -> None:
@@ -290,7 +292,7 @@ def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
             raise BrokenPipeError
         real(self, data)
 
-    monkeypatch.setattr(adapter_module.HTTPConnection, "send", send)
+    monkeypatch.setattr(connection_module.HTTPConnection, "send", send)
     with plain.open(answer(EVENT), method="POST", body=b"once") as response:
         assert b"".join(response.iter_chunks()) == EVENT
     assert refused

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sse.relay.adapter import TruncatedBody
+from sse.relay.body import TruncatedBody
 from sse.relay.pump import Pump, StreamAborted, StreamEnd, encode_error
 from sse.relay.watch import EndReason, Limits, Stage, Watch
 
