@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..errors import TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from ..errors import SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
 from .watch import current
 
 #: Names looked up at a time. The resolver has 10 threads for all; two stay free for the rest of the process.
@@ -89,7 +89,7 @@ class Dialer:
     def _ask(self, host: str, port: int, deadline: float) -> list[tuple[int, str]]:
         """Ask the resolver in a thread of its own: getaddrinfo(3) knows no time-out."""
         if not self._lookups.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            raise UpstreamTimeout("no connection in time")
+            raise self._unresolved(host, UpstreamTimeout("no connection in time"))
         answers: queue.Queue[list[tuple[int, str]] | OSError | UnicodeError] = queue.Queue(1)
 
         def ask() -> None:
@@ -105,13 +105,14 @@ class Dialer:
         try:
             answer = answers.get(timeout=max(deadline - time.monotonic(), 0.001))
         except queue.Empty as error:
-            raise UpstreamTimeout("no connection in time") from error
+            raise self._unresolved(host, UpstreamTimeout("no connection in time")) from error
         if isinstance(answer, Exception) or not answer:
-            # Whether a name exists is nobody's business, unless the operator wrote it down.
-            if self._lists(host):
-                raise UpstreamUnreachable("its name does not resolve")
-            raise TargetNotAllowed
+            raise self._unresolved(host, UpstreamUnreachable("its name does not resolve"))
         return answer
+
+    def _unresolved(self, host: str, error: SSEError) -> SSEError:
+        # Whether a name exists is nobody's business, unless the operator wrote it down.
+        return error if self._lists(host) else TargetNotAllowed()
 
 
 def _canonical(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

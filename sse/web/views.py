@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
 
-import pydantic
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
 from ..errors import (
     ClientGone,
-    InvalidRequest,
     MethodNotAllowed,
     NotFound,
     SSEError,
-    TooLarge,
-    UnsupportedMediaType,
 )
 from ..protocol.event import ServerSentEvent
 from ..protocol.field import encode_request_fields, is_event_stream, parse_fields, response_fields
@@ -29,7 +21,7 @@ from ..protocol.target import parse_target
 from ..relay.pump import Pump, StreamEnd
 from ..relay.upstream import UpstreamRequest
 from ..relay.watch import EndReason, Watch
-from .model import ForwardRequest
+from .intake import client_fields, parse_call, raw_path, read_body, read_document
 from .report import reporter
 from .response import problem, request_id, stream_response
 from .state import State, current_state
@@ -37,8 +29,6 @@ from .stream import EventSourceResponse, client_socket, last_event_id
 
 #: Bytes of an upstream's error answer that are passed on.
 MAX_ERROR_BODY = 64 * 1024
-#: Levels a JSON request body may be nested.
-MAX_JSON_DEPTH = 64
 #: Seconds between two events of the demonstration stream.
 DEMONSTRATION_INTERVAL = 0.2
 
@@ -90,13 +80,13 @@ def forward() -> Response:
     state = current_state()
     with ExitStack() as stack:
         watch = _watch(state, stack)
-        document, failure = _read_document(state)
+        document, failure = read_document(state)
         passcode = document.get("passcode") if isinstance(document, dict) else None
         # A request that makes no sense counts too, so who calls and how often comes first.
         client = state.access.admit(passcode if isinstance(passcode, str) else None)
         if failure is not None:
             raise failure
-        asked = _validate(document)
+        asked = parse_call(document)
         target = parse_target(asked.targetUrl)
         upstream = state.table.match(target)
         body = asked.encode_body()
@@ -118,13 +108,13 @@ def upstream(name: str, path: str = "") -> Response:
         entry = state.table.get(name)
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
-        body = _read_body(state)
-        target = state.table.join(entry, _raw_path(name), request.query_string.decode("latin-1"))
+        body = read_body(state)
+        target = state.table.join(entry, raw_path(name), request.query_string.decode("latin-1"))
         wanted = UpstreamRequest(
             method=request.method,
             target=target,
             fields=encode_request_fields(
-                _client_fields(state),
+                client_fields(state),
                 replace=(*entry.headers, ("X-Request-Id", request_id())),
                 has_body=body is not None,
                 accept=None,
@@ -134,103 +124,11 @@ def upstream(name: str, path: str = "") -> Response:
         return _relay(state, stack, watch, wanted, upstream=entry, client=client)
 
 
-def _raw_path(name: str) -> str:
-    """Return the path behind the upstream's name as the client wrote it: decoding it would change what is sent."""
-    raw = str(request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or "").partition("?")[0]
-    _, found, rest = raw.partition(f"/upstream/{name}/")
-    if found:
-        return rest
-    # No server that keeps it, or a name written with escapes: then what was decoded is encoded again.
-    decoded = str(request.environ["PATH_INFO"]).partition(f"/upstream/{name}/")[2].encode("latin-1")
-    return urllib.parse.quote(decoded, safe="/:@!$&'()*+,;=~")
-
-
-def _client_fields(state: State) -> list[tuple[str, str]]:
-    """Return the request's fields less the gateway's own credential and what the browser says of its page."""
-    own = {"x-passcode", "cookie", "origin", "referer", "x-request-id"}
-    if not state.access.is_open and not request.headers.get("X-Passcode"):
-        own.add("authorization")
-    return [(name, value) for name, value in request.headers.items() if name.lower() not in own]
-
-
 def _watch(state: State, stack: ExitStack) -> Watch:
     watch = Watch(client_socket(), state.limits)
     state.watches.add(watch)
     stack.callback(state.watches.discard, watch)
     return watch
-
-
-def _read_body(state: State) -> bytes | None:
-    """Return the request's body, None if it has none.
-
-    :raises TooLarge: beyond SSE_MAX_BODY.
-    :raises InvalidRequest: if it does not arrive.
-    """
-    most = state.settings.max_body
-    # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is asked for.
-    request.max_content_length = most + 1
-    try:
-        body = request.get_data(cache=False)
-    except RequestEntityTooLarge as error:
-        raise TooLarge(f"the request body is longer than {most} bytes") from error
-    except (ClientDisconnected, BadRequest, OSError) as error:
-        raise InvalidRequest("the request body did not arrive") from error
-    if len(body) > most:
-        raise TooLarge(f"the request body is longer than {most} bytes")
-    # Nor does it mind a body that ends early, where the server says that it ends what it reads.
-    if len(body) < (request.content_length or 0):
-        raise InvalidRequest("the request body did not arrive whole")
-    return body or (b"" if request.content_length == 0 and request.method not in ("GET", "HEAD") else None)
-
-
-def _read_document(state: State) -> tuple[Any, SSEError | None]:
-    """Return the JSON of the request, or why there is none."""
-    try:
-        if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
-            raise UnsupportedMediaType("the request body must be application/json")
-        return _parse_json(_read_body(state) or b""), None
-    except SSEError as error:
-        return None, error
-
-
-def _parse_json(body: bytes) -> Any:
-    try:
-        document = json.loads(body.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest("the request body is not JSON in UTF-8") from error
-    if _depth(document) > MAX_JSON_DEPTH:
-        raise InvalidRequest(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels")
-    return document
-
-
-def _refuse_constant(name: str) -> None:
-    # RFC 8259, section 6: "Numeric values that cannot be represented in the grammar below (such as Infinity and NaN)
-    # are not permitted."
-    raise ValueError(name)
-
-
-def _depth(document: Any) -> int:
-    """Return how deep a document is nested, without recursion, so that no document can exhaust the stack."""
-    depth, level = 0, [document]
-    while level:
-        depth += 1
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-    return depth
-
-
-def _validate(document: Any) -> ForwardRequest:
-    try:
-        return ForwardRequest.model_validate(document)
-    except pydantic.ValidationError as error:
-        # Not pydantic's text: it repeats the value, which may be a secret.
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the request body"
-        raise InvalidRequest(f"{where}: {first['msg']}") from error
 
 
 def _relay(

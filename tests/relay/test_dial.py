@@ -233,7 +233,7 @@ def test_slow_look_ups_end_in_time_and_hold_nobody_else_up(
     def call(number: int) -> None:
         try:
             shared.dial(f"n{number}.example.org", 80)
-        except UpstreamTimeout as error:
+        except TargetNotAllowed as error:
             refused.append(type(error))
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(MAX_LOOKUPS + 4)]
@@ -246,7 +246,7 @@ def test_slow_look_ups_end_in_time_and_hold_nobody_else_up(
     assert time.monotonic() - began < 0.3
     for thread in threads:
         thread.join(5)
-    assert refused == [UpstreamTimeout] * len(threads)
+    assert refused == [TargetNotAllowed] * len(threads)
     assert len(asking) == MAX_LOOKUPS < 10
     released.set()
 
