@@ -345,13 +345,12 @@ def test_an_unfinished_error_body_is_let_go_when_the_client_leaves(relay: Relay)
         connection.send(head(500, "Content-Type: text/plain", "Content-Length: 100") + b"begun")
         connection.wait_closed()
 
-    start = len(relay.service.log())
-    client = relay.forward(script)
+    client = relay.forward(script, http_fields={"X-Request-Id": "left-an-error"})
     assert client.read_until(b"begun") == b"begun"
     client.close()
     relay.upstream.wait_connection().wait_closed()
-    # The line of the test before may come as late as this.
-    assert relay.service.wait_log(r"stream end=(\w+) status=500", start=start)[1] == "client_gone"
+    # By its id: the line of the test before may come as late as this.
+    assert relay.service.wait_log(r"stream end=(\w+) .*request_id=left-an-error")[1] == "client_gone"
 
 
 def test_heartbeats_stand_between_events_only(
