@@ -59,7 +59,9 @@ def test_an_item_becomes_an_event(item: Any, sent: str, heartbeat: float) -> Non
     assert answer.get_data(as_text=True) == f"{sent}\n\n"
 
 
-@pytest.mark.parametrize("item", [b"bytes", 1, None, ("a",), {"a": object()}], ids=["bytes", "int", "none", "tuple", "not-json"])
+@pytest.mark.parametrize(
+    "item", [b"bytes", 1, None, ("a",), {"a": object()}], ids=["bytes", "int", "none", "tuple", "not-json"]
+)
 def test_what_is_no_event_is_refused(item: Any, heartbeat: float) -> None:
     with pytest.raises(TypeError):
         _ = client_of(stream("a", item), HEARTBEAT=heartbeat).get("/").data
