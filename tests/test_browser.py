@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -280,3 +281,26 @@ def test_the_seeds_fetch_works_from_another_origin(page: Page, relay: Any) -> No
     request = relay.upstream.requests[-1]
     assert request.field("authorization") == "Bearer token of the seed"
     assert b'"content":"hello"' in request.body
+
+
+PARSE = """async ([url, cases]) => {
+    const { createParser } = await import(url);
+    const parse = (pieces) => {
+        const events = [];
+        const parser = createParser({ onEvent: (event) => events.push(event) });
+        for (const piece of pieces) parser.feed(piece);
+        return events;
+    };
+    return cases.map((stream) => [parse([stream]), parse(stream.split(""))]);
+}"""
+
+
+def test_the_parsers_table_holds_in_a_browser_too(page: Page, shared_service: Service) -> None:
+    """The names are those of web-platform-tests; Node runs the same table in every split."""
+    table = json.loads((ROOT / "tests/js/format.json").read_text())
+    cases = [case for case in table if case["events"] or "contentType" not in case]
+    assert len(cases) > 20
+    page.goto(shared_service.url)
+    url = shared_service.url + "/sse-static/sse.js"
+    for case, results in zip(cases, page.evaluate(PARSE, [url, [case["stream"] for case in cases]]), strict=True):
+        assert results == [case["events"]] * 2, case["name"]
