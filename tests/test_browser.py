@@ -145,6 +145,7 @@ def test_the_page_streams_an_answer_token_by_token(page: Page, shared_service: S
     assert len(partial) < len(whole)
     assert "demonstration" in whole and "演示" in whole
     assert "[DONE]" in page.inner_text("#raw")
+    assert page.text_content("#wire").endswith("data: [DONE]␊\n␊\n")
     assert re.fullmatch(r"\d+ ms", page.inner_text("#first"))
     assert int(page.inner_text("#events")) == page.locator("#plot line").count() > 10
 

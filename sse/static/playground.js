@@ -9,7 +9,7 @@ const WORDS = {
     upstream: "Upstream", free: "any target URL", method: "Method", path: "Path below the upstream", target: "Target URL",
     fields: "Fields, one a line", body: "Body", passcode: "Passcode (kept in memory only)", send: "Send", stop: "Stop",
     copy: "Copy this call as", copied: "copied", answer: "Answer", first: "First byte", events: "Events", bytes: "Bytes",
-    end: "End", plot: "When the events came", raw: "Events as they came", empty: "The answer grows here.",
+    end: "End", plot: "When the events came", raw: "Events as they came", wire: "Bytes as they came", empty: "The answer grows here.",
     complete: "complete", aborted: "stopped", streaming: "streaming", waiting: "waiting", custom: "your own",
     prompt: "What are server-sent events?",
   },
@@ -18,7 +18,7 @@ const WORDS = {
     upstream: "上游", free: "任意目标地址", method: "方法", path: "上游之下的路径", target: "目标地址",
     fields: "请求头，每行一个", body: "请求体", passcode: "口令（只保存在内存中）", send: "发送", stop: "停止",
     copy: "复制为", copied: "已复制", answer: "回答", first: "首字节", events: "事件", bytes: "字节",
-    end: "结束", plot: "事件到达的时间", raw: "原始事件", empty: "回答会在这里逐字出现。",
+    end: "结束", plot: "事件到达的时间", raw: "事件", wire: "原始字节", empty: "回答会在这里逐字出现。",
     complete: "完成", aborted: "已停止", streaming: "传输中", waiting: "等待中", custom: "自定义",
     prompt: "什么是服务器发送事件？",
   },
@@ -129,7 +129,8 @@ class View {
     this.times = [];
     this.bytes = 0;
     for (const id of ["first", "events", "bytes"]) $(id).textContent = "–";
-    $("text").textContent = $("raw").textContent = "";
+    this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    $("text").textContent = $("raw").textContent = $("wire").textContent = "";
     this.say("waiting");
     this.plot();
   }
@@ -137,12 +138,15 @@ class View {
     $("end").textContent = WORDS[language][text] ?? text;
     $("end").className = kind;
   }
-  piece(size) {
+  piece(piece) {
     if (!this.bytes) {
       $("first").textContent = `${Math.round(performance.now() - this.start)} ms`;
       this.say("streaming");
     }
-    this.bytes += size;
+    this.bytes += piece.length;
+    // Line ends are shown, for they are what an event stream is made of.
+    const text = this.decoder.decode(piece, { stream: true });
+    this.add($("wire"), text.replaceAll("\r", "␍").replaceAll("\n", "␊\n"));
     $("bytes").textContent = this.bytes.toLocaleString(language);
   }
   event({ type, data }) {
@@ -182,7 +186,7 @@ const watched = (view) => async (request) => {
   const isStream = response.ok && response.headers.get("Content-Type")?.startsWith("text/event-stream");
   const count = new TransformStream({
     transform(piece, output) {
-      view.piece(piece.length);
+      view.piece(piece);
       output.enqueue(piece);
     },
   });
