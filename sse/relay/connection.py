@@ -97,6 +97,7 @@ class Head(http.client.HTTPResponse):
 class _Relayed:
     """What our connections do differently, whether plain or with TLS; mixed into urllib3's."""
 
+    # mypy cannot know what a mixin's super() will be; hence the ignores below.
     dialer: Dialer
     sock: socket.socket | None
     head: Head | None = None
