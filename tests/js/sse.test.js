@@ -1,4 +1,4 @@
-/** The parser and fetchSSE under node; test_browser.py runs the same table in Chromium, with EventSource as the oracle. */
+/** The parser and fetchSSE under node; test_browser.py runs the table in Chromium, with EventSource as the oracle. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync, statSync } from "node:fs";
@@ -109,7 +109,12 @@ describe("fetchSSE", () => {
 				onError: record("onError", true),
 			});
 		});
-		return { calls, names: calls.map(([name]) => name), last: calls.at(-1)?.[1], controller: connection.controller };
+		return {
+			calls,
+			names: calls.map(([name]) => name),
+			last: calls.at(-1)?.[1],
+			controller: connection.controller,
+		};
 	}
 
 	const stream = (text) => (request, response) => response.writeHead(200, STREAM).end(text);
@@ -122,7 +127,10 @@ describe("fetchSSE", () => {
 		test(name, async () => {
 			const fields = { "Content-Type": contentType ?? "text/event-stream" };
 			const { calls } = await run({}, (request, response) => response.writeHead(200, fields).end(text));
-			assert.deepEqual(calls.filter(([call]) => call === "onEvent").map(([, event]) => event), events);
+			assert.deepEqual(
+				calls.filter(([call]) => call === "onEvent").map(([, event]) => event),
+				events,
+			);
 		});
 	}
 
@@ -310,7 +318,10 @@ describe("fetchSSE", () => {
 			if (nth === 1) stream("retry: 1\ndata: 1\n\n")(request, response);
 			else response.writeHead(204).end();
 		});
-		assert.deepEqual(requests.map(({ headers }) => headers["last-event-id"]), ["41", "41"]);
+		assert.deepEqual(
+			requests.map(({ headers }) => headers["last-event-id"]),
+			["41", "41"],
+		);
 	});
 
 	test("reconnect tries again where there was no answer, and stops at a refusal", async () => {
@@ -351,7 +362,10 @@ describe("fetchSSE", () => {
 
 	test("a custom fetch is called with the request", async () => {
 		const asked = [];
-		const { names } = await run({ fetch: (request) => (asked.push(request.url), fetch(request)) }, stream("data: 1\n\n"));
+		const { names } = await run(
+			{ fetch: (request) => (asked.push(request.url), fetch(request)) },
+			stream("data: 1\n\n"),
+		);
 		assert.deepEqual(names, ["onOpen", "onEvent", "onDone"]);
 		assert.deepEqual(asked, [base]);
 	});
