@@ -13,7 +13,9 @@ from werkzeug.exceptions import HTTPException
 
 from sse import SSE
 from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
+from sse.relay.drain import Phase
 from sse.web.response import problem
+from sse.web.state import current_state
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
@@ -31,14 +33,32 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     _log_streams()
     SSE(app, demonstration=True, playground=True, docs=True)
     app.add_url_rule("/healthz", view_func=healthz)
+    app.add_url_rule("/readyz", view_func=readyz)
     app.register_error_handler(HTTPException, answer_routing)
     app.register_error_handler(Exception, answer_failure)
     return app
 
 
 def healthz() -> Response:
-    """Say that the process serves requests."""
-    return Response("ok\n", content_type="text/plain; charset=utf-8")
+    """Say whether the process serves requests, and goes on to."""
+    if current_state().drain.phase() is not Phase.SERVING:
+        return _say("draining", 503)
+    return _say("ok")
+
+
+def readyz() -> Response:
+    """Say whether the process does all it should: without the shared store it counts for itself alone."""
+    if current_state().drain.phase() is not Phase.SERVING:
+        return _say("draining", 503)
+    if not current_state().access.has_store():
+        return _say("the store is away", 503)
+    return _say("ok")
+
+
+def _say(word: str, status: int = 200) -> Response:
+    return Response(
+        f"{word}\n", status, content_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"}
+    )
 
 
 def answer_routing(error: HTTPException) -> Response:

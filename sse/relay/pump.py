@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import json
+import random
+import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ from .watch import LAST_WORDS, EndReason, Stage, Watch, reset_on_close
 HEARTBEAT = encode_comment()
 #: Seconds between the last words and the abort.
 HEARING_TIME = 0.1
+#: Milliseconds after which a client of a stopping process may come back: not all of them at once.
+RETURN_TIMES = range(1000, 5000)
+
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
 class StreamAborted(ConnectionError):
@@ -88,7 +94,7 @@ class Pump:
     ) -> None:
         self._source = source
         self._watch = watch
-        self._boundary = Boundary() if is_event_stream else None
+        self._boundary = watch.boundary = Boundary() if is_event_stream else None
         self._heartbeat = heartbeat if is_event_stream else 0.0
         self._limit = limit
         self._is_framed = is_framed
@@ -158,11 +164,16 @@ class Pump:
                 if self._limit:
                     piece = piece[: self._limit - self._bytes]
                 self._bytes += len(piece)
-                if boundary is not None:
+                if boundary is not None and watch.is_ending:
+                    piece = _rest_of_event(piece, boundary)
+                elif boundary is not None:
                     boundary.feed(piece)
             since = watch.since
             watch.enter(Stage.WRITE)
             yield piece
+            if watch.is_ending and boundary is not None and boundary.at_boundary:
+                watch.cut(EndReason.DRAINING)
+                return
             if self._bytes == self._limit and self._limit:
                 return
             watch.enter(Stage.READ)
@@ -203,6 +214,16 @@ class Pump:
             )
 
 
+def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
+    """Return what of a piece belongs to the event that has begun, all of it if that does not end there."""
+    for line in _LINE.finditer(piece):
+        boundary.feed(line[0])
+        if boundary.at_boundary:
+            return piece[: line.end()]
+    return piece
+
+
 def encode_error(reason: EndReason) -> bytes:
     """Return the event that precedes the abort where one can be sent."""
-    return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)})).encode()
+    retry = random.choice(RETURN_TIMES) if reason is EndReason.DRAINING else None
+    return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)}), retry=retry).encode()

@@ -10,7 +10,7 @@ import requests
 from urllib3 import HTTPHeaderDict
 from urllib3.exceptions import HTTPError, SSLError
 
-from ..errors import ClientGone, SSEError, UpstreamBadResponse, UpstreamTimeout, UpstreamUnreachable
+from ..errors import ClientGone, Draining, SSEError, UpstreamBadResponse, UpstreamTimeout, UpstreamUnreachable
 from ..protocol.target import Target
 from .adapter import RelayAdapter
 from .body import RawBody
@@ -19,6 +19,9 @@ from .watch import EndReason, Stage, Watch, current
 
 #: RFC 9110, section 9.2.2: "A client SHOULD NOT automatically retry a request with a non-idempotent method".
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+#: Seconds after which the process that replaces a stopping one is there.
+RETRY_AFTER = 1
 
 #: Names the gateway where the client names no product. RFC 9110, section 10.1.5.
 USER_AGENT = "flask-sse-relay"
@@ -98,6 +101,7 @@ class Upstreams:
         :raises UpstreamUnreachable: if there is no connection, or TLS does not come about.
         :raises UpstreamBadResponse: if what answers is no HTTP, or a redirect.
         :raises UpstreamTimeout: if the connection or the head was not there in time.
+        :raises Draining: if the process stops before there is an answer.
         :raises ClientGone: if nobody waits for the answer any more.
         """
         token = current.set(watch)
@@ -137,6 +141,8 @@ def _refusal(error: Exception, watch: Watch) -> SSEError:
     """Tell what a failure means for the client. The texts are ours: those of requests hold URLs with their queries."""
     if watch.reason is EndReason.CLIENT_GONE:
         return ClientGone()
+    if watch.reason is EndReason.DRAINING:
+        return Draining(retry_after=RETRY_AFTER)
     if watch.reason is EndReason.UPSTREAM_TIMEOUT:
         return UpstreamTimeout("no response head in time" if watch.stage is Stage.HEAD else "no connection in time")
     if watch.stage is Stage.OPEN:

@@ -21,6 +21,9 @@ from typing import Any, Protocol
 import gevent
 from gevent import socket as gevent_socket
 
+from ..protocol.boundary import Boundary
+from .drain import Drain, Phase
+
 #: Seconds between two looks at the clocks of all exchanges, and so how late a time-out may be.
 SWEEP_INTERVAL = 0.25
 #: Seconds between two looks at whether a client has got everything before its connection is reset.
@@ -177,7 +180,9 @@ class Watch:
         "_limits",
         "_moved",
         "_polls",
+        "boundary",
         "client",
+        "is_ending",
         "reason",
         "since",
         "stage",
@@ -189,6 +194,10 @@ class Watch:
         self.client = client
         self.upstream: Waiting | None = None
         self.reason: EndReason | None = None
+        #: Where in its event stream the exchange is, if it is one.
+        self.boundary: Boundary | None = None
+        #: Whether the stream is to end as soon as an event has ended.
+        self.is_ending = False
         self.stage = Stage.BODY
         self.started = self.since = time.monotonic()
         self._limits = limits
@@ -242,9 +251,22 @@ class Watch:
                 return
             self.reason = reason
             shut_down(self.upstream)
-        if reason in (EndReason.CLIENT_GONE, EndReason.SEND_TIMEOUT):
-            # A body that never comes can still be answered; somebody who takes no bytes can't.
-            shut_down_client(self.client, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
+        if self.stage is Stage.BODY:
+            # A body that never comes can still be answered.
+            shut_down_client(self.client, socket.SHUT_RD)
+        elif reason in (EndReason.CLIENT_GONE, EndReason.SEND_TIMEOUT):
+            shut_down_client(self.client)
+
+    def drain(self, phase: Phase) -> None:
+        """Do what the process's stopping means for the exchange by now."""
+        if phase is Phase.ENDING:
+            self.is_ending = True
+            if self.stage is Stage.READ and self.boundary is not None and self.boundary.at_boundary:
+                self.cut(EndReason.DRAINING)
+        elif phase >= Phase.OVER:
+            self.cut(EndReason.DRAINING)
+        if phase is Phase.LATE:
+            shut_down_client(self.client)
 
     def check(self, now: float) -> None:
         """Cut the exchange if its time is over or, where nothing else tells, its client gone."""
@@ -289,9 +311,13 @@ class Watch:
 
 
 class Watches:
-    """All open exchanges of one app in this process, swept by one thread (a greenlet where threads are patched)."""
+    """All open exchanges of one app in this process, swept by one thread (a greenlet where threads are patched).
 
-    def __init__(self) -> None:
+    :param drain: knows when they have to end with the process.
+    """
+
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
         self._open: set[Watch] = set()
         self._lock = threading.Lock()
         self._sweeping = False
@@ -324,6 +350,8 @@ class Watches:
                 if idle > IDLE_SWEEPS:
                     self._sweeping = False
                     return
-            now = time.monotonic()
+            now, phase = time.monotonic(), self._drain.phase()
             for watch in watches:
                 watch.check(now)
+                if phase > Phase.STOPPING:
+                    watch.drain(phase)

@@ -95,6 +95,10 @@ class Access:
             self._count(self._throttle)
         return client
 
+    def has_store(self) -> bool:
+        """Tell whether the store that the throttle is kept in answers."""
+        return bool(self._limiter.storage.check())
+
     def _identify(self, passcode: str | None) -> str | None:
         """Return the client's name, None for a stranger where anybody may call."""
         if self._authorize is not None and (name := self._authorize(request)) is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from flask import current_app
 
 from ..protocol.table import UpstreamTable
+from ..relay.drain import Drain
 from ..relay.lease import Leases
 from ..relay.upstream import Upstreams
 from ..relay.watch import Limits, Watches
@@ -28,6 +29,7 @@ class State:
     upstreams: Upstreams
     leases: Leases
     watches: Watches
+    drain: Drain
     limits: Limits
     access: Access
     metrics: Metrics | None

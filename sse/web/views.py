@@ -10,6 +10,7 @@ from flask import Blueprint, Response, request
 
 from ..errors import (
     ClientGone,
+    Draining,
     MethodNotAllowed,
     NotFound,
     SSEError,
@@ -18,8 +19,9 @@ from ..protocol.event import ServerSentEvent
 from ..protocol.field import encode_request_fields, is_event_stream, parse_fields, response_fields
 from ..protocol.table import Upstream
 from ..protocol.target import parse_target
+from ..relay.drain import Phase
 from ..relay.pump import Pump, StreamEnd
-from ..relay.upstream import UpstreamRequest
+from ..relay.upstream import RETRY_AFTER, UpstreamRequest
 from ..relay.watch import EndReason, Watch
 from .intake import client_fields, parse_call, raw_path, read_body, read_document
 from .report import reporter
@@ -125,6 +127,8 @@ def upstream(name: str, path: str = "") -> Response:
 
 
 def _watch(state: State, stack: ExitStack) -> Watch:
+    if state.drain.phase() >= Phase.ENDING:
+        raise Draining(retry_after=RETRY_AFTER)
     watch = Watch(client_socket(), state.limits)
     state.watches.add(watch)
     stack.callback(state.watches.discard, watch)

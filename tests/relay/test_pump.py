@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -108,7 +109,9 @@ def test_an_error_event_stands_only_where_an_event_has_ended(
     stream = Stream(*pieces, TruncatedBody() if reason is EndReason.UPSTREAM_TRUNCATED else reason)
     with pytest.raises(StreamAborted):
         stream.serve()
-    assert b"".join(stream.sent) == b"".join(pieces) + (encode_error(reason) if is_boundary else b"")
+    sent = re.sub(rb"retry: \d+\n", b"", b"".join(stream.sent))
+    words = b'event: error\ndata: {"code": "%b"}\n\n' % reason.encode() if is_boundary else b""
+    assert sent == b"".join(pieces) + words
     assert stream.reason is reason
 
 
@@ -247,3 +250,33 @@ def test_where_only_a_reset_tells_the_connection_is_reset(is_framed: bool, endin
         except ConnectionResetError:
             got = None
         assert got == ending
+
+
+def end_soon(watch: Watch) -> None:
+    watch.is_ending = True
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("cut", range(len(b"data: b\r\n\r\n")))
+def test_a_stream_that_has_to_end_ends_with_the_event_that_has_begun(line_end: bytes, cut: int) -> None:
+    first, second, third = (b"data: %b" % letter + 2 * line_end for letter in (b"a", b"b", b"c"))
+    stream = Stream(first + second[:cut], end_soon, second[cut:] + third, third)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    *relayed, words = stream.sent
+    assert b"".join(relayed) == first + second + (third if cut >= len(second) else b"")
+    assert stream.reason is EndReason.DRAINING
+    assert re.fullmatch(rb'event: error\nretry: [1-4]\d\d\d\ndata: {"code": "draining"}\n\n', words)
+
+
+def test_clients_of_a_stopping_process_are_told_different_times_to_return() -> None:
+    words = {encode_error(EndReason.DRAINING) for _ in range(50)}
+    assert len(words) > 10
+    assert all(b"retry:" not in encode_error(reason) for reason in EndReason if reason is not EndReason.DRAINING)
+
+
+def test_an_answer_that_is_no_event_stream_is_not_ended_early() -> None:
+    stream = Stream(b"{", end_soon, b'"a": "\n\n"', b"}", is_event_stream=False)
+    stream.serve()
+    assert stream.sent == [b"", b"{", b'"a": "\n\n"', b"}"]
+    assert stream.reason is EndReason.COMPLETE

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from sse.protocol.boundary import Boundary
+from sse.relay.drain import Drain, Phase
 from sse.relay.watch import (
     LAST_WORDS,
     SWEEP_INTERVAL,
@@ -269,7 +271,7 @@ def test_a_client_is_polled_where_nothing_else_tells(pair: Pair) -> None:
 
 
 def test_the_sweep_cuts_without_being_asked(pair: Pair) -> None:
-    watches = Watches()
+    watches = Watches(Drain())
     watch = watched(idle=0.01)
     watch.enter(Stage.READ)
     watch.attach(pair[0])
@@ -283,7 +285,7 @@ def test_the_sweep_cuts_without_being_asked(pair: Pair) -> None:
 
 
 def test_a_closed_watch_is_left_alone() -> None:
-    watches = Watches()
+    watches = Watches(Drain())
     first, second = watched(idle=0.01), watched(idle=0.01)
     for watch in (first, second):
         watch.enter(Stage.READ)
@@ -329,3 +331,65 @@ def test_a_reset_does_not_wait_for_one_who_does_not_read(pair: Pair) -> None:
     with pytest.raises(ConnectionResetError):
         while pair[1].recv(1 << 20):
             pass
+
+
+def streaming(pair: Pair, fed: bytes) -> Watch:
+    """A stream that waits for its upstream's next bytes."""
+    watch = watched()
+    watch.boundary = Boundary()
+    watch.boundary.feed(fed)
+    watch.enter(Stage.READ)
+    watch.attach(pair[0])
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("fed", "phase", "is_cut"),
+    [
+        pytest.param(b"data: a\n\n", Phase.ENDING, True, id="between events"),
+        pytest.param(b"", Phase.ENDING, True, id="before the first"),
+        pytest.param(b"data: a", Phase.ENDING, False, id="inside one"),
+        pytest.param(b"data: a", Phase.OVER, True, id="inside one, too long"),
+        pytest.param(b"data: a\n\n", Phase.OVER, True, id="between events, late"),
+    ],
+)
+def test_a_stopping_process_cuts_a_silent_stream_between_events(
+    pair: Pair, fed: bytes, phase: Phase, is_cut: bool
+) -> None:
+    watch = streaming(pair, fed)
+    watch.drain(phase)
+    assert watch.reason is (EndReason.DRAINING if is_cut else None)
+    assert watch.is_ending is (phase is Phase.ENDING)
+    if is_cut:
+        assert pair[1].recv(1) == b""
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.READ])
+def test_what_is_no_stream_yet_or_being_sent_is_cut_last(pair: Pair, stage: Stage) -> None:
+    watch = streaming(pair, b"data: a\n\n")
+    watch.enter(stage)
+    watch.drain(Phase.ENDING)
+    assert watch.reason is None
+    watch.drain(Phase.OVER)
+    assert watch.reason is EndReason.DRAINING
+
+
+def test_a_client_that_takes_no_last_words_is_left(pair: Pair) -> None:
+    ours, peer = pair
+    watch = Watch(ours, Limits())
+    watch.enter(Stage.WRITE)
+    watch.drain(Phase.OVER)
+    assert not is_gone(peer)
+    watch.drain(Phase.LATE)
+    assert peer.recv(1) == b""
+
+
+def test_the_sweep_ends_streams_with_the_process(pair: Pair) -> None:
+    drain = Drain()
+    drain.begin_when(lambda: True, grace=1)
+    watches = Watches(drain)
+    watch = streaming(pair, b"data: a\n\n")
+    watches.add(watch)
+    assert pair[1].recv(1) == b""
+    assert watch.reason is EndReason.DRAINING
+    watches.discard(watch)
