@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 #: Bytes of a chunk-size line with its extensions; h11 and nginx stop in the same region.
 MAX_SIZE_LINE = 4096
@@ -32,6 +32,12 @@ class Framing:
     kind: Literal["none", "length", "chunked", "close"]
     length: int = 0
     reusable: bool = True
+
+    def decoder(self) -> Decoder:
+        """Return what takes the framing off."""
+        if self.kind == "chunked":
+            return ChunkedDecoder()
+        return CloseDecoder() if self.kind == "close" else LengthDecoder(self.length)
 
 
 def parse_framing(pairs: Iterable[tuple[str, str]], *, method: str, status: int) -> Framing:
@@ -78,15 +84,68 @@ def _parse_length(lengths: list[str]) -> int | None:
     return int(lengths[0])
 
 
-class MalformedChunk(ValueError):
-    """The upstream's chunked coding is broken.
+class MalformedBody(ValueError):
+    """The upstream's body is not what its framing says.
 
     :param payload: what the same data held before the fault, so that what came can be delivered.
     """
 
-    def __init__(self, reason: str, payload: bytes) -> None:
+    def __init__(self, reason: str, payload: bytes = b"") -> None:
         super().__init__(reason)
         self.payload = payload
+
+
+class Decoder(Protocol):
+    """Takes the framing off a body."""
+
+    #: Whether the body has ended.
+    finished: bool
+    #: What came after its end; a connection that has some is not to be used again.
+    rest: bytes
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the payload in the data, which may be empty.
+
+        :raises MalformedBody: the framing is broken.
+        """
+
+    def end(self) -> None:
+        """Take note that no more will come.
+
+        :raises MalformedBody: the body has not ended.
+        """
+
+
+class CloseDecoder:
+    """A body that ends with its connection."""
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def end(self) -> None:
+        self.finished = True
+
+
+class LengthDecoder:
+    """A body of so many bytes."""
+
+    def __init__(self, length: int) -> None:
+        self.finished = not length
+        self.rest = b""
+        self._left = length
+
+    def feed(self, data: bytes) -> bytes:
+        payload, self.rest = data[: self._left], data[self._left :]
+        self._left -= len(payload)
+        self.finished = not self._left
+        return payload
+
+    def end(self) -> None:
+        raise MalformedBody("the body is shorter than its Content-Length")
 
 
 class ChunkedDecoder:
@@ -108,8 +167,13 @@ class ChunkedDecoder:
     def feed(self, data: bytes) -> bytes:
         """Return the payload in the data, which may be empty.
 
-        :raises MalformedChunk: the coding is broken, or a line of it too long.
+        :raises MalformedBody: the coding is broken, or a line of it too long.
         """
+        if not self._left and not self._tail and not self._in_trailers:
+            # What most reads bring is one whole chunk, as long as the one before.
+            known = _USUAL_SIZE_LINES.get(data[: self._width])
+            if known is not None and len(data) == self._width + known and data.endswith(_CRLF):
+                return data[self._width : -2]
         if self._tail:
             data, self._tail = self._tail + data, b""
         pieces: list[bytes] = []
@@ -119,8 +183,11 @@ class ChunkedDecoder:
             else:
                 self._decode(data, pieces)
         except ValueError as error:
-            raise MalformedChunk(str(error), b"".join(pieces)) from None
+            raise MalformedBody(str(error), b"".join(pieces)) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def end(self) -> None:
+        raise MalformedBody("the last chunk is missing")
 
     def _decode(self, data: bytes, pieces: list[bytes]) -> None:
         position, left, width, size = 0, self._left, self._width, len(data)

@@ -103,6 +103,7 @@ class _Relayed:
     head: Head | None = None
     _is_kept = False
     _sent = False
+    _parts: list[bytes] | None = None
     _handle: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -129,7 +130,13 @@ class _Relayed:
         self._sent = False
         if self._is_kept:
             self._note()
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        # http.client sends head and body apart: two calls, two segments, and two reads at the other end.
+        self._parts = []
+        try:
+            super().request(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            parts, self._parts = self._parts, None
+        self.send(b"".join(parts))
 
     def _note(self) -> None:
         """Let the watch look after this connection from now on."""
@@ -150,7 +157,10 @@ class _Relayed:
         # Bytes that wait on an idle connection would be taken for the answer to the next request.
         return self.sock is not None and not is_gone(self.sock) and not _has_input(self.sock)
 
-    def send(self, data: Any) -> None:
+    def send(self, data: bytes) -> None:
+        if self._parts is not None:
+            self._parts.append(data)
+            return
         try:
             super().send(data)  # type: ignore[misc]
         except OSError as error:

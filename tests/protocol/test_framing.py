@@ -12,7 +12,7 @@ from sse.protocol.framing import (
     MAX_TRAILERS,
     ChunkedDecoder,
     Framing,
-    MalformedChunk,
+    MalformedBody,
     parse_framing,
 )
 
@@ -29,7 +29,7 @@ def feed_all(pieces: list[bytes]) -> tuple[bytes, ChunkedDecoder, bool]:
     for number, piece in enumerate(pieces):
         try:
             out += decoder.feed(piece)
-        except MalformedChunk as error:
+        except MalformedBody as error:
             return out + error.payload, decoder, True
         if decoder.finished:
             decoder.rest += b"".join(pieces[number + 1 :])

@@ -1,0 +1,1 @@
+"""What the relay costs, beside a direct connection and the textbook relay: `python -m tests.benchmark`."""

@@ -1,0 +1,174 @@
+"""The benchmark: its table has what it promises, and no relay that loses or changes a byte gets a figure."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from .benchmark import __main__ as program
+from .benchmark import client
+from .benchmark.client import Door, run
+from .benchmark.load import LOADS, Load, events_of
+from .benchmark.table import COLUMNS, Measured, doubts, table
+from .benchmark.upstream import Upstream as Source
+from .service import ROOT
+from .upstream import Connection, Script, Upstream, answer, chunk, head
+
+SCALE = 0.02
+ONE = Load(streams=1, at_once=1, events=5)
+EVENTS = events_of(0, 5)
+
+
+@pytest.fixture(scope="module")
+def source() -> Iterator[Source]:
+    """The benchmark's own upstream."""
+    with Source() as upstream:
+        yield upstream
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_each_relay_has_a_row_with_a_figure_in_each_column() -> None:
+    command = [sys.executable, "-m", "tests.benchmark", "--scale", str(SCALE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    head, _, *rows = [cells(line) for line in done.stdout.splitlines() if line.startswith("|")]
+    assert head == ["relay", *(column.title for column in COLUMNS)]
+    assert [row[0] for row in rows] == ["direct", "naive", "ours", "naive : ours"]
+    for row in rows[1:3]:
+        # So few streams need no memory of their own, and their times are noise, below nothing even.
+        assert all(re.fullmatch(r"[+-]?\d+(\.\d+)?", cell) for cell in row[1:]), row
+        assert all(float(cell) > 0 for cell in row[1:4]), row
+    for column, cell in zip(COLUMNS, rows[3][1:], strict=True):
+        assert not column.added or cell == "-", "a ratio of what is mostly noise"
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_every_event_of_a_load_arrives_and_is_noted_at_both_ends(source: Source, name: str) -> None:
+    load = LOADS[name].scaled(SCALE)
+    source.report()
+    result = run(Door(name="direct", port=source.port, upstream=source.port), load)
+    sent, lags, _ = source.report()
+    assert (result.wrong, result.events) == ("", load.streams * load.events)
+    assert {stream: len(times) for stream, times in result.arrivals.items()} == dict.fromkeys(
+        range(load.streams), load.events
+    )
+    assert len(result.first) == load.streams
+    if load.rate:
+        assert len(lags) == load.streams * (load.events - 1)
+        assert all(
+            went <= came
+            for stream, times in result.arrivals.items()
+            for went, came in zip(sent[stream], times, strict=True)
+        )
+
+
+def test_no_two_events_are_alike() -> None:
+    every = [event for stream in range(20) for event in events_of(stream, 50)]
+    assert len(set(every)) == 1000
+    assert all(80 <= len(event) <= 220 and event.endswith(b"\n\n") for event in every)
+
+
+WRONG = [
+    pytest.param(answer(*EVENTS[:2], *EVENTS[3:]), "other bytes", id="an-event-is-lost"),
+    pytest.param(answer(*EVENTS[:3], *EVENTS[2:]), "other bytes", id="an-event-comes-twice"),
+    pytest.param(answer(EVENTS[1], EVENTS[0], *EVENTS[2:]), "other bytes", id="two-events-swap-places"),
+    pytest.param(answer(*EVENTS[:4], EVENTS[4].replace(b"quick", b"quicK")), "other bytes", id="a-byte-is-changed"),
+    pytest.param(answer(*events_of(1, 5)), "other bytes", id="another-stream"),
+    pytest.param(answer(*EVENTS[:4]), "bytes", id="the-last-event-is-missing"),
+    pytest.param(answer(*EVENTS, b": more\n\n"), "other bytes", id="something-is-added"),
+    pytest.param(lambda connection: connection.read_request(), "ended after 0", id="no-answer"),
+    pytest.param(answer(*EVENTS, status=503), "answered HTTP/1.1 503", id="refused"),
+    pytest.param(answer(*EVENTS, framing="close"), "not chunked", id="no-end-to-be-seen"),
+]
+
+
+@pytest.mark.parametrize(("script", "reason"), WRONG)
+def test_what_is_not_the_stream_is_wrong(upstream: Callable[..., Upstream], script: Script, reason: str) -> None:
+    faulty = upstream(script)
+    assert reason in run(Door(name="faulty", port=faulty.port, upstream=faulty.port), ONE).wrong
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_stream_that_does_not_end_in_time_is_wrong(
+    upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch, is_silent: bool
+) -> None:
+    """A relay that always had something to read was never given up."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head(200, "Transfer-Encoding: chunked") + chunk(EVENTS[0]))
+        if is_silent:
+            connection.wait_closed()
+        # The size of a chunk, which goes on for longer than the client has patience.
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            connection.send(b"0" * 1000)
+
+    monkeypatch.setattr(client, "PATIENCE", 0.5)
+    endless = upstream(script)
+    told = run(Door(name="endless", port=endless.port, upstream=endless.port), ONE).wrong
+    assert told == "1 streams did not end"
+
+
+def test_what_is_the_stream_is_right(upstream: Callable[..., Upstream]) -> None:
+    good = upstream(answer(b"".join(EVENTS[:3]), b"".join(EVENTS[3:])))
+    result = run(Door(name="good", port=good.port, upstream=good.port), ONE)
+    assert (result.wrong, result.events) == ("", 5)
+
+
+def test_a_wrong_relay_has_no_figure_and_fails_the_run(
+    upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty = upstream(answer(*EVENTS, status=503))
+
+    def doors(source: Source) -> Iterator[Door]:
+        yield Door(name="direct", port=source.port, upstream=source.port)
+        yield Door(name="faulty", port=faulty.port, upstream=source.port)
+
+    monkeypatch.setattr(program, "doors", doors)
+    assert program.main(["--scale", str(SCALE)]) == 1
+    told = capsys.readouterr().out
+    row = next(cells(line) for line in told.splitlines() if line.startswith("| faulty"))
+    assert set(row[1:]) == {"WRONG"}
+    assert "WRONG faulty, llm: stream" in told
+
+
+@pytest.mark.parametrize(("load_average", "is_named"), [(0.0, False), (99.0, True)])
+def test_a_busy_machine_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], load_average: float, is_named: bool
+) -> None:
+    def doors(source: Source) -> Iterator[Door]:
+        yield Door(name="direct", port=source.port, upstream=source.port)
+
+    monkeypatch.setattr(program, "doors", doors)
+    monkeypatch.setattr("os.getloadavg", lambda: (load_average, 0.0, 0.0))
+    assert program.main(["--scale", str(SCALE)]) == 0
+    assert ("Others kept 99.0 of" in capsys.readouterr().out) is is_named
+
+
+def test_a_harness_that_is_too_slow_is_named(source: Source) -> None:
+    load = LOADS["llm"].scaled(SCALE)
+    result = run(Door(name="slow", port=source.port, upstream=source.port), load)
+    result.own_cpu = result.elapsed
+    measured = Measured(result=result, latencies=[], lag=0.5, upstream_cpu=0.0)
+    told = doubts("slow", {"llm": measured})
+    assert told == ["slow: the upstream sent 500 ms late", "slow, llm: the client was at its limit, not the relay"]
+
+
+def test_where_the_system_tells_nothing_of_processes_a_dash_stands(source: Source) -> None:
+    door = Door(name="direct", port=source.port, upstream=source.port)
+    row = {
+        name: Measured(result=run(door, load.scaled(SCALE)), latencies=[0.1], lag=0.0, upstream_cpu=0.0)
+        for name, load in LOADS.items()
+    }
+    *_, relay = [cells(line) for line in table({"direct": row, "ours": row}).splitlines()]
+    unknown = [column.title for column, cell in zip(COLUMNS, relay[1:], strict=True) if cell == "-"]
+    assert unknown == ["CPU µs/event, paced", "CPU µs/event, flat out", "CPU µs/request", "KiB/open stream"]
