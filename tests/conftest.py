@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -146,6 +148,11 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def start(self) -> None:
         """Return when it accepts connections."""
         # Redis takes port 0 for "do not listen", so the port is chosen here, and another one if somebody was faster.
@@ -177,3 +184,16 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def gunicorn_settings() -> dict[str, Any]:
+    """What gunicorn.conf.py sets; run in a process of its own, for it patches the one it is in."""
+    code = (
+        "import json, runpy; all = runpy.run_path('gunicorn.conf.py').items(); "
+        "print(json.dumps({name: value for name, value in all if isinstance(value, int | str)}))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    settings: dict[str, Any] = json.loads(done.stdout)
+    return settings

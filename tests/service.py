@@ -26,12 +26,25 @@ PATIENCE = 10.0
 class Process:
     """A program under test: its output is kept, and it is gone when the block ends."""
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self._output = ""
         self._changed = threading.Condition()
         self._is_over = False
         self._process = subprocess.Popen(
-            command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=pass_fds,
         )
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -109,6 +122,7 @@ class Service(Process):
     """A gunicorn that serves the app, ready to be called when the constructor returns.
 
     :param args: more arguments for gunicorn, such as `"--workers", "2"`.
+    :param app: what gunicorn serves, as `module:name`.
     :param env: more of the environment, as it is.
     :param root: where `app.py` and `gunicorn.conf.py` are.
     :param settings: keys of the configuration, such as `SSE_THROTTLE=""`.
@@ -117,10 +131,17 @@ class Service(Process):
 
     host = "127.0.0.1"
 
-    def __init__(self, *args: str, env: Mapping[str, str] | None = None, root: Path = ROOT, **settings: Any) -> None:
+    def __init__(
+        self,
+        *args: str,
+        app: str = "app:app",
+        env: Mapping[str, str] | None = None,
+        root: Path = ROOT,
+        **settings: Any,
+    ) -> None:
         # With port 0 the kernel chooses, so nobody can take the port between the choice and the bind.
         # gunicorn waits for idle connections when it stops, as long as it would have kept them.
-        command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"{self.host}:0", "--keep-alive", "1", *args]
+        command = [sys.executable, "-m", "gunicorn", app, "-b", f"{self.host}:0", "--keep-alive", "1", *args]
         super().__init__(command, env=_environment(settings, env or {}), cwd=root)
         try:
             self.port = int(self.wait_log(r"Listening at: http://127\.0\.0\.1:(\d+)")[1])
@@ -193,15 +214,20 @@ class RawClient:
     """An HTTP client that hides nothing: every byte, when it came, and how it ended.
 
     :param timeout: seconds that each wait for bytes may take.
+    :param source: the address of ours that it calls from, such as `127.0.0.2`.
     """
 
-    def __init__(self, host: str, port: int, *, timeout: float = PATIENCE, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, *, timeout: float = PATIENCE, receive_buffer: int | None = None, source: str = ""
+    ) -> None:
         self.sock = socket.socket()
         if receive_buffer:
             # Before the connect, for it decides the window that is offered.
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout)
         try:
+            if source:
+                self.sock.bind((source, 0))
             self.sock.connect((host, port))
         except OSError:
             self.sock.close()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -15,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
 from sse.errors import REFUSALS, ClientGone
 from sse.relay.watch import EndReason
 from sse.settings import PREFIX, Settings
+from sse.web.metrics import Metrics
 
+from .benchmark.table import COLUMNS
 from .conftest import Relay, program
 from .dialect import speak
 from .service import ROOT, Process, Service, call
-from .upstream import Upstream, answer
+from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -296,6 +302,128 @@ def test_the_end_reasons_are_those_of_the_code() -> None:
     assert set(told) == set(EndReason) - {EndReason.UPSTREAM_FAILED, EndReason.UPSTREAM_TIMEOUT}
 
 
+def test_doctor(shared_service: Service) -> None:
+    text = blocks()["doctor"].replace("https://relay.example.com", shared_service.url)
+    # With as many streams as any machine has file descriptors for.
+    environment = clean_environment(FLASK_SSE_MAX_STREAMS="100")
+    done = subprocess.run(
+        ["bash", "-euc", text], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{shared_service.url}/sse: its events come one by one" in done.stdout
+
+
+# Watch it
+
+
+def test_the_metrics_are_those_of_the_code() -> None:
+    told = {name: codes(row[1]) for row in table("metric") for name in codes(row[0])}
+    kept: dict[str, list[str]] = {}
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            kept[family.name + ("_total" if family.type == "counter" else "")] = list(metric._labelnames)
+    assert told == kept
+
+
+def test_the_log_lines_are_those_of_the_code(relay: Relay) -> None:
+    told = [line.split() for line in re.findall("^    (stream .*|refused .*)$", README, re.MULTILINE)]
+    for script, target in ((answer(b"data: a\n\n"), "test/"), (answer(), "nowhere/")):
+        relay.upstream.script = script
+        with call(relay.service, "GET", f"/upstream/{target}", {"X-Request-Id": "readme"}) as client:
+            client.read_body()
+        start = relay.service.wait_log(f"{'stream' if target == 'test/' else 'refused'} .*request_id=readme$")
+        names = [pair.partition("=")[0] for pair in start[0].split()]
+        assert names in [[pair.partition("=")[0] for pair in line] for line in told]
+
+
+def test_json_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("sse")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", log.level)
+    exec(blocks()["json_log"], {})
+    log.info("said", extra={"request_id": "1"})
+    told = json.loads(capsys.readouterr().err)
+    assert (told["message"], told["request_id"]) == ("said", "1")
+
+
+def test_traced(upstream: Callable[..., Upstream], tmp_path: Path) -> None:
+    """The trace goes through: the client's, the gateway's two spans, the upstream."""
+    go = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked") + chunk(b"data: a\n\n"))
+        connection.wait_for(go)
+        connection.send(LAST_CHUNK)
+
+    (tmp_path / "traced.py").write_text(blocks()["traced"])
+    server = upstream(script)
+    exporters = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    env = {"PYTHONPATH": str(tmp_path), "OTEL_BSP_SCHEDULE_DELAY": "50", **exporters}
+    parent = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "x=1", "baggage": "y=2"}
+    with Service(app="traced:app", env=env, SSE_UPSTREAMS={"test": server.url}) as service:
+        with call(service, "GET", "/upstream/test/", parent) as client:
+            client.read_until(b"data: a\n\n")
+            request = server.wait_request()
+            # Both spans have ended while the stream goes on.
+            service.wait_log(r'(?s)"SpanKind.CLIENT".*"SpanKind.SERVER".*^}$')
+            go.set()
+            client.read_body()
+        assert client.is_complete
+        assert "MonkeyPatchWarning" not in service.log()
+        found = [json.loads(text) for text in re.findall(r"^\{$.*?^\}$", service.log(), re.MULTILINE | re.DOTALL)]
+    version, trace, span, _ = (request.field("traceparent") or "").split("-")
+    assert (version, trace) == ("00", "a" * 32)
+    assert (request.field("tracestate"), request.field("baggage")) == ("x=1", "y=2")
+    ours = {each["kind"]: each for each in found if each["context"]["trace_id"] == f"0x{trace}"}
+    assert set(ours) == {"SpanKind.SERVER", "SpanKind.CLIENT"}
+    server_span, client_span = ours["SpanKind.SERVER"], ours["SpanKind.CLIENT"]
+    assert server_span["parent_id"] == "0x" + "b" * 16
+    assert client_span["parent_id"] == server_span["context"]["span_id"]
+    assert client_span["context"]["span_id"] == f"0x{span}"
+
+
+# Deploy
+
+#: What stands in the way of a machine: the venv and what it would download, and systemd.
+STUBS = {
+    "python3": '#!/bin/sh\ntest "$*" = "-m venv venv" && mkdir -p venv/bin && cp "$0" venv/bin/gunicorn && '
+    'cp "$(dirname "$0")/pip" venv/bin/pip\n',
+    "pip": '#!/bin/sh\ntest -f "$3"\n',
+    "systemctl": '#!/bin/sh\necho "systemctl $*"\n',
+}
+
+
+def test_systemd(tmp_path: Path) -> None:
+    """The files come to where the unit expects them, and the settings are some with which the service starts."""
+    checkout, stubs, etc = tmp_path / "checkout", tmp_path / "stubs", tmp_path / "etc"
+    for directory in (stubs, etc / "systemd/system", tmp_path / "opt"):
+        directory.mkdir(parents=True)
+    shutil.copytree(ROOT / "deploy", checkout / "deploy")
+    shutil.copy(ROOT / "requirements.txt", checkout)
+    for name, text in STUBS.items():
+        (stubs / name).write_text(text)
+        (stubs / name).chmod(0o755)
+    script = re.sub(r"(?<= )/(?=opt|etc)", f"{tmp_path}/", blocks()["systemd"])
+    env = clean_environment(PATH=f"{stubs}:{os.environ['PATH']}")
+    done = subprocess.run(["bash", "-euc", script], cwd=checkout, env=env, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "systemctl enable --now flask-sse-relay.socket flask-sse-relay.service\n"
+    unit = (etc / "systemd/system/flask-sse-relay.service").read_text()
+    assert (etc / "systemd/system/flask-sse-relay.socket").exists()
+    for key in ("ExecStart", "LoadCredential"):
+        found = re.search(rf"^{key}=[^/]*(/\S+)", unit, re.MULTILINE)
+        assert found and (tmp_path / found[1][1:]).exists(), key
+    settings = etc / "flask-sse-relay.toml"
+    assert settings.stat().st_mode & 0o777 == 0o600
+    env = clean_environment(PORT="0", SSE_CONFIG=str(settings))
+    with Process([sys.executable, "-m", "gunicorn", "app:app"], env=env) as process:
+        url = process.wait_log(r"Listening at: (http://\S+)")[1]
+        told = httpx.get(f"{url}/playground.json").json()
+    assert (told["upstreams"], told["open"]) == (["deepseek"], False)
+
+
 # Settings
 
 
@@ -309,3 +437,12 @@ def test_the_defaults_are_those_of_the_code() -> None:
         value = getattr(defaults, codes(key)[0].removeprefix(PREFIX).lower())
         told = json.loads(codes(default)[0]) if codes(default) else None
         assert told == (list(value) if isinstance(value, tuple) else value), key
+
+
+# Speed
+
+
+def test_speed() -> None:
+    """What it prints is for test_benchmark to say; here only that it is what the README says it is."""
+    assert blocks()["speed"] == "python -m tests.benchmark\n"
+    assert [name for row in table("column") for name in codes(row[0])] == [column.title for column in COLUMNS]

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from shutil import rmtree
@@ -374,9 +375,9 @@ def authority() -> tuple[trustme.CA, Path]:
     return ca, directory / "ca.pem"
 
 
-def _server_context(names: Sequence[str]) -> ssl.SSLContext:
+def _server_context(names: Sequence[str], expires: datetime | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority()[0].issue_cert(*names).configure_cert(context)
+    authority()[0].issue_cert(*names, not_after=expires).configure_cert(context)
     return context
 
 
@@ -387,6 +388,7 @@ class Upstream:
 
     :param tls: whether it speaks TLS, with a certificate of the tests' own authority (`ca_file`).
     :param names: what that certificate is for; something else makes it a wrong one.
+    :param expires: when that certificate ends.
     :param host: loopback address to listen on.
     """
 
@@ -396,6 +398,7 @@ class Upstream:
         *,
         tls: bool = False,
         names: Sequence[str] = ("127.0.0.1", "localhost"),
+        expires: datetime | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.script: Script = script or answer()
@@ -406,7 +409,7 @@ class Upstream:
         self.failed_handshakes = 0
         self._errors: list[BaseException] = []
         self._changed = threading.Condition()
-        self._context = _server_context(names) if tls else None
+        self._context = _server_context(names, expires) if tls else None
         self._listener = socket.create_server((host, 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://{host}:{self.port}"
