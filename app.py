@@ -14,6 +14,8 @@ from werkzeug.exceptions import HTTPException
 from sse import SSE
 from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
 from sse.relay.drain import Phase
+from sse.web.log import FORMATTERS
+from sse.web.report import report_failure, report_refusal
 from sse.web.response import problem
 from sse.web.state import current_state
 
@@ -30,8 +32,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         app.config.from_file(os.path.abspath(path), load=tomllib.load, text=False)
     app.config.from_prefixed_env()
     app.config.update(config or {})
-    _log_streams()
     SSE(app, demonstration=True, playground=True, docs=True)
+    _log_streams(app.extensions["sse"].settings.log_format)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", view_func=readyz)
     app.register_error_handler(HTTPException, answer_routing)
@@ -66,7 +68,9 @@ def answer_routing(error: HTTPException) -> Response:
     if error.code is not None and 300 <= error.code < 400:
         return Response(status=error.code, headers=error.get_headers())
     kinds: dict[int | None, type[SSEError]] = {404: NotFound, 405: MethodNotAllowed}
-    response = problem(kinds.get(error.code, InvalidRequest)())
+    refusal = kinds.get(error.code, InvalidRequest)()
+    report_refusal(refusal)
+    response = problem(refusal)
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
@@ -75,16 +79,16 @@ def answer_routing(error: HTTPException) -> Response:
 
 def answer_failure(error: Exception) -> Response:
     """Answer a fault of ours: its cause goes into the log, not to the client."""
-    logging.getLogger("sse").error("failed: %s", type(error).__name__, exc_info=error)
+    report_failure(error)
     return problem(SSEError())
 
 
-def _log_streams() -> None:
+def _log_streams(form: str) -> None:
     """Write the `sse` log to standard error, unless somebody has said where it goes."""
     log = logging.getLogger("sse")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(FORMATTERS[form]())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from flask_cors import CORS
 from flask_limiter import Limiter
 
+from .command import register_commands, told_plainly
 from .protocol.table import UpstreamTable, parse_upstream
 from .relay.adapter import RelayAdapter
 from .relay.dial import Dialer
 from .relay.drain import FAREWELL, Drain
 from .relay.lease import leases_in
+from .relay.store import SharedStore, nothing
 from .relay.upstream import Upstreams
 from .relay.watch import Limits, Watches
 from .settings import Settings
@@ -20,10 +23,12 @@ from .web.access import Access, Authorize
 from .web.demo import DemonstrationServer
 from .web.docs import docs_blueprint
 from .web.page import page_blueprint
-from .web.report import Metrics, metrics_blueprint
 from .web.response import EXPOSED_FIELDS
 from .web.state import State
 from .web.views import relay_blueprint, ticker_blueprint
+
+if TYPE_CHECKING:
+    from .web.metrics import Metrics
 
 #: Connections kept for one upstream where the number of streams is not limited.
 POOL_SIZE = 1000
@@ -52,6 +57,19 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
     grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - FAREWELL
     app.extensions["sse"].drain.begin_when(lambda: not worker.alive, grace=grace)
+
+
+def _metrics(settings: Settings) -> Metrics | None:
+    if not settings.metrics:
+        return None
+    from .web.metrics import new_metrics
+
+    return new_metrics()
+
+
+def _on_absence(metrics: Metrics | None, part: str) -> Callable[[], object]:
+    """Return what counts that a part of ours needed the shared store in vain."""
+    return metrics.store_errors.labels(part).inc if metrics is not None else nothing
 
 
 class SSE:
@@ -97,8 +115,10 @@ class SSE:
         """
         if "sse" in app.extensions:
             raise RuntimeError(f"the app {app.name!r} has an SSE already")
-        settings = Settings.from_config(app.config)
-        app.extensions["sse"] = self._state(settings)
+        with told_plainly():
+            settings = Settings.from_config(app.config)
+            app.extensions["sse"] = self._state(settings)
+        register_commands(app)
         parts = [relay_blueprint()] if self._relay else []
         if self._demonstration:
             parts.append(ticker_blueprint())
@@ -107,6 +127,8 @@ class SSE:
         if self._docs:
             parts.append(docs_blueprint())
         if settings.metrics:
+            from .web.metrics import metrics_blueprint
+
             app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)
         for part in parts:
             CORS(
@@ -124,7 +146,14 @@ class SSE:
         if demonstration is not None:
             upstreams = (parse_upstream("demo", demonstration.url),)
         table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
-        leases = leases_in(settings.storage_uri, total=settings.max_streams, per_client=settings.max_streams_per_client)
+        metrics = _metrics(settings)
+        store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
+        leases = leases_in(
+            store,
+            total=settings.max_streams,
+            per_client=settings.max_streams_per_client,
+            on_absence=_on_absence(metrics, "leases"),
+        )
         drain = Drain()
         dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
         return State(
@@ -134,7 +163,7 @@ class SSE:
                 RelayAdapter(dialer, pool_size=settings.max_streams or POOL_SIZE, ca_file=settings.ca_file)
             ),
             leases=leases,
-            metrics=Metrics(leases.__len__) if settings.metrics else None,
+            metrics=metrics,
             watches=Watches(drain),
             drain=drain,
             limits=Limits(
@@ -149,7 +178,8 @@ class SSE:
                 authorize=self._authorize,
                 limiter=self._limiter,
                 is_open=settings.is_open(has_authorize=self._authorize is not None),
+                store=store,
+                on_absence=_on_absence(metrics, "throttle"),
             ),
             demonstration=demonstration,
         )
-

@@ -103,6 +103,12 @@ def _positive_seconds(value: object) -> float:
     return _seconds(value)
 
 
+def _log_format(value: object) -> str:
+    if value not in ("text", "json"):
+        raise ValueError(f'must be "text" or "json", not {value!r}')
+    return str(value)
+
+
 def _file(value: object) -> str:
     if not isinstance(value, str) or (value and not Path(value).is_file()):
         raise ValueError(f"must be the path of a file that is there, not {value!r}")
@@ -153,6 +159,8 @@ class Settings:
     ca_file: str = _key(_file, "")
     #: Whether `GET /metrics` is served.
     metrics: bool = _key(_flag, False)
+    #: The form of the service's log lines: "text", or "json" for an object a line. A site forms its log itself.
+    log_format: str = _key(_log_format, "text")
     #: Seconds of silence after which an own stream sends a comment. 0: never.
     heartbeat: float = _key(_seconds, 15.0)
     #: Seconds of silence after which a relayed stream is given a comment between two events. 0: never.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app import create_app
-from sse.web.access import KEPT_KEYS, ForgetfulMemory
+from sse.web.count import KEPT_KEYS, Memory
 
 from .service import Head, RawClient, Service, call
 from .upstream import Upstream, answer
@@ -343,7 +343,7 @@ def test_addresses_that_called_once_are_forgotten(monkeypatch: pytest.MonkeyPatc
     """limits keeps every key it ever saw: 20,001 after all had expired."""
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
-    memory = ForgetfulMemory()
+    memory = Memory()
     for number in range(10_000):
         assert memory.acquire_entry(f"address {number}", 1, 10)
         now += 0.1
@@ -446,7 +446,8 @@ def test_a_store_that_is_away_is_no_way_in_and_no_failure(
 ) -> None:
     """Flask-Limiter answers 500 where its store is away, or lets everybody in."""
     settings = {"SSE_THROTTLE": "3 per minute", "SSE_STORAGE_URI": redis_server.url}
-    relay, other = (service(SSE_UPSTREAMS={"test": upstream_.url}, **settings) for _ in range(2))
+    one = ("--workers", "1")
+    relay, other = (service(*one, SSE_UPSTREAMS={"test": upstream_.url}, **settings) for _ in range(2))
     # Where there is one, all that use it count together.
     assert [ask(each, upstream_)[0].status for each in (relay, other, relay, other, relay)] == [200] * 3 + [429] * 2
     redis_server.stop()

@@ -65,7 +65,7 @@ def anatomy(app: Flask) -> dict[str, Any]:
         "jinja": [sorted(app.jinja_env.globals), sorted(app.jinja_env.filters), sorted(app.jinja_env.tests)],
         "config": {key: value for key, value in app.config.items() if not key.startswith("SSE_")},
         "extensions": sorted(set(app.extensions) - {"sse"}),
-        "commands": sorted(app.cli.commands),
+        "commands": sorted(set(app.cli.commands) - {"sse"}),
         "routes": [route for route in routes if not route[0].startswith(OURS)],
         "logging": [named(logging.getLogger(name).handlers) for name in (None, app.name, "sse", "werkzeug")],
         "levels": [logging.getLogger(name).level for name in (None, app.name, "sse", "werkzeug")],

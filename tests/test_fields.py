@@ -200,6 +200,24 @@ def test_hop_by_hop_fields_of_the_request_do_not_pass(relay: Relay) -> None:
     assert (request.body, request.field("Content-Length")) == (b"body", "4")
 
 
+TRACE = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+    "baggage": "userId=Am%C3%A9lie,server=DF%2028;ttl=30",
+}
+
+
+@pytest.mark.parametrize("how", ["upstream", "forward", "json"])
+def test_a_trace_goes_on_unchanged(relay: Relay, how: str) -> None:
+    if how == "upstream":
+        client = relay.call(answer(EVENT), "GET", fields=TRACE)
+    else:
+        client = relay.forward(answer(EVENT), **{"http_fields" if how == "forward" else "header": TRACE})
+    assert client.read_body() == EVENT
+    seen = relay.upstream.requests[-1]
+    assert {name: seen.field(name) for name in TRACE} == TRACE
+
+
 def test_the_gateway_sets_what_is_its_own(relay: Relay) -> None:
     request = sent(
         relay, {"Accept": "text/html", "Accept-Encoding": "gzip, br", "accept-encoding": "zstd"}, body={"a": 1}

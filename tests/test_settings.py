@@ -106,6 +106,8 @@ BAD: list[tuple[str, object]] = [
     ("SSE_CA_FILE", "/no/such/file.pem"),
     ("SSE_CA_FILE", 7),
     ("SSE_METRICS", "yes"),
+    ("SSE_LOG_FORMAT", "xml"),
+    ("SSE_LOG_FORMAT", ["json"]),
     ("SSE_HEARTBEAT", None),
     ("SSE_RELAY_HEARTBEAT", -0.1),
 ]
@@ -129,6 +131,7 @@ GOOD: dict[str, object] = {
     "SSE_MAX_DURATION": 3600,
     "SSE_CA_FILE": "",
     "SSE_METRICS": True,
+    "SSE_LOG_FORMAT": "json",
     "SSE_HEARTBEAT": 0,
     "SSE_RELAY_HEARTBEAT": 20,
 }
@@ -166,6 +169,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "max_duration": 0,
         "ca_file": "",
         "metrics": False,
+        "log_format": "text",
         "heartbeat": 15,
         "relay_heartbeat": 0,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import InvalidRequest
 
@@ -31,6 +31,8 @@ _MEDIA_TYPE = re.compile(
 _NEVER_SENT = frozenset(
     "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade".split()
 )
+# W3C Trace Context and Baggage. Of the first two, one says nothing without the other.
+_TRACE = (("traceparent", "tracestate"), ("baggage",))
 # What SDKs of OpenAI, Anthropic, DashScope and MCP read, beside Content-Type.
 _PASSED_BACK = re.compile(
     r"content-encoding|retry-after(?:-ms)?|(?:x-|apim-|x-amzn-|x-ms-|x-dashscope-)?request-?id"
@@ -106,6 +108,16 @@ def encode_request_fields(
     if has_body and not any(_same(name) == "content-type" for name, _ in fields):
         fields.append(("Content-Type", "application/json"))
     return fields
+
+
+def with_trace(pairs: list[tuple[str, str]], find: Callable[[str], str | None]) -> list[tuple[str, str]]:
+    """Return the fields, and those of the request that tell which trace it is part of, unless they tell it themselves.
+
+    :param find: returns the value of the request's field of a name.
+    """
+    named = {_same(name) for name, _ in pairs}
+    wanted = [name for group in _TRACE if named.isdisjoint(group) for name in group]
+    return [*pairs, *((name, value) for name in wanted if (value := find(name)) is not None)]
 
 
 def response_fields(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

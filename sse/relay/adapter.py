@@ -20,6 +20,17 @@ from .connection import connection_classes
 from .dial import Dialer
 
 
+def tls_context(ca_file: str = "") -> ssl.SSLContext:
+    """Return what verifies upstreams.
+
+    :param ca_file: PEM file of further authorities, or "".
+    """
+    context = ssl.create_default_context(cafile=certifi.where())
+    if ca_file:
+        context.load_verify_locations(cafile=ca_file)
+    return context
+
+
 class RelayAdapter(HTTPAdapter):
     """Sends requests whose `target` was parsed and matched, over connections that were judged.
 
@@ -33,9 +44,7 @@ class RelayAdapter(HTTPAdapter):
     def __init__(self, dialer: Dialer, *, pool_size: int, ca_file: str = "") -> None:
         self._dialer = dialer
         # One context for all connections: requests reads the authorities anew for each, 20 ms of CPU every time.
-        self._tls = ssl.create_default_context(cafile=certifi.where())
-        if ca_file:
-            self._tls.load_verify_locations(cafile=ca_file)
+        self._tls = tls_context(ca_file)
         super().__init__(pool_connections=64, pool_maxsize=pool_size)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:

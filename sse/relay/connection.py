@@ -10,7 +10,7 @@ from typing import Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from .dial import Dialer
+from .dial import Dialer, no_socket
 from .watch import Stage, current, is_gone
 
 #: Bytes of heads, 1xx ones included, before the final head must be whole.
@@ -111,7 +111,11 @@ class _Relayed:
         watch = current.get()
         if watch is not None and isinstance(self, HTTPSConnection):
             # TLS takes over the descriptor before it greets, which may last; this one leads to the same connection.
-            self._handle = connection.dup()
+            try:
+                self._handle = connection.dup()
+            except OSError as error:
+                connection.close()
+                raise no_socket() from error
             watch.attach(self._handle)
         return connection
 

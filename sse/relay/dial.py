@@ -7,6 +7,7 @@ several ranges that lead inside, advocate does not work with urllib3 2.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import queue
 import socket
@@ -14,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..errors import SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from ..errors import AtCapacity, SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
 from .watch import current
 
+#: Seconds after which somebody may have closed one.
+RETRY_AFTER = 1
 #: Names looked up at a time. The resolver has 10 threads for all; two stay free for the rest of the process.
 MAX_LOOKUPS = 8
 
@@ -29,9 +32,7 @@ class Dialer:
     :param timeout: seconds for look-up and connection together.
     """
 
-    def __init__(
-        self, *, allows: Callable[[str, str], bool], lists: Callable[[str], bool], timeout: float
-    ) -> None:
+    def __init__(self, *, allows: Callable[[str, str], bool], lists: Callable[[str], bool], timeout: float) -> None:
         self._allows = allows
         self._lists = lists
         self._timeout = timeout
@@ -40,6 +41,7 @@ class Dialer:
     def dial(self, host: str, port: int) -> socket.socket:
         """Return a connection to the host, without a time-out of its own; the caller closes it.
 
+        :raises AtCapacity: if this process, or the system, may open no more sockets.
         :raises TargetNotAllowed: if any of its addresses is refused, or it has none and no operator named it.
         :raises UpstreamTimeout: if the time ran out.
         :raises UpstreamUnreachable: if nobody answers at its addresses.
@@ -62,7 +64,7 @@ class Dialer:
         raise UpstreamUnreachable("no connection") from failure
 
     def _connect(self, family: int, address: str, port: int, timeout: float) -> socket.socket:
-        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection = _open_socket(family)
         try:
             connection.settimeout(timeout)
             watch = current.get()
@@ -107,12 +109,28 @@ class Dialer:
         except queue.Empty as error:
             raise self._unresolved(host, UpstreamTimeout("no connection in time")) from error
         if isinstance(answer, Exception) or not answer:
+            # A resolver that gets no socket says that there is no such name.
+            _open_socket(socket.AF_INET).close()
             raise self._unresolved(host, UpstreamUnreachable("its name does not resolve"))
         return answer
 
     def _unresolved(self, host: str, error: SSEError) -> SSEError:
         # Whether a name exists is nobody's business, unless the operator wrote it down.
         return error if self._lists(host) else TargetNotAllowed()
+
+
+def _open_socket(family: int) -> socket.socket:
+    try:
+        return socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise no_socket() from error
+        raise
+
+
+def no_socket() -> AtCapacity:
+    """Return the refusal of what would take a socket that this process, or the system, may not open."""
+    return AtCapacity("the gateway has no socket left", retry_after=RETRY_AFTER)
 
 
 def _canonical(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

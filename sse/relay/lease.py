@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
-
-from limits.storage import storage_from_string
+from typing import Any
 
 from ..errors import AtCapacity, TooManyStreams
-
-if TYPE_CHECKING:
-    from limits.storage import RedisStorage
-
-log = logging.getLogger("sse")
-
-#: Seconds that a shared store may take to answer; without them it could hold a call for ever.
-STORAGE_OPTIONS = {"socket_timeout": 1, "socket_connect_timeout": 1}
+from .store import SharedStore, nothing
 
 #: Seconds after which a refused client may try again: there is no telling when a stream ends, so soon but not at once.
 RETRY_AFTER = 1
 #: Seconds after which a lease in the shared store expires if its process does not renew it, for it was killed.
 LIFETIME = 30
-#: Seconds for which a store that did not answer is left alone.
-ABSENCE = 5.0
 
 #: One lease, or one renewal (no limit, then): a client's leases are a sorted set, each with the second of its end.
-#: The clock is the store's, for those of several hosts differ.
+#: The clock is the store's, for those of several hosts differ; what ends later than any can was taken before it was set
+#: back, and would count for as long.
 _TAKE = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 2 * ARGV[3], '+inf')
 local most = tonumber(ARGV[2])
 if most > 0 and redis.call('ZCARD', KEYS[1]) >= most then return 0 end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
@@ -95,19 +85,26 @@ class SharedLeases(Leases):
 
     The process keeps its own counts too: they are the limit in all, and what is left while the store is away.
 
-    :param store: limits' storage for the store; its client has time-outs.
+    :param store: where they are.
     :param lifetime: seconds after which the leases of a process that was killed expire.
+    :param on_absence: called each time the store is needed and away.
     """
 
-    def __init__(self, store: RedisStorage, *, total: int, per_client: int, lifetime: int = LIFETIME) -> None:
+    def __init__(
+        self,
+        store: SharedStore,
+        *,
+        total: int,
+        per_client: int,
+        lifetime: int = LIFETIME,
+        on_absence: Callable[[], object] = nothing,
+    ) -> None:
         super().__init__(total=total, per_client=per_client)
-        # A redis.Redis or valkey.Valkey, of which limits' own type knows a part.
-        self._client: Any = store.get_connection()
-        self._errors = store.base_exceptions
+        self._store = store
         self._lifetime = lifetime
+        self._on_absence = on_absence
         self._held: dict[str, str] = {}
         self._renewing = False
-        self._absent_until = 0.0
 
     def take(self, client: str) -> Callable[[], None]:
         give_back = super().take(client)
@@ -115,7 +112,7 @@ class SharedLeases(Leases):
             return give_back
         lease, key = uuid.uuid4().hex, f"sse-leases:{client}"
         self._hold(lease, key)
-        if self._ask(lambda: self._client.eval(_TAKE, 1, key, lease, self._per_client, self._lifetime)) == 0:
+        if self._ask(lambda: self._store.client.eval(_TAKE, 1, key, lease, self._per_client, self._lifetime)) == 0:
             self._held.pop(lease)
             give_back()
             raise TooManyStreams(retry_after=RETRY_AFTER)
@@ -123,25 +120,13 @@ class SharedLeases(Leases):
         def give_back_both() -> None:
             give_back()
             if self._held.pop(lease, None) is not None:
-                self._ask(lambda: self._client.zrem(key, lease))
+                self._ask(lambda: self._store.client.zrem(key, lease))
 
         return give_back_both
 
     def _ask(self, question: Callable[[], Any]) -> Any:
-        """Return what the store answers, None while it is away: then each process counts for itself."""
-        if time.monotonic() < self._absent_until:
-            return None
-        try:
-            answer = question()
-        except self._errors as error:
-            if not self._absent_until:
-                log.warning("leases are counted in each process: the store is away (%s)", type(error).__name__)
-            self._absent_until = time.monotonic() + ABSENCE
-            return None
-        if self._absent_until:
-            log.warning("leases are shared again: the store is back")
-            self._absent_until = 0.0
-        return answer
+        """Return what the store answers, None while it is away."""
+        return self._store.ask(question, on_absence=self._on_absence)
 
     def _hold(self, lease: str, key: str) -> None:
         with self._lock:
@@ -163,7 +148,7 @@ class SharedLeases(Leases):
             self._ask(partial(self._renew, held))
 
     def _renew(self, held: list[tuple[str, str]]) -> None:
-        with self._client.pipeline(transaction=False) as pipeline:
+        with self._store.client.pipeline(transaction=False) as pipeline:
             for lease, key in held:
                 pipeline.eval(_TAKE, 1, key, lease, 0, self._lifetime)
             pipeline.execute()
@@ -174,12 +159,13 @@ class SharedLeases(Leases):
             pipeline.execute()
 
 
-def leases_in(storage_uri: str, *, total: int, per_client: int) -> Leases:
-    """Return the leases that are kept where a setting says.
+def leases_in(
+    store: SharedStore | None, *, total: int, per_client: int, on_absence: Callable[[], object] = nothing
+) -> Leases:
+    """Return the leases that are kept in a store, or in this process alone.
 
-    :param storage_uri: `memory://` for this process alone, else that of a Redis.
+    :param on_absence: called each time the store is needed and away.
     """
-    if storage_uri == "memory://":
+    if store is None:
         return Leases(total=total, per_client=per_client)
-    store = cast("RedisStorage", storage_from_string(storage_uri, **STORAGE_OPTIONS))
-    return SharedLeases(store, total=total, per_client=per_client)
+    return SharedLeases(store, total=total, per_client=per_client, on_absence=on_absence)

@@ -52,6 +52,8 @@ class StreamEnd:
     #: Seconds from the request to the upstream's head, to the first byte of the body (None: none came), and to the end.
     head: float
     first_byte: float | None
+    #: Seconds of the longest wait for the source between two pieces; None where there were not two.
+    longest_gap: float | None
     total: float
 
 
@@ -104,6 +106,7 @@ class Pump:
         self._bytes = 0
         self._head = time.monotonic() - watch.started
         self._first: float | None = None
+        self._gap = 0.0
         self._pieces = self._pump()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -149,18 +152,18 @@ class Pump:
             time.sleep(HEARING_TIME)
 
     def _relay(self) -> Iterator[bytes]:
-        watch, boundary = self._watch, self._boundary
-        watch.enter(Stage.READ)
+        watch, boundary, clock = self._watch, self._boundary, time.monotonic
+        # `watch.enter`, written out here and below: this is what is done for each piece.
+        watch.stage, watch.since = Stage.READ, clock()
         for piece in self._source.iter_chunks(silence=self._heartbeat or None):
             if watch.reason is not None:
                 return
-            if not piece:
-                if boundary is None or not boundary.at_boundary:
-                    continue
-                piece = HEARTBEAT
-            else:
+            since, now = watch.since, clock()
+            if piece:
                 if self._first is None:
-                    self._first = time.monotonic() - watch.started
+                    self._first = now - watch.started
+                elif now - since > self._gap:
+                    self._gap = now - since
                 if self._limit:
                     piece = piece[: self._limit - self._bytes]
                 self._bytes += len(piece)
@@ -168,18 +171,19 @@ class Pump:
                     piece = _rest_of_event(piece, boundary)
                 elif boundary is not None:
                     boundary.feed(piece)
-            since = watch.since
-            watch.enter(Stage.WRITE)
+            elif boundary is not None and boundary.at_boundary:
+                piece = HEARTBEAT
+            else:
+                continue
+            watch.stage, watch.since = Stage.WRITE, now
             yield piece
             if watch.is_ending and boundary is not None and boundary.at_boundary:
                 watch.cut(EndReason.DRAINING)
                 return
-            if self._bytes == self._limit and self._limit:
+            if self._limit and self._bytes == self._limit:
                 return
-            watch.enter(Stage.READ)
-            if piece is HEARTBEAT:
-                # A comment of ours is no sign of life of the upstream's.
-                watch.since = since
+            # A comment of ours is no sign of life of the upstream's.
+            watch.stage, watch.since = Stage.READ, since if piece is HEARTBEAT else clock()
 
     def close(self) -> None:
         """End the stream if it has not ended; servers call it always, also when they never iterated."""
@@ -209,6 +213,7 @@ class Pump:
                     bytes=self._bytes,
                     head=self._head,
                     first_byte=self._first,
+                    longest_gap=self._gap or None,
                     total=time.monotonic() - self._watch.started,
                 )
             )

@@ -64,6 +64,8 @@ class UpstreamResponse:
         self.status = response.status_code
         #: All fields as they came, repeated ones apart.
         self.fields: list[tuple[str, str]] = list(self._raw.headers.items())
+        # A stream may be open for hours, and needs nothing of these; together they are 4 kB.
+        response.request = response.headers = response.cookies = None  # type: ignore[assignment]
 
     def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
         """Yield the body as it arrives, one piece a read of the socket.
@@ -97,6 +99,7 @@ class Upstreams:
         """Send a request and return the answer as soon as its head is there.
 
         :param watch: may cut the attempt; the time-outs are its.
+        :raises AtCapacity: if there is no socket left for it.
         :raises TargetNotAllowed: if the address is refused.
         :raises UpstreamUnreachable: if there is no connection, or TLS does not come about.
         :raises UpstreamBadResponse: if what answers is no HTTP, or a redirect.

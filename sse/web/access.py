@@ -15,11 +15,11 @@ from flask import Flask, Request, Response, request
 from flask_limiter import Limiter
 from flask_limiter.errors import RateLimitExceeded
 from limits import RateLimitItem, parse_many
-from limits.storage import MemoryStorage
 
 from ..errors import Throttled, Unauthenticated
-from ..relay.lease import STORAGE_OPTIONS
+from ..relay.store import SharedStore, nothing
 from ..settings import Settings
+from .count import Memory, SharedCounts
 
 #: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
 Authorize = Callable[[Request], "str | None"]
@@ -29,9 +29,6 @@ GUESSES = "60 per 10 second"
 
 #: Into every key, so that another strategy on the same store never meets our entries.
 KEY_PREFIX = "sse-moving-window"
-
-#: Keys that are kept in memory whether used or not; beyond twice the used ones, the others are dropped.
-KEPT_KEYS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +45,26 @@ class Access:
     :param authorize: the site's own answer to who calls; asked before the passcodes.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether anybody may call.
+    :param store: what processes share, if they do; the site's own Limiter counts where it counts.
+    :param on_absence: called each time the store is needed for a call and away.
     """
 
     def __init__(
-        self, settings: Settings, *, authorize: Authorize | None, limiter: Limiter | None, is_open: bool
+        self,
+        settings: Settings,
+        *,
+        authorize: Authorize | None,
+        limiter: Limiter | None,
+        is_open: bool,
+        store: SharedStore | None = None,
+        on_absence: Callable[[], object] = nothing,
     ) -> None:
         self._authorize = authorize
         self.is_open = is_open
         self._trusted_proxies = settings.trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
-        self._limiter = limiter or _own_limiter(settings.storage_uri)
+        self._limiter = limiter or _own_limiter(store, on_absence)
         self._throttle = self._limit(settings.throttle, _client_key) if settings.throttle else None
         guesses = settings.throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
@@ -96,7 +102,7 @@ class Access:
         return client
 
     def has_store(self) -> bool:
-        """Tell whether the store that the throttle is kept in answers."""
+        """Tell whether the store that the throttle is kept in can be used."""
         return bool(self._limiter.storage.check())
 
     def _identify(self, passcode: str | None) -> str | None:
@@ -141,7 +147,7 @@ class Access:
         try:
             reset, remaining = strategy.get_window_stats(item, *(current.request_args if current is not None else ()))
         except strategy.storage.base_exceptions:
-            # The store went away between two questions; the next call is counted in memory.
+            # A site's own store went away between two questions.
             return 0.0, item.amount
         return reset, remaining
 
@@ -158,44 +164,18 @@ class Access:
         ]
 
 
-class ForgetfulMemory(MemoryStorage):
-    """limits' storage in memory, which keeps every key it ever saw (limits 5.8.0), with the unused ones dropped."""
-
-    STORAGE_SCHEME = ["sse-memory"]
-
-    def __init__(self, uri: str | None = None, **options: Any) -> None:
-        self._most = KEPT_KEYS
-        super().__init__(uri, **options)
-
-    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        if len(self.events) >= self._most:
-            self._forget(time.time())
-            # So the work stays in proportion to the calls, however many keys are in use.
-            self._most = max(KEPT_KEYS, 2 * len(self.events))
-        return super().acquire_entry(key, limit, expiry, amount)
-
-    def _forget(self, now: float) -> None:
-        for key, entries in list(self.events.items()):
-            with self.locks[key]:
-                # The newest is the first.
-                if not entries or entries[0].expiry < now:
-                    self.clear(key)
-
-
-def _own_limiter(storage_uri: str) -> Limiter:
+def _own_limiter(store: SharedStore | None, on_absence: Callable[[], object]) -> Limiter:
     """Return a Limiter that is configured by us alone.
 
     It is put into a Flask app that serves nothing: a site's `RATELIMIT_*` keys would otherwise configure it too, its
     default limits would count twice, and its hooks would run on every request of the site.
     """
-    is_shared = storage_uri != "memory://"
+    options: dict[str, Any] = {"store": store, "on_absence": on_absence} if store is not None else {}
     limiter = Limiter(
         key_func=_client_key,
-        storage_uri=storage_uri if is_shared else "sse-memory://",
-        storage_options={**STORAGE_OPTIONS} if is_shared else {},
+        storage_uri=f"{(SharedCounts if store is not None else Memory).STORAGE_SCHEME[0]}://",
+        storage_options=options,
         strategy="moving-window",
-        # Without its store each process counts for itself; otherwise there would be no answer, or no throttle.
-        in_memory_fallback_enabled=is_shared,
         key_prefix=KEY_PREFIX,
     )
     limiter.init_app(Flask("sse-throttle"))

@@ -150,6 +150,7 @@ def _header(description: str, type_: str = "string", *, required: bool = False) 
 
 _HEADERS = {
     "X-Request-Id": _header("as in the gateway's log", required=True),
+    "X-Upstream-Request-Id": _header("the X-Request-Id that the upstream gave"),
     "X-Upstream-Status": _header("the upstream said it, not the gateway", "integer"),
     "Retry-After": _header("seconds after which the same request would be let in; an upstream may give a date"),
     "X-RateLimit-Limit": _header("calls in the window, unless the upstream speaks of its own"),
@@ -260,7 +261,13 @@ def _relayed(state: State, refusals: Iterable[type[SSEError]]) -> dict[str, Any]
     """Return the responses of a relayed call: an upstream may answer with any status, also with one of ours."""
     if state.access.is_open:
         refusals = [refusal for refusal in refusals if refusal is not Unauthenticated]
-    common = ("X-Request-Id", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+    common = (
+        "X-Request-Id",
+        "X-Upstream-Request-Id",
+        "X-RateLimit-Limit",
+        "X-RateLimit-Remaining",
+        "X-RateLimit-Reset",
+    )
     theirs = {"headers": _refer(*common, "X-Upstream-Status", "Retry-After"), "content": _UPSTREAM_CONTENT}
     ours = _refused(refusals)
     for response in ours.values():

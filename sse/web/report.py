@@ -1,93 +1,123 @@
-"""Says how a stream ended: one log line and, where they are on, the metrics."""
+"""Says what became of a request, once: one log line and, where they are on, the metrics."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from flask import Blueprint, Response
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from flask import request
 
+from ..errors import SSEError
 from ..relay.pump import StreamEnd
+from .log import log_event
 from .response import request_id
-from .state import current_state
+from .state import State, current_state
 
 log = logging.getLogger("sse")
 
-#: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
-FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+#: The upstream of a request that was refused before it was known which.
+UNKNOWN = "-"
+#: The upstream of a target that is in no table.
+PUBLIC = "public"
+#: The code of a request that was not refused.
+RELAYED = "relayed"
+
+#: Characters of a client's name that are logged: a site's `authorize` may give any.
+MAX_NAME = 64
+
+Reporter = Callable[[StreamEnd], None]
 
 
-class Metrics:
-    """What one app has counted. Labels are names of the table and our own words, never a URL or a client's name.
+def note_upstream(name: str) -> None:
+    """Keep which upstream the current request is for.
 
-    :param open_streams: tells how many streams are open.
+    :param name: its name in the table, or a word of ours.
     """
-
-    def __init__(self, open_streams: Callable[[], int]) -> None:
-        self.registry = CollectorRegistry()
-        Gauge("sse_streams_open", "Relayed streams that are open", registry=self.registry).set_function(open_streams)
-        self._ended = Counter(
-            "sse_streams_ended", "Streams by why they ended", ["upstream", "status", "reason"], registry=self.registry
-        )
-        self._bytes = Counter("sse_bytes", "Bytes relayed", ["upstream"], registry=self.registry)
-        self._events = Counter("sse_events", "Events relayed", ["upstream"], registry=self.registry)
-        self._first_byte = Histogram(
-            "sse_first_byte_seconds",
-            "Seconds from the request to the first byte of the body",
-            ["upstream"],
-            buckets=FIRST_BYTE_BUCKETS,
-            registry=self.registry,
-        )
-
-    def observe(self, upstream: str, end: StreamEnd) -> None:
-        """Count a stream that has ended."""
-        self._ended.labels(upstream, str(end.status), str(end.reason)).inc()
-        self._bytes.labels(upstream).inc(end.bytes)
-        self._events.labels(upstream).inc(end.events)
-        if end.first_byte is not None:
-            self._first_byte.labels(upstream).observe(end.first_byte)
+    request.environ["sse.upstream"] = name
 
 
-def reporter(upstream: str, client: str) -> Callable[[StreamEnd], None]:
-    """Return what reports the end of the current request's stream; it keeps nothing of the request but names.
+def note_unopened(end: StreamEnd) -> None:
+    """Keep how the current request's stream ended before it began; it is said together with the refusal."""
+    request.environ["sse.end"] = end
 
-    :param upstream: its name in the table.
-    :param client: the key under which the client is counted; only a name goes into the log.
-    """
-    id_ = request_id()
-    name = client.removeprefix("name:") if client.startswith("name:") else "-"
-    metrics = current_state().metrics
+
+def reporter(state: State) -> Reporter:
+    """Return what reports the end of the current request's stream; it keeps nothing of the request but names."""
+    upstream, client = _names()
+    id_, metrics = request_id(), state.metrics
 
     def report(end: StreamEnd) -> None:
         if metrics is not None:
             metrics.observe(upstream, end)
-        log.info(
-            "stream end=%s status=%d upstream=%s client=%s events=%d bytes=%d first_byte=%s total=%.3f request_id=%s",
-            end.reason,
-            end.status,
-            upstream,
-            name,
-            end.events,
-            end.bytes,
-            "-" if end.first_byte is None else f"{end.first_byte:.3f}",
-            end.total,
-            id_,
-        )
+        log_event(log, logging.INFO, "stream", {**_said(end, upstream, client), "request_id": id_})
 
     return report
 
 
-def metrics_blueprint() -> Blueprint:
-    """Return the endpoint that Prometheus reads."""
-    blueprint = Blueprint("sse_metrics", __name__)
-    blueprint.add_url_rule("/metrics", view_func=metrics)
-    return blueprint
+def open_stream(state: State) -> AbstractContextManager[None]:
+    """Return a context in which the current request's stream is counted as open."""
+    return nullcontext() if state.metrics is None else state.metrics.open_stream(_names()[0])
 
 
-def metrics() -> Response:
-    """Serve what was counted in this process."""
-    counted = current_state().metrics
-    assert counted is not None, "registered only where SSE_METRICS is on"
-    return Response(generate_latest(counted.registry), content_type=CONTENT_TYPE_LATEST)
+def report_answer(state: State, status: int) -> None:
+    """Count that the current request is relayed.
+
+    :param status: the upstream's.
+    """
+    if state.metrics is not None:
+        state.metrics.count_request(_names()[0], status, RELAYED)
+
+
+def report_refusal(error: SSEError) -> None:
+    """Report that the current request was refused."""
+    _count(error)
+    upstream, client = _names()
+    said: dict[str, Any] = {"status": error.status, "upstream": upstream, "client": client}
+    end: StreamEnd | None = request.environ.get("sse.end")
+    if end is not None:
+        metrics = current_state().metrics
+        if metrics is not None:
+            metrics.observe(upstream, end)
+        said = _said(end, upstream, client)
+    event = "refused" if end is None else "stream"
+    log_event(log, logging.INFO, event, {**said, "code": error.code, "request_id": request_id()})
+
+
+def report_failure(cause: Exception) -> None:
+    """Report that the current request met a fault of ours, with its traceback."""
+    error = SSEError()
+    _count(error)
+    upstream, client = _names()
+    said = {"error": type(cause).__name__, "status": error.status, "upstream": upstream, "client": client}
+    fields = {**said, "code": error.code, "request_id": request_id()}
+    log_event(log, logging.ERROR, "failed", fields, exc_info=cause)
+
+
+def _count(error: SSEError) -> None:
+    metrics = current_state().metrics
+    if metrics is not None:
+        metrics.count_request(_names()[0], error.status, error.code)
+
+
+def _said(end: StreamEnd, upstream: str, client: str | None) -> dict[str, Any]:
+    return {
+        "end": str(end.reason),
+        "status": end.status,
+        "upstream": upstream,
+        "client": client,
+        "events": end.events,
+        "bytes": end.bytes,
+        # Seconds, to the thousandth.
+        "first_byte": end.first_byte and round(end.first_byte, 3),
+        "longest_gap": end.longest_gap and round(end.longest_gap, 3),
+        "total": round(end.total, 3),
+    }
+
+
+def _names() -> tuple[str, str | None]:
+    """Return the upstream's name, and the client's, None if it has none: addresses are not logged."""
+    environ = request.environ
+    kind, _, name = str(environ.get("sse.client", "")).partition(":")
+    return str(environ.get("sse.upstream", UNKNOWN)), name[:MAX_NAME] if kind == "name" else None

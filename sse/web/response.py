@@ -26,6 +26,7 @@ EXPOSED_FIELDS = (
     "X-RateLimit-Remaining",
     "X-RateLimit-Reset",
     "X-Request-Id",
+    "X-Upstream-Request-Id",
     "X-Upstream-Status",
 )
 
@@ -46,6 +47,8 @@ def stream_response(body: Iterable[bytes], *, status: int, fields: Iterable[tupl
     """Return a response whose body goes out as it comes."""
     response = Response(body, status=status, direct_passthrough=True)
     response.headers.clear()
+    # One id for one answer: the upstream's own stands beside ours.
+    fields = [("X-Upstream-Request-Id" if name.lower() == "x-request-id" else name, value) for name, value in fields]
     response.headers.extend([*fields, *STREAM_FIELDS, ("X-Request-Id", request_id())])
     return response
 

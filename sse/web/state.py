@@ -17,7 +17,7 @@ from ..settings import Settings
 if TYPE_CHECKING:
     from .access import Access
     from .demo import DemonstrationServer
-    from .report import Metrics
+    from .metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from flask import Response, current_app, request
@@ -12,7 +13,7 @@ from ..protocol.event import ServerSentEvent
 from ..relay.producer import Producer
 from ..relay.pump import Pump, StreamEnd
 from ..relay.watch import Limits, Watch
-from .report import reporter
+from .report import note_upstream, open_stream, reporter
 from .response import STREAM_FIELDS, request_id
 from .state import State, current_state
 
@@ -63,14 +64,17 @@ def client_socket() -> socket.socket | None:
 def _pump(events: Iterable[Event], status: int, state: State) -> Pump:
     settings = state.settings
     watch = Watch(client_socket(), Limits(send=settings.send_timeout, duration=settings.max_duration))
-    report = reporter(f"own:{request.endpoint}", "")
+    note_upstream(f"own:{request.endpoint}")
+    report, counted, stack = reporter(state), open_stream(state), ExitStack()
 
     def on_start(producer: Producer) -> None:
+        stack.enter_context(counted)
         watch.attach(producer)
         state.watches.add(watch)
         watch.watch_client()
 
     def on_end(end: StreamEnd) -> None:
+        stack.close()
         state.watches.discard(watch)
         report(end)
 

@@ -16,15 +16,14 @@ from ..errors import (
     SSEError,
 )
 from ..protocol.event import ServerSentEvent
-from ..protocol.field import encode_request_fields, is_event_stream, parse_fields, response_fields
-from ..protocol.table import Upstream
+from ..protocol.field import encode_request_fields, is_event_stream, parse_fields, response_fields, with_trace
 from ..protocol.target import parse_target
 from ..relay.drain import Phase
 from ..relay.pump import Pump, StreamEnd
 from ..relay.upstream import RETRY_AFTER, UpstreamRequest
 from ..relay.watch import EndReason, Watch
 from .intake import client_fields, parse_call, raw_path, read_body, read_document
-from .report import reporter
+from .report import PUBLIC, note_unopened, note_upstream, open_stream, report_answer, report_refusal, reporter
 from .response import problem, request_id, stream_response
 from .state import State, current_state
 from .stream import EventSourceResponse, client_socket, last_event_id
@@ -59,6 +58,7 @@ def ticker_blueprint() -> Blueprint:
 
 
 def refuse(error: SSEError) -> Response:
+    report_refusal(error)
     response = problem(error)
     if error.retry_after is not None or error.status < 500:
         response.headers.extend(current_state().access.rate_limit_fields())
@@ -91,14 +91,15 @@ def forward() -> Response:
         asked = parse_call(document)
         target = parse_target(asked.targetUrl)
         upstream = state.table.match(target)
+        note_upstream(upstream.name if upstream else PUBLIC)
         body = asked.encode_body()
         fields = encode_request_fields(
-            parse_fields(asked.header),
+            with_trace(parse_fields(asked.header), request.headers.get),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", request_id())),
             has_body=body is not None,
         )
         wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body)
-        return _relay(state, stack, watch, wanted, upstream=upstream, client=client)
+        return _relay(state, stack, watch, wanted, client=client)
 
 
 def upstream(name: str, path: str = "") -> Response:
@@ -110,6 +111,7 @@ def upstream(name: str, path: str = "") -> Response:
         entry = state.table.get(name)
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
+        note_upstream(name)
         body = read_body(state)
         target = state.table.join(entry, raw_path(name), request.query_string.decode("latin-1"))
         wanted = UpstreamRequest(
@@ -123,7 +125,7 @@ def upstream(name: str, path: str = "") -> Response:
             ),
             body=body,
         )
-        return _relay(state, stack, watch, wanted, upstream=entry, client=client)
+        return _relay(state, stack, watch, wanted, client=client)
 
 
 def _watch(state: State, stack: ExitStack) -> Watch:
@@ -135,26 +137,20 @@ def _watch(state: State, stack: ExitStack) -> Watch:
     return watch
 
 
-def _relay(
-    state: State,
-    stack: ExitStack,
-    watch: Watch,
-    wanted: UpstreamRequest,
-    *,
-    upstream: Upstream | None,
-    client: str,
-) -> Response:
+def _relay(state: State, stack: ExitStack, watch: Watch, wanted: UpstreamRequest, *, client: str) -> Response:
     """Open the upstream and answer with what it says; `stack` holds what is given back at the end."""
     stack.callback(state.leases.take(client))
+    stack.enter_context(open_stream(state))
     if state.demonstration is not None:
         state.demonstration.ensure_started()
     watch.watch_client()
-    report = reporter(upstream.name if upstream else "public", client)
     try:
         answer = state.upstreams.open(wanted, watch)
     except SSEError as error:
-        report(_not_opened(error, watch))
+        note_unopened(_not_opened(error, watch))
         raise
+    report_answer(state, answer.status)
+    report = reporter(state)
     fields = response_fields(answer.fields)
     is_error = answer.status >= 400
     cleanup = stack.pop_all()
@@ -197,7 +193,14 @@ def _not_opened(error: SSEError, watch: Watch) -> StreamEnd:
     reason = EndReason.CLIENT_GONE if isinstance(error, ClientGone) else EndReason.UPSTREAM_FAILED
     elapsed = time.monotonic() - watch.started
     return StreamEnd(
-        reason=reason, status=error.status, events=0, bytes=0, head=elapsed, first_byte=None, total=elapsed
+        reason=reason,
+        status=error.status,
+        events=0,
+        bytes=0,
+        head=elapsed,
+        first_byte=None,
+        longest_gap=None,
+        total=elapsed,
     )
 
 

@@ -22,6 +22,7 @@ from sse.protocol.field import (
     is_forwardable,
     parse_fields,
     response_fields,
+    with_trace,
 )
 
 Pairs = list[tuple[str, str]]
@@ -220,6 +221,27 @@ def test_the_client_cannot_take_away_an_upstreams_own_field() -> None:
 def test_a_body_without_a_type_is_json(pairs: Pairs, has_body: bool, types: list[str]) -> None:
     fields = encode_request_fields(pairs, has_body=has_body)
     assert [value for name, value in fields if name.lower() == "content-type"] == types
+
+
+PARENT, STATE, BAGGAGE = ("traceparent", "00-a-b-01"), ("tracestate", "x=1,y=2"), ("baggage", "user=ann")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "request_fields", "expected"),
+    [
+        pytest.param([], [PARENT, STATE, BAGGAGE, ("X-A", "b")], [PARENT, STATE, BAGGAGE], id="of-the-request"),
+        pytest.param([("X-A", "b")], [PARENT], [("X-A", "b"), PARENT], id="besides-others"),
+        pytest.param([("TraceParent", "own")], [PARENT, STATE], [("TraceParent", "own")], id="no-state-of-another"),
+        pytest.param([("Tracestate", "own")], [PARENT], [("Tracestate", "own")], id="no-parent-of-another"),
+        pytest.param([("Baggage", "own")], [PARENT, BAGGAGE], [("Baggage", "own"), PARENT], id="own-baggage"),
+        pytest.param([PARENT], [BAGGAGE], [PARENT, BAGGAGE], id="own-parent"),
+        pytest.param([], [], [], id="none"),
+    ],
+)
+def test_the_trace_of_the_request_is_that_of_the_call_unless_it_names_another(
+    pairs: Pairs, request_fields: Pairs, expected: Pairs
+) -> None:
+    assert with_trace(pairs, dict(request_fields).get) == expected
 
 
 @pytest.mark.parametrize(

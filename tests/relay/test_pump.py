@@ -280,3 +280,43 @@ def test_an_answer_that_is_no_event_stream_is_not_ended_early() -> None:
     stream.serve()
     assert stream.sent == [b"", b"{", b'"a": "\n\n"', b"}"]
     assert stream.reason is EndReason.COMPLETE
+
+
+def advance(seconds: float) -> Callable[[Watch], None]:
+    """Let the wait that goes on have begun so much earlier."""
+
+    def step(watch: Watch) -> None:
+        watch.since -= seconds
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("script", "gap"),
+    [
+        pytest.param([advance(100), EVENT, advance(5), EVENT, advance(7), EVENT, advance(6), EVENT], 7, id="longest"),
+        pytest.param([EVENT, advance(5), EVENT, advance(100)], 5, id="not-the-wait-for-the-end"),
+        pytest.param([EVENT, advance(5), b"", b"", advance(2), EVENT], 7, id="across-heartbeats"),
+        pytest.param([advance(100), b"", EVENT, advance(1), EVENT], 1, id="not-the-heartbeat-before-the-first"),
+        pytest.param([EVENT, advance(100), b""], None, id="not-up-to-a-heartbeat"),
+        pytest.param([advance(100), EVENT], None, id="one-piece"),
+        pytest.param([advance(100)], None, id="none"),
+    ],
+)
+def test_the_longest_gap_is_the_longest_wait_between_two_pieces(script: list[Step], gap: float | None) -> None:
+    stream = Stream(*script, heartbeat=1)
+    stream.serve()
+    found = stream.ends[0].longest_gap
+    assert found is None if gap is None else found is not None and gap <= found < gap + 0.9
+
+
+def test_a_client_that_is_slow_makes_no_gap() -> None:
+    stream = Stream(EVENT, advance(1), EVENT)
+    pieces = iter(stream.pump)
+    for _ in range(2):
+        next(pieces)
+        # It takes its time here, in the middle of a write.
+        stream.watch.since -= 100
+    assert next(pieces) == EVENT
+    stream.pump.close()
+    assert stream.ends[0].longest_gap is not None and stream.ends[0].longest_gap < 2

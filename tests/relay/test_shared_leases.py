@@ -12,7 +12,8 @@ import pytest
 from limits.storage import RedisStorage
 
 from sse.errors import TooManyStreams
-from sse.relay.lease import LIFETIME, STORAGE_OPTIONS, Leases, SharedLeases, leases_in
+from sse.relay.lease import LIFETIME, Leases, SharedLeases, leases_in
+from sse.relay.store import SharedStore
 
 from ..service import RawClient, Service, forward
 from ..upstream import EVENT_STREAM, Connection, Upstream, chunk, head
@@ -26,12 +27,12 @@ def shared(redis_server: Any) -> Iterator[Callable[..., SharedLeases]]:
     stores = []
 
     def make(*, total: int = 0, per_client: int = 2, lifetime: int = LIFETIME) -> SharedLeases:
-        stores.append(RedisStorage(redis_server.url, **STORAGE_OPTIONS))
+        stores.append(SharedStore(redis_server.url))
         return SharedLeases(stores[-1], total=total, per_client=per_client, lifetime=lifetime)
 
     yield make
     for store in stores:
-        store.get_connection().close()  # type: ignore[attr-defined]
+        store.client.close()
 
 
 def test_processes_count_together(shared: Callable[..., SharedLeases]) -> None:
@@ -74,7 +75,8 @@ def test_processes_that_take_at_once_get_no_more_than_there_are(shared: Callable
 def test_what_is_held_is_renewed_and_what_is_not_expires(
     shared: Callable[..., SharedLeases], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    living, killed = shared(lifetime=1), shared(lifetime=1)
+    # A second of it may be lost, for the store's clock rounds off.
+    living, killed = shared(lifetime=2), shared(lifetime=2)
     renewed = threading.Semaphore(0)
     renew = SharedLeases._renew
 
@@ -85,18 +87,30 @@ def test_what_is_held_is_renewed_and_what_is_not_expires(
 
     monkeypatch.setattr(SharedLeases, "_renew", renew_one)
     held = [living.take("a"), killed.take("a")]
-    third = shared(per_client=2)
+    third = shared(lifetime=2)
     with pytest.raises(TooManyStreams):
         third.take("a")
-    # Seven thirds of the lifetime: what nobody renews has expired, with the second that the store's clock rounds off.
+    # Seven thirds of the lifetime: what nobody renews has expired, with the second that is rounded off.
     for _ in range(7):
         assert renewed.acquire(timeout=10)
-    third.take("a")
+    held.append(third.take("a"))
     with pytest.raises(TooManyStreams):
         third.take("a")
     # Nothing is renewed where nothing is held, so their threads end.
     for give_back in held:
         give_back()
+
+
+def test_what_was_taken_before_the_store_s_clock_was_set_back_does_not_count_until_it_is_as_late_again(
+    shared: Callable[..., SharedLeases],
+) -> None:
+    leases = shared(per_client=1)
+    client = leases._store.client
+    # Of a process that was killed, three hours ahead.
+    client.zadd("sse-leases:a", {"dead": client.time()[0] + 3 * 3600 + LIFETIME})
+    leases.take("a")
+    with pytest.raises(TooManyStreams):
+        leases.take("a")
 
 
 def test_what_is_given_back_while_it_is_renewed_stays_given_back(shared: Callable[..., SharedLeases]) -> None:
@@ -126,14 +140,14 @@ def test_without_the_store_each_process_counts_for_itself(
     before()
     give_back = one.take("a")
     # One line for each process.
-    away = "leases are counted in each process: the store is away (ConnectionError)"
+    away = "the store is away (ConnectionError): each process counts for itself"
     assert [record.message for record in caplog.records] == [away] * 2
     # It comes back empty; what is held is there again with the next renewal.
     redis_server.start()
-    monkeypatch.setattr(one, "_absent_until", 1.0)
+    monkeypatch.setattr(one._store, "_absent_until", 1.0)
     held = list(one._held.items())
     one._ask(lambda: one._renew(held))
-    assert caplog.records[-1].message == "leases are shared again: the store is back"
+    assert caplog.records[-1].message == "the store is back: processes count together"
     third = shared(per_client=1)
     with pytest.raises(TooManyStreams):
         third.take("a")
@@ -141,14 +155,14 @@ def test_without_the_store_each_process_counts_for_itself(
     third.take("a")
 
 
-def test_the_setting_says_where_they_are() -> None:
-    assert type(leases_in("memory://", total=1, per_client=1)) is Leases
-    assert type(leases_in("redis://127.0.0.1:1/0", total=1, per_client=1)) is SharedLeases
+def test_what_processes_share_says_where_they_are() -> None:
+    assert type(leases_in(None, total=1, per_client=1)) is Leases
+    assert type(leases_in(SharedStore("redis://127.0.0.1:1/0"), total=1, per_client=1)) is SharedLeases
 
 
 def test_a_store_that_says_nothing_holds_nobody_up(upstream: Callable[..., Upstream]) -> None:
     silent = upstream(lambda connection: connection.wait_closed())
-    leases = leases_in(f"redis://127.0.0.1:{silent.port}/0", total=0, per_client=1)
+    leases = leases_in(SharedStore(f"redis://127.0.0.1:{silent.port}/0"), total=0, per_client=1)
     done = threading.Event()
 
     def take() -> None:
@@ -231,7 +245,7 @@ def test_two_services_count_together_and_a_killed_worker_is_forgotten(
             os.kill(pid, signal.SIGKILL)
         held.read_body()
     # Nobody gave that one back; its thirty seconds are not waited for, they are taken off its end.
-    store: Any = RedisStorage(redis_server.url, **STORAGE_OPTIONS).get_connection()
+    store: Any = RedisStorage(redis_server.url).get_connection()
     [key] = store.keys("sse-leases:*")
     assert 0 < store.ttl(key) <= LIFETIME + 1
     [(member, _)] = store.zrange(key, 0, -1, withscores=True)

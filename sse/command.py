@@ -1,0 +1,54 @@
+"""The commands that an app gets: `flask sse doctor`. What they do is imported when they are called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from flask import Flask
+from flask.cli import AppGroup
+
+
+class WrongSetting(click.ClickException, ValueError):
+    """A wrong setting under Flask's command line, which shows it as one line instead of a traceback."""
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Let Flask's command line show a ValueError of the block as one line; elsewhere it stays what it is.
+
+    :raises ValueError: what the block raised, or a `WrongSetting` with its text.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if click.get_current_context(silent=True) is None:
+            raise
+        raise WrongSetting(str(error)) from error
+
+
+def register_commands(app: Flask) -> None:
+    """Give an app the command group `sse`, unless it has one of that name."""
+    if "sse" in app.cli.commands:
+        return
+    group = AppGroup("sse", help="Event streams and their relay.")
+    group.command("doctor")(doctor)
+    app.cli.add_command(group)
+
+
+@click.argument("url", required=False)
+def doctor(url: str | None) -> None:
+    """Check the settings, gunicorn's, the store, the upstreams, and the way to URL.
+
+    URL is what clients call from outside: the address of the service, or that of one event stream. The exit status is 1
+    if anything failed.
+    """
+    from .doctor import examine, split_url
+
+    try:
+        base = split_url(url) if url else None
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="URL") from error
+    sys.exit(1 if examine(base) else 0)

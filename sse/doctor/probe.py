@@ -1,0 +1,52 @@
+"""Prints as JSON what gunicorn would be set to here; run as a program, for gunicorn.conf.py patches where it is read.
+
+It imports nothing of ours, so that modules are there in the same order as in gunicorn.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import warnings
+
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.config import Config
+
+
+def _bases(cfg: Config) -> list[str]:
+    try:
+        return [base.__name__ for base in cfg.worker_class.__mro__]
+    except RuntimeError as error:
+        # A traceback follows in its text.
+        sys.exit(str(error).partition("\n")[0].rstrip(": "))
+
+
+def main() -> None:
+    sys.argv = ["gunicorn", "app:app"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cfg = WSGIApplication().cfg
+    # Before the worker's class is loaded, which imports gevent.
+    monkey = sys.modules.get("gevent.monkey")
+    is_patched = monkey is not None and monkey.is_module_patched("socket")
+    plan = {
+        "worker_class": cfg.worker_class_str,
+        "worker_bases": _bases(cfg),
+        "workers": cfg.workers,
+        "worker_connections": cfg.worker_connections,
+        "graceful_timeout": cfg.graceful_timeout,
+        "keepalive": cfg.keepalive,
+        "preload": cfg.preload_app,
+        "has_control_socket": not cfg.control_socket_disable,
+        "has_farewell": cfg.post_worker_init is not Config().post_worker_init,
+        "is_patched": is_patched,
+        "is_patched_late": any(entry.category.__name__ == "MonkeyPatchWarning" for entry in caught),
+        # After the file was read, for it may have raised it.
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
+    print(json.dumps(plan))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The forms of a log line: text of one line, or a JSON object; the service uses them, and a site may."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+#: What every record has; the rest came by `extra`.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+#: Characters that begin a new line somewhere, steer a terminal, or cannot be written.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+#: What needs no quotes as a value.
+_PLAIN = re.compile(r"[A-Za-z0-9._:/@+-]+")
+
+
+class TextFormatter(logging.Formatter):
+    """One line for each record, whatever is in it; a traceback follows, indented, so that it cannot pass for lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _CONTROL.sub(_escape, super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(f"    {_CONTROL.sub(_escape, line)}" for line in super().formatException(ei).split("\n"))
+
+
+def _escape(control: re.Match[str]) -> str:
+    return control[0].encode("unicode_escape").decode()
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object for each record: `time`, `level`, `logger`, `message`, what came by `extra`, and `exception`.
+
+    A record that has an `event` says with its fields all that is in its text, so the event is the message.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        said = {
+            "time": time.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": given.pop("event", None) or record.getMessage(),
+        }
+        # What is ours is said last as well, so that no field can take its place.
+        said = {**said, **given, **said}
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said, default=str)
+
+
+#: The values of SSE_LOG_FORMAT.
+FORMATTERS: Mapping[str, type[logging.Formatter]] = {"text": TextFormatter, "json": JSONFormatter}
+
+
+def log_event(log: logging.Logger, level: int, event: str, fields: Mapping[str, Any], **options: Any) -> None:
+    """Log what happened, as text of one line; the fields are on the record too, for formatters that want them apart.
+
+    :param fields: by names that no record has of its own.
+    :param options: of `Logger.log`.
+    """
+    if log.isEnabledFor(level):
+        values = [
+            "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+            for value in fields.values()
+        ]
+        quoted = [value if _PLAIN.fullmatch(value) else json.dumps(value) for value in values]
+        text = " ".join(map("=".join, zip(fields, quoted, strict=True)))
+        log.log(level, "%s %s", event, text, extra={"event": event, **fields}, **options)

@@ -1,0 +1,122 @@
+"""What is counted, and `GET /metrics`, where Prometheus reads it.
+
+Imported only where SSE_METRICS is on, so that the others need not pay for the library.
+"""
+
+from __future__ import annotations
+
+import http
+from contextlib import AbstractContextManager
+from functools import cache, partial
+
+from flask import Blueprint, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.values import MutexValue, ValueClass
+
+from ..errors import ClientGone
+from ..relay.pump import StreamEnd
+from .state import current_state
+
+#: Whether what is counted is kept in files that all processes read. The library has decided it when it was imported, by
+#: PROMETHEUS_MULTIPROC_DIR in the environment.
+IS_SHARED = ValueClass is not MutexValue
+
+#: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
+FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+#: Seconds of a stream's longest gap that are told apart: from token to token, up to the idle time-out.
+GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+_STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
+
+
+class Metrics:
+    """What has been counted. Labels are names of the table and our own words, never a URL or a client's name."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        # A worker that was killed takes its streams with it: "live" is what `mark_process_dead` forgets.
+        self._open = Gauge(
+            "sse_streams_open", "Streams that are open", ["upstream"], multiprocess_mode="livesum", registry=registry
+        )
+        self._requests = counter("sse_requests", "Requests by what was answered", ["upstream", "status", "code"])
+        self._ended = counter("sse_streams_ended", "Streams by why they ended", ["upstream", "reason"])
+        self._bytes = counter("sse_bytes", "Bytes of the streams that have ended", ["upstream"])
+        self._events = counter("sse_events", "Events of the streams that have ended", ["upstream"])
+        self._first_byte = histogram(
+            "sse_first_byte_seconds",
+            "Seconds from the request to the first byte of the body",
+            ["upstream"],
+            buckets=FIRST_BYTE_BUCKETS,
+        )
+        self._longest_gap = histogram(
+            "sse_longest_gap_seconds",
+            "Seconds of a stream's longest wait between two pieces of its body, once for each stream",
+            ["upstream"],
+            buckets=GAP_BUCKETS,
+        )
+        self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
+
+    def open_stream(self, upstream: str) -> AbstractContextManager[None]:
+        """Return a context in which a stream is counted as open."""
+        return self._open.labels(upstream).track_inprogress()
+
+    def count_request(self, upstream: str, status: int, code: str) -> None:
+        """Count a request when it is answered.
+
+        :param code: of our refusal, or what it was if none.
+        """
+        self._requests.labels(upstream, _status(status), code).inc()
+
+    def observe(self, upstream: str, end: StreamEnd) -> None:
+        """Count a stream that has ended."""
+        self._ended.labels(upstream, str(end.reason)).inc()
+        self._bytes.labels(upstream).inc(end.bytes)
+        self._events.labels(upstream).inc(end.events)
+        if end.first_byte is not None:
+            self._first_byte.labels(upstream).observe(end.first_byte)
+        if end.longest_gap is not None:
+            self._longest_gap.labels(upstream).observe(end.longest_gap)
+
+    def expose(self) -> bytes:
+        """Return what was counted: in this app, or by all processes together."""
+        if not IS_SHARED:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def _status(status: int) -> str:
+    """Return the status if it is one that is known: an upstream may say any number."""
+    return str(status) if status in _STATUSES else f"{status // 100}xx"
+
+
+@cache
+def _of_process() -> Metrics:
+    return Metrics()
+
+
+def new_metrics() -> Metrics:
+    """Return what an app counts in.
+
+    What processes share lies in one file for each, by name and labels; two apps that both wrote there would undo each
+    other's counts, so the apps of a process then count in one place.
+    """
+    return _of_process() if IS_SHARED else Metrics()
+
+
+def metrics_blueprint() -> Blueprint:
+    """Return the endpoint that Prometheus reads."""
+    blueprint = Blueprint("sse_metrics", __name__)
+    blueprint.add_url_rule("/metrics", view_func=metrics)
+    return blueprint
+
+
+def metrics() -> Response:
+    """Serve what was counted."""
+    counted = current_state().metrics
+    assert counted is not None, "registered only where SSE_METRICS is on"
+    return Response(counted.expose(), content_type=CONTENT_TYPE_LATEST)

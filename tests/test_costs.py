@@ -1,0 +1,129 @@
+"""What a request and an event take, in calls and system calls: counts, which no machine is too slow for.
+
+Each bound is what the code takes today, calls with a little room; whoever makes it take less lowers the bound.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from .service import Service, call
+from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
+
+EVENT = b"data: a\n\n"
+#: As many as fit into one segment, and so come with one read.
+MANY = 600
+
+#: Calls of functions in `sse/` for one read of the upstream, whatever it brings.
+CALLS_PER_READ = 6
+#: The same for a request over a kept connection, with a body and without an event.
+CALLS_PER_REQUEST = 200
+#: Writes to the upstream for the head and the body of a request.
+UPSTREAM_SENDS = 1
+#: Reads that look whether a kept connection is still good.
+LOOK_RECEIVES = 1
+#: Reads of the upstream's head: one that mostly comes too early, and the head. The first may also come in time, so this
+#: is a bound where others are exact.
+HEAD_RECEIVES = 2
+#: Writes to the client besides those of the events: the head, the last chunk.
+CLIENT_SENDS = 2
+
+
+class Counting:
+    """A service whose work is counted, and an upstream that it knows by name."""
+
+    def __init__(self, service: Service, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self._service = service
+        self._may_end = threading.Event()
+        upstream.script = self._answer
+
+    def _answer(self, connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked"))
+            connection.wait_for(self._may_end)
+            connection.send(LAST_CHUNK)
+
+    def relay(self, *bursts: Sequence[bytes]) -> Counter[str]:
+        """Relay a stream, and return what that took.
+
+        :param bursts: of events, a chunk each; a burst is sent at once, when the one before has arrived.
+        """
+        start, number = len(self._service.log()), len(self.upstream.requests) + 1
+        self._may_end = threading.Event()
+        with call(self._service, "POST", "/upstream/test/", {"Content-Type": "application/json"}, b"{}") as client:
+            connection = self.upstream.connections[self.upstream.wait_request(number).connection]
+            client.read_head()
+            for burst in bursts:
+                before = len(client.body)
+                connection.send(b"".join(map(chunk, burst)))
+                while len(client.body) < before + sum(map(len, burst)):
+                    client.read_piece()
+            self._may_end.set()
+            assert client.read_body() == b"".join(event for burst in bursts for event in burst)
+            assert client.is_complete
+        return Counter(json.loads(self._service.wait_log("^costs (.*)$", start=start)[1]))
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[Counting]:
+    """With a connection that is kept, and everything done that is done once."""
+    with Upstream() as upstream:
+        # By its name, for only names are looked up.
+        upstreams = {"test": f"http://localhost:{upstream.port}/"}
+        with Service(app="tests.counted:app", SSE_UPSTREAMS=upstreams, SSE_THROTTLE="1000 per second") as service:
+            found = Counting(service, upstream)
+            first = found.relay([EVENT])
+            assert first["look_ups"] == 1, "a new connection looks its name up, or look-ups are not counted"
+            yield found
+
+
+def test_an_event_is_one_read_and_one_write(counting: Counting) -> None:
+    costs = counting.relay(*[[EVENT]] * 30)
+    # And one of each for the last chunk.
+    assert costs["body_receives"] == 30 + 1
+    assert costs["client_sends"] == 30 + CLIENT_SENDS
+
+
+def test_an_event_takes_few_calls(counting: Counting) -> None:
+    few, more = counting.relay(*[[EVENT]] * 10), counting.relay(*[[EVENT]] * 30)
+    assert 0 < (more["calls"] - few["calls"]) / 20 <= CALLS_PER_READ
+
+
+def test_events_that_are_read_together_are_written_together(counting: Counting) -> None:
+    costs = counting.relay([EVENT] * MANY)
+    assert costs["body_receives"] == 1 + 1
+    assert costs["client_sends"] == 1 + CLIENT_SENDS
+
+
+def test_events_that_are_read_together_take_no_call_each(counting: Counting) -> None:
+    one, many = counting.relay([EVENT]), counting.relay([EVENT] * MANY)
+    assert many["calls"] - one["calls"] < CALLS_PER_READ
+
+
+def test_a_request_takes_few_calls(counting: Counting) -> None:
+    assert 0 < counting.relay()["calls"] <= CALLS_PER_REQUEST
+
+
+def test_a_request_takes_few_reads_and_writes(counting: Counting) -> None:
+    costs = counting.relay()
+    assert 0 < costs["upstream_sends"] <= UPSTREAM_SENDS
+    assert costs["look_receives"] == LOOK_RECEIVES
+    assert 0 < costs["head_receives"] <= HEAD_RECEIVES
+    assert costs["client_sends"] == CLIENT_SENDS
+
+
+def test_a_kept_connection_is_used_again(counting: Counting) -> None:
+    for _ in range(5):
+        counting.relay()
+    assert len(counting.upstream.connections) == 1
+
+
+def test_a_kept_connection_looks_nothing_up(counting: Counting) -> None:
+    assert counting.relay()["look_ups"] == 0
