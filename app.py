@@ -91,6 +91,8 @@ def _log_streams(form: str) -> None:
         handler.setFormatter(FORMATTERS[form]())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+        # Neither form says these, and to ask makes a thread object for each greenlet.
+        logging.logThreads = logging.logMultiprocessing = False
 
 
 app = create_app()

@@ -71,6 +71,9 @@ class Access:
         self._anonymous = self._limit(guesses, _address_key, scope="sse-anonymous")
         self._guess = self._limit(guesses, _address_key, scope="sse-guess")
         self._guessed = self._limit(guesses, _address_key, scope="sse-guess", deduct_when=_never)
+        #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
+        self._shares_guesses = limiter is not None or store is not None
+        self._guesses_until = 0.0
 
     def _limit(self, value: str, key: Callable[[], str], *, scope: str = "", **options: Any) -> Limit:
         """Return a limit, for each endpoint if no scope is named."""
@@ -110,14 +113,20 @@ class Access:
         if self._authorize is not None and (name := self._authorize(request)) is not None:
             return name
         credentials = _credentials(request, passcode)
-        if credentials and self._digests and not self.is_open:
+        if credentials and self._digests and not self.is_open and self._may_have_guessed():
             # Whoever has failed too often is not told either when it guesses right.
             self._count(self._guessed)
         name = self._find(credentials)
         if name is None and not self.is_open:
+            if credentials:
+                self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
             self._count(self._guess if credentials else self._anonymous)
             raise Unauthenticated
         return name
+
+    def _may_have_guessed(self) -> bool:
+        # To ask costs as much as the throttle itself, and mostly nobody has.
+        return self._shares_guesses or time.monotonic() < self._guesses_until
 
     def _find(self, credentials: list[bytes]) -> str | None:
         found = None

@@ -1,22 +1,92 @@
-"""Where the throttle counts, in memory or in a store that processes share: limits' storages, with three wrongs righted.
+"""Where the throttle counts, in memory or in a store that processes share: limits' storages, with some wrongs righted.
 
-What is in memory is forgotten when it is over. A store that is away is stood in for by memory, at once and for all who
-ask (Flask-Limiter's own fallback answers 500 to those who were waiting when it found out, and looks whether it is back
-after up to 32 s). And a clock that is set back locks nobody out: the calls counted before lie in the future then.
+What is in memory is forgotten when it is over (limits' own copies all of it a hundred times a second for that, in a new
+thread each time). A store that is away is stood in for by memory, at once and for all who ask (Flask-Limiter's own
+fallback answers 500 to those who were waiting when it found out, and looks whether it is back after up to 32 s). And a
+clock that is set back locks nobody out: the calls counted before lie in the future then.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from limits.storage import MemoryStorage, MovingWindowSupport
+from limits.storage import MovingWindowSupport, Storage
 
 from ..relay.store import SharedStore
 
 #: Keys that are kept in memory whether used or not; beyond twice the used ones, the others are dropped.
 KEPT_KEYS = 1000
+
+
+class Memory(Storage, MovingWindowSupport):
+    """The counts of one process, for moving windows alone; no clock that can be set is asked."""
+
+    STORAGE_SCHEME = ["sse-memory"]
+
+    def __init__(self, uri: str | None = None, **options: Any) -> None:
+        super().__init__(uri, **options)
+        #: By key the seconds (time.monotonic()) after which each call is forgotten, the oldest first.
+        self.ends: dict[str, deque[float]] = {}
+        self._most = KEPT_KEYS
+        self._lock = threading.Lock()
+
+    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            if key not in self.ends and len(self.ends) >= self._most:
+                self.ends = {key: ends for key, ends in self.ends.items() if ends and ends[-1] > now}
+                # So the work stays in proportion to the calls, however many keys are in use.
+                self._most = max(KEPT_KEYS, 2 * len(self.ends))
+            ends = self._current(key, now)
+            if len(ends) + amount > limit:
+                return False
+            ends.extend([now + expiry] * amount)
+            self.ends[key] = ends
+            return True
+
+    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        now = time.monotonic()
+        with self._lock:
+            ends = self._current(key, now)
+            # limits asks for the time of day at which the window began.
+            return time.time() + (ends[0] - now - expiry if ends else 0.0), len(ends)
+
+    def _current(self, key: str, now: float) -> deque[float]:
+        ends = self.ends.get(key) or deque()
+        while ends and ends[0] <= now:
+            ends.popleft()
+        return ends
+
+    def check(self) -> bool:
+        return True
+
+    def reset(self) -> int | None:
+        with self._lock:
+            count = len(self.ends)
+            self.ends.clear()
+        return count
+
+    def clear(self, key: str) -> None:
+        with self._lock:
+            self.ends.pop(key, None)
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return ValueError
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> NoReturn:
+        """Raise NotImplementedError, as `get` and `get_expiry` do: they are for fixed windows."""
+        raise NotImplementedError
+
+    def get(self, key: str) -> NoReturn:
+        raise NotImplementedError
+
+    def get_expiry(self, key: str) -> NoReturn:
+        raise NotImplementedError
 
 
 def _is_ahead(when: float, window: int) -> bool:
@@ -25,40 +95,6 @@ def _is_ahead(when: float, window: int) -> bool:
     A window's length is left to the clocks of several hosts, which differ.
     """
     return when > time.time() + window
-
-
-class Memory(MemoryStorage):
-    """The counts of one process."""
-
-    STORAGE_SCHEME = ["sse-memory"]
-
-    def __init__(self, uri: str | None = None, **options: Any) -> None:
-        self._most = KEPT_KEYS
-        super().__init__(uri, **options)
-
-    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        if len(self.events) >= self._most:
-            self._forget(time.time())
-            # So the work stays in proportion to the calls, however many keys are in use.
-            self._most = max(KEPT_KEYS, 2 * len(self.events))
-        self._start_over_if_ahead(key, expiry)
-        return super().acquire_entry(key, limit, expiry, amount)
-
-    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        self._start_over_if_ahead(key, expiry)
-        return super().get_moving_window(key, limit, expiry)
-
-    def _start_over_if_ahead(self, key: str, window: int) -> None:
-        # The newest is the first.
-        entries = self.events.get(key)
-        if entries and _is_ahead(entries[0].atime, window):
-            self.clear(key)
-
-    def _forget(self, now: float) -> None:
-        for key, entries in list(self.events.items()):
-            with self.locks[key]:
-                if not entries or entries[0].expiry < now:
-                    self.clear(key)
 
 
 class SharedCounts(Memory):
