@@ -1,0 +1,114 @@
+"""A wall clock that jumps by hours: streams and time-outs do not notice, and no limit lasts longer for it.
+
+The clock is set by libfaketime where it is installed, for gunicorn, gevent and all below; the monotonic one goes on.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import pytest
+
+from ..conftest import missing
+from ..service import Service, call, forward
+from ..test_endings import EVENT, ending, eventually, new_mark, silent
+from ..upstream import Upstream, answer
+from .crowd import Crowd, Spring
+
+pytestmark = pytest.mark.fault
+
+HOURS = 3
+
+
+class Clock:
+    """The wall clock of the processes that are started with its environment."""
+
+    def __init__(self, directory: Path) -> None:
+        found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        if not found:
+            missing("libfaketime", "faketime")
+        self._file = directory / "clock"
+        self.env = {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+        self.set(0)
+
+    def set(self, hours: int) -> None:
+        # In one step, for the file is read all the time.
+        other = self._file.with_suffix(".new")
+        other.write_text(f"{hours:+}h\n")
+        other.rename(self._file)
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path)
+
+
+def asked(service: Service, path: str = "/upstream/test/") -> tuple[int, str | None]:
+    """Return the status of a call, and its Retry-After."""
+    with call(service, "GET", path) as client:
+        head = client.read_head()
+        client.read_body()
+        return head.status, head.field("Retry-After")
+
+
+def test_the_service_sees_the_clock_that_is_set(clock: Clock) -> None:
+    """Otherwise the tests below would show nothing."""
+    with Service(env=clock.env) as service:
+        clock.set(-HOURS)
+        now = time.time()
+        with call(service, "GET", "/healthz") as client:
+            date = client.read_head().field("Date")
+        assert date
+        assert abs(parsedate_to_datetime(date).timestamp() - (now - HOURS * 3600)) < 60
+
+
+@pytest.mark.parametrize("hours", [HOURS, -HOURS])
+def test_streams_and_time_outs_do_not_notice(hours: int, clock: Clock) -> None:
+    mark = new_mark()
+    settings = {"SSE_THROTTLE": "", "SSE_IDLE_TIMEOUT": 2}
+    with (
+        Spring(interval=0.1) as spring,
+        Upstream(silent) as upstream,
+        Service(SSE_UPSTREAMS={"test": spring.url, "silent": upstream.url}, env=clock.env, **settings) as service,
+        Crowd(service, 5) as crowd,
+        forward(service, upstream.url, **mark) as idle,
+    ):
+        idle.read_until(EVENT)
+        began = time.monotonic()
+        clock.set(hours)
+        # It jumped while this one was waiting: neither at once, nor after hours.
+        idle.read_body()
+        assert 1.5 < time.monotonic() - began < 8
+        assert ending(service, mark) == "idle_timeout"
+        assert re.search(r"end=idle_timeout .* total=[2-9]\.", service.log())
+        before = {reader: len(reader.body) for reader in crowd.readers}
+        crowd.wait(lambda: all(len(reader.body) > before[reader] + 2 * len(EVENT) for reader in crowd.readers))
+        assert crowd.streaming == 5
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+@pytest.mark.parametrize("hours", [HOURS, -HOURS])
+def test_nobody_is_locked_out_for_longer(hours: int, store: str, clock: Clock, request: pytest.FixtureRequest) -> None:
+    """limits counts by the wall clock: set back, it refused all who had called, until it was where it had been."""
+    settings = {"SSE_THROTTLE": "3 per 2 second"}
+    if store == "redis":
+        settings["SSE_STORAGE_URI"] = request.getfixturevalue("redis_server").url
+    with Upstream(answer(EVENT)) as upstream:
+        table = {"test": upstream.url}
+        with Service("--workers", "1", SSE_UPSTREAMS=table, env=clock.env, **settings) as service:
+            assert [asked(service)[0] for _ in range(3)] == [200] * 3
+            clock.set(hours)
+            eventually(lambda: asked(service)[0] == 200, "locked out")
+            # And what it says is true again.
+            while (found := asked(service))[0] == 200:
+                pass
+            assert found[0] == 429
+            assert 1 <= int(found[1] or 0) <= 2

@@ -1,0 +1,45 @@
+"""A thousand clients that are gone at once: everything they held is given back."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ..service import Service, call
+from ..test_endings import eventually
+from .crowd import Crowd, Spring, descriptors, room_for
+
+pytestmark = pytest.mark.fault
+
+CLIENTS = 1000
+
+#: Bytes that the second thousand may leave behind; one stream that is kept takes more than 40 kB.
+LEFT_BEHIND = 10 * 2**20
+
+
+def test_a_thousand_clients_that_vanish_leave_nothing_behind() -> None:
+    settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS": CLIENTS, "SSE_MAX_STREAMS_PER_CLIENT": 0}
+    with room_for(CLIENTS), Spring() as spring, Service(SSE_UPSTREAMS={"test": spring.url}, **settings) as service:
+        [pid] = service.worker_pids()
+        sizes = []
+        for by_reset in (True, False, True):
+            # A thousand leases, so each round needs those of the one before.
+            with Crowd(service, CLIENTS) as crowd:
+                assert crowd.streaming == CLIENTS
+                spring.wait_open(CLIENTS)
+                assert descriptors(pid) > 2 * CLIENTS
+                began = time.monotonic()
+                crowd.leave(by_reset=by_reset)
+            with call(service, "GET", "/healthz") as client:
+                assert client.read_head().status == 200
+            answered = time.monotonic() - began
+            spring.wait_open(0)
+            gone = time.monotonic() - began
+            eventually(lambda: descriptors(pid) < 50, "descriptors are left")
+            sizes.append(service.rss())
+            told = f"/healthz after {answered:.2f} s, all let go after {gone:.2f} s, {sizes[-1] / 2**20:.0f} MB"
+            print(f"{'RST' if by_reset else 'FIN'}: {told}")
+        assert max(sizes[1:]) - sizes[0] < LEFT_BEHIND
+        eventually(lambda: service.log().count("end=client_gone") == 3 * CLIENTS, "not all have ended")
+        assert "Traceback" not in service.log()
