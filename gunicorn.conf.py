@@ -54,7 +54,11 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send all, and wait only where the client does not take it."""
-        sent = self.send(data, flags)
+        try:
+            # The system's socket, which never waits.
+            sent = self._sock.send(data, flags)
+        except BlockingIOError:
+            sent = 0
         if sent < len(data):
             super().sendall(memoryview(data)[sent:], flags)
 
