@@ -88,7 +88,7 @@ def test_every_ending_is_counted_once_under_its_reason() -> None:
             connection.send(chunk(b"data: b\n\n") + LAST_CHUNK)
 
     with measured(script=script) as (service, upstream):
-        for path in ("/whole", "/cut"):
+        for path in ("/cut", "/whole"):
             with forward(service, upstream.url + path) as client:
                 client.read_body()
         service.wait_log("end=complete .*events=2 bytes=18")
