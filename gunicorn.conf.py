@@ -5,7 +5,8 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import gc  # noqa: E402  # patched first, see above
+import atexit  # noqa: E402  # patched first, see above
+import gc  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import shutil  # noqa: E402
@@ -60,7 +61,7 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            super().sendall(memoryview(data)[sent:], flags)
+            super().sendall(memoryview(data).cast("B")[sent:], flags)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
@@ -110,11 +111,20 @@ max_requests_jitter = 1000
 # It would be one for each user, in the home directory, and instances would take it from each other.
 control_socket_disable = True
 
+
+def _forget_metrics(pid: int) -> None:
+    # Workers inherit this, and are not whom it is for.
+    if os.getpid() == pid:
+        shutil.rmtree(os.environ[METRICS_DIRECTORY], ignore_errors=True)
+
+
 # Where prometheus-client keeps what the workers count; it looks for the name when it is imported. One worker needs it
 # too, for a reload has two at a time, and should lose no count. It is fresh, for a killed run may have left files; when
 # this file is read again, at a SIGHUP, it is there already.
 if _setting("SSE_METRICS").lower() == "true" and not os.environ.get(METRICS_DIRECTORY):
     os.environ[METRICS_DIRECTORY] = tempfile.mkdtemp(prefix=OURS)
+    # A master that does not get as far as on_exit: the port is taken, or --check-config.
+    atexit.register(_forget_metrics, os.getpid())
 
 
 def _own_metrics() -> str | None:

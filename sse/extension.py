@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from .command import register_commands, told_plainly
 from .protocol.table import UpstreamTable, parse_upstream
 from .relay.adapter import RelayAdapter
 from .relay.dial import Dialer
-from .relay.drain import FAREWELL, Drain
+from .relay.drain import FAREWELL, Drain, Phase
 from .relay.lease import leases_in
 from .relay.store import SharedStore, nothing
 from .relay.upstream import Upstreams
@@ -40,6 +42,8 @@ PREFLIGHT_AGE = 600
 #: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
 #: once a second.
 WORKER_POLLS = 2.0
+#: Seconds between two looks at whether the worker is to stop.
+NOTICE_INTERVAL = 0.25
 
 
 def end_with_worker(app: Flask, worker: Any) -> None:
@@ -56,7 +60,15 @@ def end_with_worker(app: Flask, worker: Any) -> None:
         raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
     grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - FAREWELL
-    app.extensions["sse"].drain.begin_when(lambda: not worker.alive, grace=grace)
+    drain: Drain = app.extensions["sse"].drain
+    drain.begin_when(lambda: not worker.alive, grace=grace)
+    threading.Thread(target=_notice, args=(drain,), name="sse-drain", daemon=True).start()
+
+
+def _notice(drain: Drain) -> None:
+    """Let the time run from the stopping on, not from when a stream asks next."""
+    while drain.phase() is Phase.SERVING:
+        time.sleep(NOTICE_INTERVAL)
 
 
 def _metrics(settings: Settings) -> Metrics | None:

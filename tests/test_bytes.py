@@ -401,3 +401,26 @@ def test_pieces_arrive_within_milliseconds(relay: Relay) -> None:
     assert all(before.at < after.at for before, after in pairwise(client.pieces))
     late = sorted(piece.at - at for piece, at in zip(client.pieces, sent, strict=True))
     assert late[10] < 0.1
+
+
+@pytest.mark.parametrize("receive_buffer", [None, 4096])
+def test_every_byte_arrives_at_a_client_that_reads_in_fits(relay: Relay, receive_buffer: int | None) -> None:
+    """A write that the system takes only a part of goes on with the rest."""
+    data = b"".join(b"data: %d\n\n" % number for number in range(300_000))
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(answer_head("chunked", 0))
+        for start in range(0, len(data), 70_001):
+            connection.send(chunk(data[start : start + 70_001]))
+        connection.send(LAST_CHUNK)
+
+    with relay.call(script, "GET", receive_buffer=receive_buffer) as client:
+        full = threading.Event()
+        client.read_head()
+        for number, _ in enumerate(client.iter_pieces()):
+            if number % 10 == 0:
+                # Long enough for both buffers to fill; there is nothing that would tell.
+                full.wait(0.02)
+        assert client.body == data
+        assert client.is_complete

@@ -111,9 +111,10 @@ class Upstreams:
         try:
             return self._send(request, watch)
         except SSEError as error:
-            if watch.reason is EndReason.CLIENT_GONE:
-                raise ClientGone from error
-            raise
+            # What was cut while it dialled looks like an upstream that nobody answers at.
+            if watch.reason is None:
+                raise
+            raise _refusal(error, watch) from error
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise _refusal(error, watch) from error
         finally:

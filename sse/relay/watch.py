@@ -263,10 +263,10 @@ class Watch:
             self.is_ending = True
             if self.stage is Stage.READ and self.boundary is not None and self.boundary.at_boundary:
                 self.cut(EndReason.DRAINING)
+        elif phase is Phase.LATE and self.reason is not None:
+            shut_down_client(self.client)
         elif phase >= Phase.OVER:
             self.cut(EndReason.DRAINING)
-        if phase is Phase.LATE:
-            shut_down_client(self.client)
 
     def check(self, now: float) -> None:
         """Cut the exchange if its time is over or, where nothing else tells, its client gone."""

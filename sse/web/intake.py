@@ -10,7 +10,9 @@ import pydantic
 from flask import request
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
-from ..errors import InvalidRequest, SSEError, TooLarge, UnsupportedMediaType
+from ..errors import Draining, InvalidRequest, SSEError, TooLarge, UnsupportedMediaType
+from ..relay.upstream import RETRY_AFTER
+from ..relay.watch import EndReason, Watch
 from .model import ForwardRequest
 from .state import State
 
@@ -18,10 +20,11 @@ from .state import State
 MAX_JSON_DEPTH = 64
 
 
-def read_body(state: State) -> bytes | None:
+def read_body(state: State, watch: Watch) -> bytes | None:
     """Return the request's body, None if it has none.
 
     :raises TooLarge: beyond SSE_MAX_BODY.
+    :raises Draining: if the process stops before it has arrived.
     :raises InvalidRequest: if it does not arrive.
     """
     most = state.settings.max_body
@@ -32,21 +35,32 @@ def read_body(state: State) -> bytes | None:
     except RequestEntityTooLarge as error:
         raise TooLarge(f"the request body is longer than {most} bytes") from error
     except (ClientDisconnected, BadRequest, OSError) as error:
-        raise InvalidRequest("the request body did not arrive") from error
+        raise _not_arrived(watch) from error
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.
     if len(body) < (request.content_length or 0):
-        raise InvalidRequest("the request body did not arrive whole")
+        raise _not_arrived(watch)
     return body or (b"" if request.content_length == 0 and request.method not in ("GET", "HEAD") else None)
 
 
-def read_document(state: State) -> tuple[Any, SSEError | None]:
-    """Return the JSON of the request, or why there is none."""
+def _not_arrived(watch: Watch) -> SSEError:
+    if watch.reason is EndReason.DRAINING:
+        return Draining(retry_after=RETRY_AFTER)
+    return InvalidRequest("the request body did not arrive whole")
+
+
+def read_document(state: State, watch: Watch) -> tuple[Any, SSEError | None]:
+    """Return the JSON of the request, or why there is none.
+
+    :raises Draining: if the process stops before it has arrived; who calls is not known then.
+    """
     try:
         if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
             raise UnsupportedMediaType("the request body must be application/json")
-        return _parse_json(read_body(state) or b""), None
+        return _parse_json(read_body(state, watch) or b""), None
+    except Draining:
+        raise
     except SSEError as error:
         return None, error
 

@@ -82,7 +82,7 @@ def forward() -> Response:
     state = current_state()
     with ExitStack() as stack:
         watch = _watch(state, stack)
-        document, failure = read_document(state)
+        document, failure = read_document(state, watch)
         passcode = document.get("passcode") if isinstance(document, dict) else None
         # A request that makes no sense counts too, so who calls and how often comes first.
         client = state.access.admit(passcode if isinstance(passcode, str) else None)
@@ -112,7 +112,7 @@ def upstream(name: str, path: str = "") -> Response:
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
         note_upstream(name)
-        body = read_body(state)
+        body = read_body(state, watch)
         target = state.table.join(entry, raw_path(name), request.query_string.decode("latin-1"))
         wanted = UpstreamRequest(
             method=request.method,
@@ -190,7 +190,8 @@ def _is_plain_event_stream(fields: Sequence[tuple[str, str]]) -> bool:
 
 
 def _not_opened(error: SSEError, watch: Watch) -> StreamEnd:
-    reason = EndReason.CLIENT_GONE if isinstance(error, ClientGone) else EndReason.UPSTREAM_FAILED
+    ours = {ClientGone: EndReason.CLIENT_GONE, Draining: EndReason.DRAINING}
+    reason = ours.get(type(error), EndReason.UPSTREAM_FAILED)
     elapsed = time.monotonic() - watch.started
     return StreamEnd(
         reason=reason,
