@@ -22,7 +22,7 @@ MANY = 600
 #: Calls of functions in `sse/` for one read of the upstream, whatever it brings.
 CALLS_PER_READ = 6
 #: The same for a request over a kept connection, with a body and without an event.
-CALLS_PER_REQUEST = 210
+CALLS_PER_REQUEST = 200
 #: Writes to the upstream for the head and the body of a request.
 UPSTREAM_SENDS = 1
 #: Reads that look whether a kept connection is still good.
