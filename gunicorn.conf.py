@@ -14,7 +14,6 @@ import tempfile  # noqa: E402
 import tomllib  # noqa: E402
 from typing import Any  # noqa: E402
 
-from gevent import socket  # noqa: E402
 from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -50,31 +49,18 @@ def _cores() -> int:
 bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
 
 
-class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets untyped
-    """A client's connection that sends at once, as mostly it can; gevent's own prepares for what does not fit."""
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send all, and wait only where the client does not take it."""
-        try:
-            # The system's socket, which never waits.
-            sent = self._sock.send(data, flags)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            super().sendall(memoryview(data).cast("B")[sent:], flags)
-
-
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
-    """gunicorn's gevent worker, with connections that are quick to write to: a fifth of what an event costs."""
+    """The service's worker, which is made for streams; the master knows no more of it, see `_setting`."""
 
-    def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        """Serve a connection; one with TLS is left as it is."""
-        if type(client) is socket.socket:
-            client = Client(client.family, client.type, client.proto, client.detach())
-        super().handle(listener, client, addr)
+    def init_process(self) -> None:
+        """Become that worker, in its process."""
+        from sse.worker import StreamWorker
+
+        self.__class__ = StreamWorker
+        self.init_process()
 
 
-# A stream needs a greenlet, not a thread or a process.
+# A stream needs a greenlet at most, not a thread or a process.
 worker_class = Worker
 
 # With memory:// the counts of throttle and leases are one process's own, so there is one. A store is shared by one

@@ -10,13 +10,12 @@ import _socket
 import json
 import socket
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import gevent
 
 import sse
 from app import app
@@ -30,21 +29,18 @@ _look_ups = 0
 
 
 class _Counter:
-    """Counts what one request takes, in the greenlet that serves it.
+    """Counts what one request takes, in its greenlets and in the hub: there is no other at a time.
 
     `calls` are of functions in `sse/`, `all_calls` of Python functions anywhere; a generator's every resumption is one.
     """
 
     def __init__(self, client: socket.socket) -> None:
         self._client = client.fileno()
-        self._greenlet = gevent.getcurrent()
         self.costs = Counter(look_ups=-_look_ups)
 
     def note(self, frame: FrameType, event: str, called: Any) -> None:
-        """Be the profiler: it hears of all greenlets."""
-        if gevent.getcurrent() is not self._greenlet:
-            return
-        if event == "call":
+        """Be the profiler."""
+        if event == "call" and not _is_in_thread(frame):
             self.costs["all_calls"] += 1
             self.costs["calls"] += frame.f_code.co_filename.startswith(_PACKAGE)
         elif event == "c_call" and isinstance(getattr(called, "__self__", None), _socket.socket):
@@ -59,31 +55,38 @@ class _Counter:
         elif name in SENDS:
             self.costs["client_sends" if descriptor == self._client else "upstream_sends"] += 1
 
-
-class _Body:
-    """A response's body that tells, when the server closes it, what the request has taken."""
-
-    def __init__(self, body: Iterable[bytes], counter: _Counter) -> None:
-        self._body = body
-        self._counter = counter
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
-
-    def close(self) -> None:
-        getattr(self._body, "close", lambda: None)()
+    def tell(self) -> None:
+        """Say what it was, and count no more."""
         sys.setprofile(None)
-        self._counter.costs["look_ups"] += _look_ups
-        sys.stdout.write(f"costs {json.dumps(self._counter.costs)}\n")
+        self.costs["look_ups"] += _look_ups
+        sys.stdout.write(f"costs {json.dumps(self.costs)}\n")
 
 
-def _counted(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+def _is_in_thread(frame: FrameType | None) -> bool:
+    """Tell whether a frame is of what goes on beside all requests, such as the look at the clocks."""
+    while frame is not None:
+        if frame.f_code.co_filename == threading.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _counted(application: Callable[..., Any]) -> Callable[..., Any]:
+    def call(environ: dict[str, Any], start_response: Any) -> Any:
         if not environ["PATH_INFO"].startswith("/upstream/"):
             return application(environ, start_response)
         counter = _Counter(environ["gunicorn.socket"])
         sys.setprofile(counter.note)
-        return _Body(application(environ, start_response), counter)
+        body = application(environ, start_response)
+        # Not in something else that tells: the worker knows a pump from other bodies.
+        close = body.close
+
+        def close_and_tell() -> None:
+            close()
+            counter.tell()
+
+        body.close = close_and_tell
+        return body
 
     return call
 

@@ -19,10 +19,10 @@ EVENT = b"data: a\n\n"
 #: As many as fit into one segment, and so come with one read.
 MANY = 600
 
-#: Calls of functions in `sse/` for one read of the upstream, whatever it brings.
-CALLS_PER_READ = 6
+#: Calls of functions in `sse/` for one read of the upstream, whatever it brings, up to the system call of the write.
+CALLS_PER_READ = 12
 #: The same for a request over a kept connection, with a body and without an event.
-CALLS_PER_REQUEST = 200
+CALLS_PER_REQUEST = 230
 #: Writes to the upstream for the head and the body of a request.
 UPSTREAM_SENDS = 1
 #: Reads that look whether a kept connection is still good.

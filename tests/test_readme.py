@@ -121,14 +121,14 @@ def test_embed(upstream: Callable[..., Upstream]) -> None:
 
 
 def test_restart(tmp_path: Path) -> None:
-    """The site has the block and a gevent worker, and nothing else of this project's own configuration."""
+    """The site has the block, and nothing else of this project's own configuration."""
     (tmp_path / "app.py").write_text(
         "import time\nfrom flask import Flask\nfrom sse import SSE, EventSourceResponse\n"
         "app = Flask(__name__)\nSSE(app)\n"
         "app.add_url_rule('/healthz', view_func=lambda: 'ok')\n"
         "app.add_url_rule('/own', 'own', lambda: EventSourceResponse('a' for _ in iter(lambda: time.sleep(0.1), 1)))\n"
     )
-    (tmp_path / "gunicorn.conf.py").write_text(f"worker_class = 'gevent'\n{blocks()['restart']}")
+    (tmp_path / "gunicorn.conf.py").write_text(blocks()["restart"])
     path = {"PYTHONPATH": str(ROOT)}
     with Service("--graceful-timeout", "5", root=tmp_path, env=path) as service, call(service, "GET", "/own") as client:
         client.read_until(b"data: a\n\n")

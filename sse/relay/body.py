@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 from gevent import socket as gevent_socket
+from gevent import ssl as gevent_ssl
 
 from ..protocol.framing import Framing, MalformedBody, parse_framing
 from .connection import Head
@@ -39,10 +41,15 @@ def _take_turns() -> Callable[[], None]:
     return wait
 
 
+def _go_on() -> None:
+    """Do not wait."""
+
+
 class RawBody:
     """What `requests.Response.raw` is here: `stream()` yields what one read of the socket brought, at once.
 
-    It yields b"" when a read was given a time-out and nothing came; the caller may then read on.
+    It yields b"" when a read was given a time-out and nothing came, or, after `wait_outside()`, when it would have to
+    wait; the caller may then read on.
     """
 
     def __init__(self, response: Any, *, method: str) -> None:
@@ -54,6 +61,7 @@ class RawBody:
         self.status: int = response.status
         self.reason: str = response.reason
         self._watch = current.get()
+        self._waits = True
         try:
             self._framing: Framing = parse_framing(self.headers.items(), method=method, status=self.status)
         except ValueError:
@@ -67,6 +75,18 @@ class RawBody:
         """Set how long a read waits before it yields b""; None is for ever."""
         self._wire.connection.settimeout(seconds)
 
+    def wait_outside(self) -> int | None:
+        """Let `stream()` yield b"" where it would wait; whoever asks for it waits until there is something to read.
+
+        :return: the descriptor to wait for, None where the connection is not gevent's: then nothing has changed.
+        """
+        connection = self._wire.connection
+        if self._head.isclosed() or not isinstance(connection, gevent_socket.socket | gevent_ssl.SSLSocket):
+            return None
+        self._waits = False
+        connection.settimeout(0.0)
+        return int(connection.fileno())
+
     def stream(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:
         """Yield the body's bytes as they come, still encoded, and keep the connection if it ended as it should.
 
@@ -78,6 +98,8 @@ class RawBody:
             return
         decoder = self._framing.decoder()
         wait, recv = self._reading()
+        # TLS may hold more than the descriptor tells of, so there only reading tells whether to wait.
+        waits_first = not self._waits and self._is_plain()
         data, self._wire.buffer = self._wire.buffer, b""
         reusable = False
         # One generator does it all: each that hands on what another yields costs as much as the work itself.
@@ -89,12 +111,14 @@ class RawBody:
                         yield piece
                     data = b""
                     continue
+                if waits_first:
+                    yield b""
                 try:
                     wait()
                     data = recv(READ_SIZE)
                 except BlockingIOError:
                     continue
-                except TimeoutError:
+                except (TimeoutError, ssl.SSLWantReadError):
                     yield b""
                     continue
                 if not data:
@@ -117,11 +141,16 @@ class RawBody:
         and gives the other greenlets their turn before every read.
         """
         connection = self._wire.connection
-        if type(connection) is not gevent_socket.socket or connection.gettimeout() is not None:
+        if not self._waits:
+            return _go_on, connection._sock.recv if self._is_plain() else connection.recv
+        if not self._is_plain() or connection.gettimeout() is not None:
             return _take_turns(), connection.recv
         hub = gevent.get_hub()
         # Below gevent's socket is the system's, whose read never waits.
         return functools.partial(hub.wait, hub.loop.io(connection.fileno(), 1)), connection._sock.recv
+
+    def _is_plain(self) -> bool:
+        return type(self._wire.connection) is gevent_socket.socket
 
     def _may_persist(self) -> bool:
         # RFC 9112, section 9.3: HTTP/1.0 keeps a connection only if both sides say so, and 6.1 wants it closed after

@@ -112,6 +112,9 @@ class Producer:
                 raise
             self._ready.put(error)
 
+    def wait_outside(self) -> None:
+        """Return None: an iterable waits where it likes."""
+
     def shutdown(self, how: int = 0, /) -> None:
         """End the stream: it is what a socket's `shutdown()` is to a relayed one, and never waits."""
         self._is_cut = True

@@ -65,6 +65,9 @@ class Source(Protocol):
     def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
         """Yield the body's pieces, and b"" after so many seconds without one."""
 
+    def wait_outside(self) -> int | None:
+        """Let `iter_chunks()` yield b"" where it would wait; return the descriptor to wait for, None if it cannot."""
+
     def close(self) -> None:
         """Let go of what is behind it; may be called again."""
 
@@ -107,10 +110,25 @@ class Pump:
         self._head = time.monotonic() - watch.started
         self._first: float | None = None
         self._gap = 0.0
+        self._waits = True
+        #: Whether the source has been read as far as it will be.
+        self.is_ending = False
         self._pieces = self._pump()
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Generator[bytes, None, None]:
         return self._pieces
+
+    def wait_outside(self) -> int | None:
+        """Let the pump yield b"" where it would wait for its source, so that nobody needs to be blocked in it.
+
+        Whoever iterates it then waits until there is something to read, unless `is_ending`: what is left to do may wait
+        for something else.
+
+        :return: the descriptor to wait for; None if the pump has to wait itself, and then nothing has changed.
+        """
+        descriptor = None if self._heartbeat or self._limit else self._source.wait_outside()
+        self._waits = descriptor is None
+        return descriptor
 
     def _pump(self) -> Generator[bytes, None, None]:
         self._watch.enter(Stage.WRITE)
@@ -145,6 +163,10 @@ class Pump:
         raise StreamAborted(reason)
 
     def _last_words(self, reason: EndReason) -> Iterator[bytes]:
+        self.is_ending = True
+        if not self._waits:
+            # Whoever iterates it where nothing may wait goes on elsewhere.
+            yield b""
         if self._boundary is not None and self._boundary.at_boundary and reason is not EndReason.CLIENT_GONE:
             yield encode_error(reason)
             # A browser whose body breaks off throws away what its script has not taken yet (WHATWG Streams: to error a
@@ -171,6 +193,9 @@ class Pump:
                     piece = _rest_of_event(piece, boundary)
                 elif boundary is not None:
                     boundary.feed(piece)
+            elif not self._heartbeat:
+                yield b""
+                continue
             elif boundary is not None and boundary.at_boundary:
                 piece = HEARTBEAT
             else:

@@ -78,6 +78,10 @@ class UpstreamResponse:
         # requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
         return self._response.iter_content(None)
 
+    def wait_outside(self) -> int | None:
+        """Let `iter_chunks()` yield b"" where it would wait; return the descriptor to wait for, None if it cannot."""
+        return self._raw.wait_outside()
+
     def close(self) -> None:
         """Let go of the connection; may be called again."""
         self._raw.close()
