@@ -9,15 +9,17 @@ connections with TLS, are left to gunicorn.
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from datetime import datetime
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gunicorn.config import Config
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -34,22 +36,24 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets untyped
-    """A client's connection that sends at once, as mostly it can; gevent's own prepares for what does not fit."""
+    """A client's connection that sends at once, as mostly it can; gevent's own prepares for what does not fit.
 
-    __slots__ = ("address", "is_kept", "listener", "pool")
+    :param server: what accepted it.
+    :param address: its peer's.
+    """
 
-    def __init__(self, connection: Any, *, listener: Any, pool: Pool, address: Any) -> None:
-        super().__init__(connection.family, connection.type, connection.proto, connection.detach())
-        self.listener = listener
-        #: Where its greenlet is, or what stands for it.
-        self.pool = pool
+    __slots__ = ("address", "is_kept", "server")
+
+    def __init__(self, server: Listener, descriptor: int, address: Any) -> None:
+        super().__init__(server.family, socket.SOCK_STREAM, 0, descriptor)
+        self.server = server
         self.address = address
         #: Whether its greenlet ended and left it open.
         self.is_kept = False
 
     def renewed(self) -> Client:
         """Return the connection as one that greenlets close again."""
-        return Client(self, listener=self.listener, pool=self.pool, address=self.address)
+        return Client(self.server, self.detach(), self.address)
 
     def send_now(self, data: Any, flags: int = 0) -> int:
         """Send what fits, and return how many bytes that was; never waits."""
@@ -71,6 +75,27 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
             super().close()
 
 
+class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
+    """Accepts connections.
+
+    :param serve: serves a connection, given its peer's address too.
+    :param connections: what it is served in, a greenlet for each.
+    """
+
+    def __init__(self, listener: Any, serve: Callable[[Client, Any], None], connections: Pool) -> None:
+        super().__init__(listener, handle=serve, spawn=connections)
+        self.serve = serve
+        self.connections = connections
+
+    def do_read(self) -> tuple[Client, Any] | None:
+        """Return the next connection and its peer's address, None if there is none; gevent's hook."""
+        try:
+            descriptor, address = self.socket._accept()
+        except BlockingIOError:
+            return None
+        return Client(self, descriptor, address), address
+
+
 class Stream:
     """An answer whose body is a pump; it stands for its greenlet in the pool while it has none.
 
@@ -85,6 +110,7 @@ class Stream:
         "_descriptor",
         "_environ",
         "_error",
+        "_has_ended",
         "_io",
         "_is_chunked",
         "_pieces",
@@ -110,8 +136,9 @@ class Stream:
         self._is_chunked: bool = response.chunked
         self._descriptor = descriptor
         self._io: Any = None
-        #: Bytes of the body.
+        #: Bytes of the body, and whether they are all.
         self._sent = 0
+        self._has_ended = False
         #: What is left of a piece that did not fit, and what went wrong; both are seen to in a greenlet.
         self._rest = b""
         self._error: BaseException | None = None
@@ -131,34 +158,55 @@ class Stream:
         return is_done
 
     def _send(self) -> bool:
-        self._begin_or_go_on()
-        for piece in self._pieces:
-            if piece:
-                self.client.sendall(self._framed(piece))
-            elif not self._pump.is_ending:
+        data = self._begin() if self._io is None else self._go_on()
+        while not self._has_ended:
+            self._deliver(data + self._gather())
+            if not (self._has_ended or self._pump.is_ending):
                 self._leave()
                 return False
-        if self._is_chunked:
-            self.client.sendall(LAST_CHUNK)
+            data = b""
         return True
 
-    def _begin_or_go_on(self) -> None:
-        if self._response is not None and not self._response.headers_sent:
-            # The first piece is empty: it stands for the head.
-            next(self._pieces)
-            self._response.send_headers()
+    def _begin(self) -> bytes:
+        """Return the head, which goes out with what came along with the upstream's."""
+        assert self._response is not None
+        # The first piece is empty, and stands for it.
+        next(self._pieces)
+        parts: list[bytes] = []
+        self._response.sock = SimpleNamespace(sendall=parts.append)
+        self._response.send_headers()
+        return b"".join(parts)
+
+    def _go_on(self) -> bytes:
+        """See to what could not be done without waiting."""
         if isinstance(self._error, gevent.GreenletExit):
             # As if it had hit the pump where it waits.
             self._pieces.throw(self._error)
         if self._error is not None:
             raise self._error
         rest, self._rest = self._rest, b""
-        if rest:
-            self.client.sendall(rest)
+        self._deliver(rest)
+        return b""
 
-    def _framed(self, piece: bytes) -> bytes:
-        self._sent += len(piece)
-        return b"%X\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece
+    def _deliver(self, data: bytes) -> None:
+        rest = data[self.client.send_now(data) :]
+        if rest:
+            with self._pump.sending():
+                self.client.sendall(rest)
+
+    def _gather(self) -> bytes:
+        """Return what there is to pass on now, framed: what was read at once is sent at once."""
+        frames = []
+        for piece in self._pieces:
+            if piece:
+                self._sent += len(piece)
+                frames.append(b"%X\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
+            if not piece or self._pump.is_ending:
+                return b"".join(frames)
+        self._has_ended = True
+        if self._is_chunked:
+            frames.append(LAST_CHUNK)
+        return b"".join(frames)
 
     def _end(self) -> None:
         if self._response is not None:
@@ -172,24 +220,19 @@ class Stream:
             # A stream may be open for hours, and needs nothing of these.
             self._response = self._environ = None
         self.client.is_kept = True
-        self.client.pool.discard(gevent.getcurrent())
-        self.client.pool.add(self)
+        self.client.server.connections.discard(gevent.getcurrent())
+        self.client.server.connections.add(self)
         self._io = gevent.get_hub().loop.io(self._descriptor, 1)
         self._io.start(self.step)
 
     def step(self) -> None:
         """Pass on what has come; called by the hub, so nothing in here may wait."""
         try:
-            for piece in self._pieces:
-                if not piece:
-                    if self._pump.is_ending:
-                        break
+            self._rest = self._gather()
+            if not (self._has_ended or self._pump.is_ending):
+                self._rest = self._rest[self.client.send_now(self._rest) :]
+                if not self._rest:
                     return
-                frame = self._framed(piece)
-                sent = self.client.send_now(frame)
-                if sent < len(frame):
-                    self._rest = frame[sent:]
-                    break
         except BaseException as error:
             self._error = error
         self._return()
@@ -197,9 +240,9 @@ class Stream:
     def _return(self) -> None:
         """Go on in a greenlet; called by the hub."""
         self._io.close()
-        self.client.pool.discard(self)
+        self.client.server.connections.discard(self)
         greenlet = gevent.Greenlet(self._worker.resume, self)
-        self.client.pool.add(greenlet)
+        self.client.server.connections.add(greenlet)
         # At once, not when its turn comes: what a stream gives back is there before another request is read.
         greenlet.switch()
 
@@ -209,6 +252,17 @@ class Stream:
         gevent.get_hub().loop.run_callback(self._return)
 
 
+class Settled:
+    """gunicorn's settings, each looked up once: for one request it asks more than thirty times, at two calls each."""
+
+    def __init__(self, cfg: Config) -> None:
+        self._cfg = cfg
+        self.__dict__.update({name: getattr(cfg, name) for name in (*cfg.settings, "is_ssl")})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cfg, name)
+
+
 class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
     """gunicorn's gevent worker; `worker_class = "sse.worker.StreamWorker"` in gunicorn.conf.py.
 
@@ -216,27 +270,26 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
     """
 
     wsgi: Any
+    cfg: Any
 
     def run(self) -> None:
         """Serve until the worker is to stop."""
-        # Here, because until now it was the app itself, which hooks want to see.
+        # Here, because until now they were the app itself and what may be changed, which hooks want to see.
         self.wsgi = partial(self._answer, self.wsgi)
+        self.cfg = Settled(self.cfg)
         super().run()
 
     def server_class(self, listener: Any, *, spawn: Pool, **options: Any) -> StreamServer:
         """Return what accepts connections; gunicorn asks for it, and gives pywsgi's options besides."""
-        tls = {"ssl_context": options["ssl_context"]} if "ssl_context" in options else {}
-        server = StreamServer(listener, handle=partial(self.accept, listener, spawn), spawn=spawn, **tls)
+        handle = partial(self.handle, listener)
+        if "ssl_context" in options:
+            server = StreamServer(listener, handle=handle, spawn=spawn, ssl_context=options["ssl_context"])
+        else:
+            server = Listener(listener, handle, spawn)
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
         return server
-
-    def accept(self, listener: Any, pool: Pool, connection: Any, address: Any) -> None:
-        """Serve a new connection; one with TLS as gunicorn does."""
-        if type(connection) is socket.socket:
-            connection = Client(connection, listener=listener, pool=pool, address=address)
-        self.handle(listener, connection, address)
 
     def _answer(self, app: Any, environ: Environ, start_response: Any) -> Iterable[bytes] | Stream:
         """Be the app; where it answers with a pump that nobody needs to be blocked in, return a stream."""
@@ -279,6 +332,6 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             self.log.exception("Error handling request")
         client = stream.client.renewed()
         if is_whole and not stream.is_last:
-            self.handle(client.listener, client, client.address)
+            client.server.serve(client, client.address)
         else:
             client.close()

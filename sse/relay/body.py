@@ -14,7 +14,6 @@ from typing import Any
 
 import gevent
 from gevent import socket as gevent_socket
-from gevent import ssl as gevent_ssl
 
 from ..protocol.framing import Framing, MalformedBody, parse_framing
 from .connection import Head
@@ -81,7 +80,7 @@ class RawBody:
         :return: the descriptor to wait for, None where the connection is not gevent's: then nothing has changed.
         """
         connection = self._wire.connection
-        if self._head.isclosed() or not isinstance(connection, gevent_socket.socket | gevent_ssl.SSLSocket):
+        if self._head.isclosed() or not isinstance(connection, gevent_socket.socket):
             return None
         self._waits = False
         connection.settimeout(0.0)
@@ -98,8 +97,7 @@ class RawBody:
             return
         decoder = self._framing.decoder()
         wait, recv = self._reading()
-        # TLS may hold more than the descriptor tells of, so there only reading tells whether to wait.
-        waits_first = not self._waits and self._is_plain()
+        pending = self._pending()
         data, self._wire.buffer = self._wire.buffer, b""
         reusable = False
         # One generator does it all: each that hands on what another yields costs as much as the work itself.
@@ -111,14 +109,14 @@ class RawBody:
                         yield piece
                     data = b""
                     continue
-                if waits_first:
+                if not (self._waits or pending()):
                     yield b""
                 try:
                     wait()
                     data = recv(READ_SIZE)
-                except BlockingIOError:
+                except (BlockingIOError, ssl.SSLWantReadError):
                     continue
-                except (TimeoutError, ssl.SSLWantReadError):
+                except TimeoutError:
                     yield b""
                     continue
                 if not data:
@@ -148,6 +146,11 @@ class RawBody:
         hub = gevent.get_hub()
         # Below gevent's socket is the system's, whose read never waits.
         return functools.partial(hub.wait, hub.loop.io(connection.fileno(), 1)), connection._sock.recv
+
+    def _pending(self) -> Callable[[], int]:
+        """Return what tells how many bytes TLS has read that its descriptor does not tell of any more; else 0."""
+        connection = self._wire.connection
+        return connection.pending if isinstance(connection, ssl.SSLSocket) else int
 
     def _is_plain(self) -> bool:
         return type(self._wire.connection) is gevent_socket.socket

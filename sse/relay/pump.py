@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -129,6 +130,14 @@ class Pump:
         descriptor = None if self._heartbeat or self._limit else self._source.wait_outside()
         self._waits = descriptor is None
         return descriptor
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Return a context in which the client is waited for, and not the source."""
+        stage = self._watch.stage
+        self._watch.enter(Stage.WRITE)
+        yield
+        self._watch.enter(stage)
 
     def _pump(self) -> Generator[bytes, None, None]:
         self._watch.enter(Stage.WRITE)
