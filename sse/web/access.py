@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,23 @@ KEY_PREFIX = "sse-moving-window"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
-    """How often something may be done; `admit` counts, and raises where it is too often."""
+class Counted:
+    """Where the current request was counted last: what its answer says of limits."""
 
-    items: list[RateLimitItem]
-    admit: Callable[[], None]
+    item: RateLimitItem
+    identifiers: Sequence[str]
+    is_exceeded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How often something may be done; `count` counts the current request, and returns None where nothing is limited.
+
+    :param items: the shortest window first; the first that is exceeded ends the counting.
+    """
+
+    items: Sequence[RateLimitItem]
+    count: Callable[[], Counted | None]
 
 
 class Access:
@@ -64,29 +76,36 @@ class Access:
         self._trusted_proxies = settings.trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
+        self._is_own = limiter is None
         self._limiter = limiter or _own_limiter(store, on_absence)
         self._throttle = self._limit(settings.throttle, _client_key) if settings.throttle else None
         guesses = settings.throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
         self._anonymous = self._limit(guesses, _address_key, scope="sse-anonymous")
         self._guess = self._limit(guesses, _address_key, scope="sse-guess")
-        self._guessed = self._limit(guesses, _address_key, scope="sse-guess", deduct_when=_never)
+        self._guessed = self._limit(guesses, _address_key, scope="sse-guess", counts=False)
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
         self._guesses_until = 0.0
 
-    def _limit(self, value: str, key: Callable[[], str], *, scope: str = "", **options: Any) -> Limit:
-        """Return a limit, for each endpoint if no scope is named."""
+    def _limit(self, value: str, key: Callable[[], str], *, scope: str = "", counts: bool = True) -> Limit:
+        """Return a limit, for each endpoint if no scope is named.
 
-        def admit() -> None: ...
+        :param counts: False only looks whether one more may come.
+        """
+        items = sorted(parse_many(value))
+        if not self._is_own:
+            return Limit(items=items, count=_by_decorator(self._limiter, value, key, scope=scope, counts=counts))
+        ask = self._limiter.limiter.hit if counts else self._limiter.limiter.test
 
-        # Flask-Limiter tells limits apart by the function's name.
-        admit.__qualname__ = f"admit.{scope}.{len(options)}.{id(self)}"
-        if scope:
-            decorate = self._limiter.shared_limit(value, scope, key_func=key, **options)
-        else:
-            decorate = self._limiter.limit(value, key_func=key, **options)
-        return Limit(items=parse_many(value), admit=decorate(admit))
+        def count() -> Counted:
+            identifiers = (KEY_PREFIX, key(), scope or str(request.endpoint))
+            for item in items:
+                if not ask(item, *identifiers):
+                    return Counted(item=item, identifiers=identifiers, is_exceeded=True)
+            return Counted(item=items[0], identifiers=identifiers, is_exceeded=False)
+
+        return Limit(items=items, count=count)
 
     def admit(self, passcode: str | None) -> str:
         """Return the name under which the client is counted: its own, or its address where anybody may call.
@@ -138,23 +157,20 @@ class Access:
         return found
 
     def _count(self, limit: Limit) -> None:
-        try:
-            limit.admit()
-        except RateLimitExceeded as error:
-            raise Throttled(retry_after=self._retry_after(limit)) from error
+        counted = request.environ["sse.counted"] = limit.count()
+        if counted is not None and counted.is_exceeded:
+            # The first that is exceeded is told, and a longer one may be used up as well.
+            windows = [self._window(item, counted.identifiers) for item in limit.items]
+            # True if somebody waits so long.
+            raise Throttled(
+                retry_after=_seconds_until(max((reset for reset, remaining in windows if remaining <= 0), default=0.0))
+            )
 
-    def _retry_after(self, limit: Limit) -> int:
-        """Return the whole seconds after which the limit lets one more in: true if somebody waits so long."""
-        # Of several limits the first that is exceeded is reported, and a longer one may be used up as well.
-        windows = [self._window(item) for item in limit.items]
-        return _seconds_until(max((reset for reset, remaining in windows if remaining <= 0), default=0.0))
-
-    def _window(self, item: RateLimitItem) -> tuple[float, int]:
+    def _window(self, item: RateLimitItem, identifiers: Sequence[str]) -> tuple[float, int]:
         """Return when the next call is forgotten (time.time()), and how many more may come."""
-        current = self._limiter.current_limit
         strategy = self._limiter.limiter
         try:
-            reset, remaining = strategy.get_window_stats(item, *(current.request_args if current is not None else ()))
+            reset, remaining = strategy.get_window_stats(item, *identifiers)
         except strategy.storage.base_exceptions:
             # A site's own store went away between two questions.
             return 0.0, item.amount
@@ -162,15 +178,49 @@ class Access:
 
     def rate_limit_fields(self) -> list[tuple[str, str]]:
         """Return what the throttle says of the current request, as response fields."""
-        current = self._limiter.current_limit
-        if current is None or (self._throttle is None and not current.breached):
+        counted: Counted | None = request.environ.get("sse.counted")
+        if counted is None or (self._throttle is None and not counted.is_exceeded):
             return []
-        reset, remaining = self._window(current.limit)
+        reset, remaining = self._window(counted.item, counted.identifiers)
         return [
-            ("X-RateLimit-Limit", str(current.limit.amount)),
+            ("X-RateLimit-Limit", str(counted.item.amount)),
             ("X-RateLimit-Remaining", str(max(remaining, 0))),
             ("X-RateLimit-Reset", str(_seconds_until(reset))),
         ]
+
+
+def _by_decorator(
+    limiter: Limiter, value: str, key: Callable[[], str], *, scope: str, counts: bool
+) -> Callable[[], Counted | None]:
+    """Return what counts in a site's Limiter: whom it exempts and what it does without its store, its decorator knows.
+
+    Ours has nothing of that, and its strategy is asked directly: a decorator finds out anew at each call what there is
+    to ask, which takes a tenth of a request.
+    """
+
+    def admit() -> None: ...
+
+    # Flask-Limiter tells limits apart by the function's name.
+    admit.__qualname__ = f"admit.{scope}.{counts}.{id(admit)}"
+    deduct_when = None if counts else _never
+    if scope:
+        decorated = limiter.shared_limit(value, scope, key_func=key, deduct_when=deduct_when)(admit)
+    else:
+        decorated = limiter.limit(value, key_func=key, deduct_when=deduct_when)(admit)
+
+    def count() -> Counted | None:
+        is_exceeded = False
+        try:
+            decorated()
+        except RateLimitExceeded:
+            is_exceeded = True
+        current = limiter.current_limit
+        if current is None:
+            # It is disabled, exempts the request, or has swallowed that its store is away.
+            return None
+        return Counted(item=current.limit, identifiers=current.request_args, is_exceeded=is_exceeded)
+
+    return count
 
 
 def _own_limiter(store: SharedStore | None, on_absence: Callable[[], object]) -> Limiter:
