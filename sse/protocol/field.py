@@ -61,8 +61,7 @@ def is_event_stream(content_type: str) -> bool:
 
 def is_forwardable(name: str) -> bool:
     """Tell whether a request field of that name may go upstream at all: it is end-to-end and no part of the framing."""
-    name = _same(name)
-    return name not in _NEVER_SENT and not name.startswith("proxy-")
+    return _is_end_to_end(_same(name))
 
 
 def parse_fields(obj: object) -> list[tuple[str, str]]:
@@ -104,7 +103,10 @@ def encode_request_fields(
     if accept is not None:
         ours.append(("Accept", accept))
     replace = list(replace)
-    fields = _replaced(_replaced(_end_to_end(given), ours), replace)
+    names = {_same(name) for name, _ in replace}
+    ours = [pair for pair in ours if _same(pair[0]) not in names] + replace
+    dropped = _nominated(given) | {_same(name) for name, _ in ours}
+    fields = [pair for pair in given if (same := _same(pair[0])) not in dropped and _is_end_to_end(same)] + ours
     if has_body and not any(_same(name) == "content-type" for name, _ in fields):
         fields.append(("Content-Type", "application/json"))
     return fields
@@ -154,22 +156,15 @@ def _nominated(pairs: Iterable[tuple[str, str]]) -> set[str]:
     }
 
 
-def _end_to_end(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    hop_by_hop = _nominated(pairs)
-    return [(name, value) for name, value in pairs if is_forwardable(name) and _same(name) not in hop_by_hop]
-
-
-def _replaced(pairs: list[tuple[str, str]], by: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    names = {_same(name) for name, _ in by}
-    return [(name, value) for name, value in pairs if _same(name) not in names] + by
+def _is_end_to_end(same: str) -> bool:
+    return same not in _NEVER_SENT and not same.startswith("proxy-")
 
 
 def _checked(name: str, value: str) -> tuple[str, str]:
-    shown = repr(name[:64])
-    if not is_field_name(name):
-        raise InvalidRequest(f"header: {shown} is not a field name")
-    if not is_field_value(value):
-        raise InvalidRequest(f"header: the value of {shown} has a character that no field can carry")
+    if _FIELD_NAME.fullmatch(name) is None:
+        raise InvalidRequest(f"header: {name[:64]!r} is not a field name")
+    if _FIELD_VALUE.fullmatch(value) is None:
+        raise InvalidRequest(f"header: the value of {name[:64]!r} has a character that no field can carry")
     return name, value.strip(_OWS)
 
 

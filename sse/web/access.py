@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from flask import Flask, Request, Response, request
@@ -26,6 +27,9 @@ Authorize = Callable[[Request], "str | None"]
 
 #: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
 GUESSES = "60 per 10 second"
+
+#: Addresses that are kept as they were read: a client calls again and again.
+KEPT_ADDRESSES = 1024
 
 #: Into every key, so that another strategy on the same store never meets our entries.
 KEY_PREFIX = "sse-moving-window"
@@ -294,12 +298,13 @@ def client_address(request: Request, *, trusted_proxies: int) -> str:
         is left of them is the client's own invention.
     """
     peer = request.remote_addr or "unknown"
-    seen = request.headers.get("X-Forwarded-For", "").split(",")
+    seen = request.headers.get("X-Forwarded-For", "").split(",") if trusted_proxies else []
     if not trusted_proxies or len(seen) < trusted_proxies:
         return _household(peer) or peer
     return _household(seen[-trusted_proxies].strip()) or _household(peer) or peer
 
 
+@lru_cache(maxsize=KEPT_ADDRESSES)
 def _household(text: str) -> str | None:
     # Some proxies write the port behind the address, in the form of a URL's authority.
     if text.startswith("["):
