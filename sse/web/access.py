@@ -15,6 +15,7 @@ from typing import Any
 from flask import Flask, Request, Response, request
 from flask_limiter import Limiter
 from flask_limiter.errors import RateLimitExceeded
+from flask_limiter.util import get_remote_address
 from limits import RateLimitItem, parse_many
 
 from ..errors import Throttled, Unauthenticated
@@ -31,13 +32,16 @@ GUESSES = "60 per 10 second"
 #: Addresses that are kept as they were read: a client calls again and again.
 KEPT_ADDRESSES = 1024
 
+# Where in a request's environ it stands who sent it: the name under which the client is counted, and its address.
+_CLIENT, _ADDRESS = "sse.client", "sse.address"
+
 #: Into every key, so that another strategy on the same store never meets our entries.
 KEY_PREFIX = "sse-moving-window"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """Where the current request was counted last: what its answer says of limits."""
+    """Where a request was counted last: what its answer says of limits."""
 
     item: RateLimitItem
     identifiers: Sequence[str]
@@ -46,13 +50,13 @@ class Counted:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """How often something may be done; `count` counts the current request, and returns None where nothing is limited.
+    """How often something may be done; `count` counts a request, and returns None where nothing is limited.
 
     :param items: the shortest window first; the first that is exceeded ends the counting.
     """
 
     items: Sequence[RateLimitItem]
-    count: Callable[[], Counted | None]
+    count: Callable[[Request], Counted | None]
 
 
 class Access:
@@ -82,19 +86,20 @@ class Access:
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
         self._is_own = limiter is None
         self._limiter = limiter or _own_limiter(store, on_absence)
-        self._throttle = self._limit(settings.throttle, _client_key) if settings.throttle else None
+        self._throttle = self._limit(settings.throttle, _CLIENT) if settings.throttle else None
         guesses = settings.throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = self._limit(guesses, _address_key, scope="sse-anonymous")
-        self._guess = self._limit(guesses, _address_key, scope="sse-guess")
-        self._guessed = self._limit(guesses, _address_key, scope="sse-guess", counts=False)
+        self._anonymous = self._limit(guesses, _ADDRESS, scope="sse-anonymous")
+        self._guess = self._limit(guesses, _ADDRESS, scope="sse-guess")
+        self._guessed = self._limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
         self._guesses_until = 0.0
 
-    def _limit(self, value: str, key: Callable[[], str], *, scope: str = "", counts: bool = True) -> Limit:
+    def _limit(self, value: str, key: str, *, scope: str = "", counts: bool = True) -> Limit:
         """Return a limit, for each endpoint if no scope is named.
 
+        :param key: where in a request's environ it stands who is counted.
         :param counts: False only looks whether one more may come.
         """
         items = sorted(parse_many(value))
@@ -102,8 +107,8 @@ class Access:
             return Limit(items=items, count=_by_decorator(self._limiter, value, key, scope=scope, counts=counts))
         ask = self._limiter.limiter.hit if counts else self._limiter.limiter.test
 
-        def count() -> Counted:
-            identifiers = (KEY_PREFIX, key(), scope or str(request.endpoint))
+        def count(request: Request) -> Counted:
+            identifiers = (KEY_PREFIX, request.environ[key], scope or str(request.endpoint))
             for item in items:
                 if not ask(item, *identifiers):
                     return Counted(item=item, identifiers=identifiers, is_exceeded=True)
@@ -111,7 +116,7 @@ class Access:
 
         return Limit(items=items, count=count)
 
-    def admit(self, passcode: str | None) -> str:
+    def admit(self, request: Request, passcode: str | None) -> str:
         """Return the name under which the client is counted: its own, or its address where anybody may call.
 
         :param passcode: the one in the request's JSON, if there is any; the request's fields are looked at here.
@@ -119,31 +124,31 @@ class Access:
         :raises Unauthenticated: if a credential is needed and there is none, or a wrong one.
         """
         address = client_address(request, trusted_proxies=self._trusted_proxies)
-        request.environ["sse.address"] = address
-        name = self._identify(passcode)
+        request.environ[_ADDRESS] = address
+        name = self._identify(request, passcode)
         client = f"name:{name}" if name is not None else f"address:{address}"
-        request.environ["sse.client"] = client
+        request.environ[_CLIENT] = client
         if self._throttle is not None:
-            self._count(self._throttle)
+            self._count(request, self._throttle)
         return client
 
     def has_store(self) -> bool:
         """Tell whether the store that the throttle is kept in can be used."""
         return bool(self._limiter.storage.check())
 
-    def _identify(self, passcode: str | None) -> str | None:
+    def _identify(self, request: Request, passcode: str | None) -> str | None:
         """Return the client's name, None for a stranger where anybody may call."""
         if self._authorize is not None and (name := self._authorize(request)) is not None:
             return name
         credentials = _credentials(request, passcode)
         if credentials and self._digests and not self.is_open and self._may_have_guessed():
             # Whoever has failed too often is not told either when it guesses right.
-            self._count(self._guessed)
+            self._count(request, self._guessed)
         name = self._find(credentials)
         if name is None and not self.is_open:
             if credentials:
                 self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
-            self._count(self._guess if credentials else self._anonymous)
+            self._count(request, self._guess if credentials else self._anonymous)
             raise Unauthenticated
         return name
 
@@ -160,8 +165,8 @@ class Access:
                     found = name
         return found
 
-    def _count(self, limit: Limit) -> None:
-        counted = request.environ["sse.counted"] = limit.count()
+    def _count(self, request: Request, limit: Limit) -> None:
+        counted = request.environ["sse.counted"] = limit.count(request)
         if counted is not None and counted.is_exceeded:
             # The first that is exceeded is told, and a longer one may be used up as well.
             windows = [self._window(item, counted.identifiers) for item in limit.items]
@@ -180,8 +185,8 @@ class Access:
             return 0.0, item.amount
         return reset, remaining
 
-    def rate_limit_fields(self) -> list[tuple[str, str]]:
-        """Return what the throttle says of the current request, as response fields."""
+    def rate_limit_fields(self, request: Request) -> list[tuple[str, str]]:
+        """Return what the throttle says of a request, as response fields."""
         counted: Counted | None = request.environ.get("sse.counted")
         if counted is None or (self._throttle is None and not counted.is_exceeded):
             return []
@@ -194,8 +199,8 @@ class Access:
 
 
 def _by_decorator(
-    limiter: Limiter, value: str, key: Callable[[], str], *, scope: str, counts: bool
-) -> Callable[[], Counted | None]:
+    limiter: Limiter, value: str, key: str, *, scope: str, counts: bool
+) -> Callable[[Request], Counted | None]:
     """Return what counts in a site's Limiter: whom it exempts and what it does without its store, its decorator knows.
 
     Ours has nothing of that, and its strategy is asked directly: a decorator finds out anew at each call what there is
@@ -206,13 +211,11 @@ def _by_decorator(
 
     # Flask-Limiter tells limits apart by the function's name.
     admit.__qualname__ = f"admit.{scope}.{counts}.{id(admit)}"
-    deduct_when = None if counts else _never
-    if scope:
-        decorated = limiter.shared_limit(value, scope, key_func=key, deduct_when=deduct_when)(admit)
-    else:
-        decorated = limiter.limit(value, key_func=key, deduct_when=deduct_when)(admit)
+    options: dict[str, Any] = {"key_func": lambda: request.environ[key], "deduct_when": None if counts else _never}
+    limit = limiter.shared_limit(value, scope, **options) if scope else limiter.limit(value, **options)
+    decorated = limit(admit)
 
-    def count() -> Counted | None:
+    def count(_: Request) -> Counted | None:
         is_exceeded = False
         try:
             decorated()
@@ -235,22 +238,14 @@ def _own_limiter(store: SharedStore | None, on_absence: Callable[[], object]) ->
     """
     options: dict[str, Any] = {"store": store, "on_absence": on_absence} if store is not None else {}
     limiter = Limiter(
-        key_func=_client_key,
+        # It is never asked: the strategy is, with keys of ours.
+        key_func=get_remote_address,
         storage_uri=f"{(SharedCounts if store is not None else Memory).STORAGE_SCHEME[0]}://",
         storage_options=options,
         strategy="moving-window",
-        key_prefix=KEY_PREFIX,
     )
     limiter.init_app(Flask("sse-throttle"))
     return limiter
-
-
-def _client_key() -> str:
-    return str(request.environ["sse.client"])
-
-
-def _address_key() -> str:
-    return str(request.environ["sse.address"])
 
 
 def _never(_: Response) -> bool:
