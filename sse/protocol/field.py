@@ -31,6 +31,7 @@ _MEDIA_TYPE = re.compile(
 _NEVER_SENT = frozenset(
     "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade".split()
 )
+_NEVER_BEGINS = "proxy-"
 # W3C Trace Context and Baggage. Of the first two, one says nothing without the other.
 _TRACE = (("traceparent", "tracestate"), ("baggage",))
 # What SDKs of OpenAI, Anthropic, DashScope and MCP read, beside Content-Type.
@@ -61,7 +62,8 @@ def is_event_stream(content_type: str) -> bool:
 
 def is_forwardable(name: str) -> bool:
     """Tell whether a request field of that name may go upstream at all: it is end-to-end and no part of the framing."""
-    return _is_end_to_end(_same(name))
+    name = _same(name)
+    return name not in _NEVER_SENT and not name.startswith(_NEVER_BEGINS)
 
 
 def parse_fields(obj: object) -> list[tuple[str, str]]:
@@ -105,8 +107,9 @@ def encode_request_fields(
     replace = list(replace)
     names = {_same(name) for name, _ in replace}
     ours = [pair for pair in ours if _same(pair[0]) not in names] + replace
-    dropped = _nominated(given) | {_same(name) for name, _ in ours}
-    fields = [pair for pair in given if (same := _same(pair[0])) not in dropped and _is_end_to_end(same)] + ours
+    dropped = _NEVER_SENT.union(_nominated(given), [_same(name) for name, _ in ours])
+    sent = [pair for pair in given if (same := _same(pair[0])) not in dropped and not same.startswith(_NEVER_BEGINS)]
+    fields = sent + ours
     if has_body and not any(_same(name) == "content-type" for name, _ in fields):
         fields.append(("Content-Type", "application/json"))
     return fields
@@ -124,7 +127,7 @@ def with_trace(pairs: list[tuple[str, str]], find: Callable[[str], str | None]) 
 
 def response_fields(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the fields of an upstream's answer that the client gets, with a Content-Type that no browser runs."""
-    given = [(name, value.strip(_OWS)) for name, value in pairs if is_field_value(value)]
+    given = [(name, value.strip(_OWS)) for name, value in pairs if _FIELD_VALUE.fullmatch(value)]
     hop_by_hop = _nominated(given)
     types = {value for name, value in given if name.lower() == "content-type"}
     passed = [
@@ -154,10 +157,6 @@ def _nominated(pairs: Iterable[tuple[str, str]]) -> set[str]:
         if name.lower() == "connection"
         for option in value.split(",")
     }
-
-
-def _is_end_to_end(same: str) -> bool:
-    return same not in _NEVER_SENT and not same.startswith("proxy-")
 
 
 def _checked(name: str, value: str) -> tuple[str, str]:
