@@ -168,12 +168,13 @@ class Access:
     def _count(self, request: Request, limit: Limit) -> None:
         counted = request.environ["sse.counted"] = limit.count(request)
         if counted is not None and counted.is_exceeded:
-            # The first that is exceeded is told, and a longer one may be used up as well.
-            windows = [self._window(item, counted.identifiers) for item in limit.items]
-            # True if somebody waits so long.
-            raise Throttled(
-                retry_after=_seconds_until(max((reset for reset, remaining in windows if remaining <= 0), default=0.0))
-            )
+            raise Throttled(retry_after=self._retry_after(limit, counted))
+
+    def _retry_after(self, limit: Limit, counted: Counted) -> int:
+        """Return the whole seconds after which the limit lets one more in: true if somebody waits so long."""
+        # Of several limits the first that is exceeded is reported, and a longer one may be used up as well.
+        windows = [self._window(item, counted.identifiers) for item in limit.items]
+        return _seconds_until(max((reset for reset, remaining in windows if remaining <= 0), default=0.0))
 
     def _window(self, item: RateLimitItem, identifiers: Sequence[str]) -> tuple[float, int]:
         """Return when the next call is forgotten (time.time()), and how many more may come."""

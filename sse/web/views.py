@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from flask import Blueprint, Request, Response, request
+from flask import Blueprint, Request, Response
 
 from ..errors import (
     ClientGone,
@@ -58,17 +58,18 @@ def ticker_blueprint() -> Blueprint:
 
 
 def refuse(error: SSEError) -> Response:
+    request = current_request()
     report_refusal(error)
     response = problem(error)
     if error.retry_after is not None or error.status < 500:
-        response.headers.extend(current_state().access.rate_limit_fields(current_request()))
+        response.headers.extend(current_state().access.rate_limit_fields(request))
     if isinstance(error, MethodNotAllowed):
         # RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
         response.headers["Allow"] = ", ".join(ALLOWED[str(request.endpoint)])
     return response
 
 
-def answer_options() -> Response:
+def answer_options(request: Request) -> Response:
     """Answer OPTIONS with what is allowed: Flask itself would name all methods that get an answer, be it a refusal."""
     return Response(headers={"Allow": ", ".join(ALLOWED[str(request.endpoint)])})
 
@@ -77,7 +78,7 @@ def forward() -> Response:
     """Relay what the JSON of the request describes."""
     request = current_request()
     if request.method == "OPTIONS":
-        return answer_options()
+        return answer_options(request)
     if request.method != "POST":
         raise MethodNotAllowed
     state = current_state()
@@ -210,8 +211,9 @@ def _not_opened(error: SSEError, watch: Watch) -> StreamEnd:
 
 def ticks() -> Response:
     """Stream the demonstration events of the seed, from where the client left off."""
+    request = current_request()
     if request.method == "OPTIONS":
-        return answer_options()
+        return answer_options(request)
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed
     last = last_event_id()
