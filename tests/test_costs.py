@@ -22,7 +22,7 @@ MANY = 600
 #: Calls of functions in `sse/` for one read of the upstream, whatever it brings.
 CALLS_PER_READ = 6
 #: The same for a request over a kept connection, with a body and without an event.
-CALLS_PER_REQUEST = 185
+CALLS_PER_REQUEST = 175
 #: The same with the calls of libraries, with more room, for their versions differ.
 ALL_CALLS_PER_REQUEST = 1100
 #: Writes to the upstream for the head and the body of a request.

@@ -79,7 +79,11 @@ def parse_fields(obj: object) -> list[tuple[str, str]]:
             raise InvalidRequest("header: the string does not hold JSON") from None
     if not isinstance(obj, dict):
         raise InvalidRequest("header: not an object")
-    return [_checked(str(name), text) for name, value in obj.items() for text in _iter_texts(str(name), value)]
+    return [
+        _checked(str(name), text)
+        for name, value in obj.items()
+        for text in ([value] if isinstance(value, str) else _iter_texts(str(name), value))
+    ]
 
 
 def encode_request_fields(
@@ -101,15 +105,14 @@ def encode_request_fields(
     if len(given) > MAX_FIELDS or sum(len(name) + len(value) + 4 for name, value in given) > MAX_FIELD_BYTES:
         raise InvalidRequest(f"more than {MAX_FIELDS} fields, or than {MAX_FIELD_BYTES} bytes of them")
     # The body reaches the reader as the upstream wrote it, so a coding would only delay what it reads.
-    ours = [("Accept-Encoding", "identity")]
+    forced = {"accept-encoding": ("Accept-Encoding", "identity")}
     if accept is not None:
-        ours.append(("Accept", accept))
+        forced["accept"] = ("Accept", accept)
     replace = list(replace)
     names = {_same(name) for name, _ in replace}
-    ours = [pair for pair in ours if _same(pair[0]) not in names] + replace
-    dropped = _NEVER_SENT.union(_nominated(given), [_same(name) for name, _ in ours])
-    sent = [pair for pair in given if (same := _same(pair[0])) not in dropped and not same.startswith(_NEVER_BEGINS)]
-    fields = sent + ours
+    dropped = _NEVER_SENT.union(_nominated(given), names, forced)
+    fields = [pair for pair in given if (same := _same(pair[0])) not in dropped and not same.startswith(_NEVER_BEGINS)]
+    fields += [pair for same, pair in forced.items() if same not in names] + replace
     if has_body and not any(_same(name) == "content-type" for name, _ in fields):
         fields.append(("Content-Type", "application/json"))
     return fields
