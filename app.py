@@ -91,8 +91,9 @@ def _log_streams(form: str) -> None:
         handler.setFormatter(FORMATTERS[form]())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-        # Neither form says these, and to ask makes a thread object for each greenlet.
+        # Neither form says these. To ask makes a thread object for each greenlet, and walks the stack to the caller.
         logging.logThreads = logging.logMultiprocessing = False
+        logging._srcfile = None
 
 
 app = create_app()

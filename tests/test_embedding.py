@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, request
 from flask.testing import FlaskClient
 from flask_cors import CORS
 from flask_limiter import Limiter
@@ -258,6 +258,32 @@ def test_the_sites_limiter_keeps_the_gateways_counts_if_it_is_given(
     refused = forward(client)
     assert refused.status_code == status
     assert refused.json["code"] in ("throttled", "target_not_allowed")
+
+
+def test_whom_the_sites_limiter_exempts_the_gateway_does_not_count(site: Callable[..., Flask]) -> None:
+    def exempt(app: Flask, limiter: Limiter) -> None:
+        limiter.request_filter(lambda: "X-Inside" in request.headers)
+        with_limiter(app, limiter)
+
+    client = log_in(site(exempt, SSE_THROTTLE="1 per hour").test_client())
+    inside = {"X-Inside": "yes"}
+    assert [forward(client, **fields).status_code for fields in (inside, inside, {}, {}, inside)] == [
+        403, 403, 403, 429, 403
+    ]  # fmt: skip
+
+
+def test_the_sites_limiter_falls_back_to_memory_for_the_gateway_too(site: Callable[..., Flask]) -> None:
+    def away(app: Flask, limiter: Limiter) -> None:
+        def fail(*args: object, **options: object) -> bool:
+            raise ConnectionError
+
+        limiter.storage.incr = fail  # type: ignore[method-assign]
+        with_limiter(app, limiter)
+
+    config = {"RATELIMIT_STRATEGY": "fixed-window", "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True}
+    client = log_in(site(away, SSE_THROTTLE="1 per hour", **config).test_client())
+    refused = [forward(client) for _ in range(2)][1]
+    assert (refused.status_code, refused.json["code"]) == (429, "throttled")
 
 
 # CORS.

@@ -31,6 +31,7 @@ _MEDIA_TYPE = re.compile(
 _NEVER_SENT = frozenset(
     "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade".split()
 )
+_NEVER_BEGINS = "proxy-"
 # W3C Trace Context and Baggage. Of the first two, one says nothing without the other.
 _TRACE = (("traceparent", "tracestate"), ("baggage",))
 # What SDKs of OpenAI, Anthropic, DashScope and MCP read, beside Content-Type.
@@ -62,7 +63,7 @@ def is_event_stream(content_type: str) -> bool:
 def is_forwardable(name: str) -> bool:
     """Tell whether a request field of that name may go upstream at all: it is end-to-end and no part of the framing."""
     name = _same(name)
-    return name not in _NEVER_SENT and not name.startswith("proxy-")
+    return name not in _NEVER_SENT and not name.startswith(_NEVER_BEGINS)
 
 
 def parse_fields(obj: object) -> list[tuple[str, str]]:
@@ -78,7 +79,11 @@ def parse_fields(obj: object) -> list[tuple[str, str]]:
             raise InvalidRequest("header: the string does not hold JSON") from None
     if not isinstance(obj, dict):
         raise InvalidRequest("header: not an object")
-    return [_checked(str(name), text) for name, value in obj.items() for text in _iter_texts(str(name), value)]
+    return [
+        _checked(str(name), text)
+        for name, value in obj.items()
+        for text in ([value] if isinstance(value, str) else _iter_texts(str(name), value))
+    ]
 
 
 def encode_request_fields(
@@ -100,11 +105,14 @@ def encode_request_fields(
     if len(given) > MAX_FIELDS or sum(len(name) + len(value) + 4 for name, value in given) > MAX_FIELD_BYTES:
         raise InvalidRequest(f"more than {MAX_FIELDS} fields, or than {MAX_FIELD_BYTES} bytes of them")
     # The body reaches the reader as the upstream wrote it, so a coding would only delay what it reads.
-    ours = [("Accept-Encoding", "identity")]
+    forced = {"accept-encoding": ("Accept-Encoding", "identity")}
     if accept is not None:
-        ours.append(("Accept", accept))
+        forced["accept"] = ("Accept", accept)
     replace = list(replace)
-    fields = _replaced(_replaced(_end_to_end(given), ours), replace)
+    names = {_same(name) for name, _ in replace}
+    dropped = _NEVER_SENT.union(_nominated(given), names, forced)
+    fields = [pair for pair in given if (same := _same(pair[0])) not in dropped and not same.startswith(_NEVER_BEGINS)]
+    fields += [pair for same, pair in forced.items() if same not in names] + replace
     if has_body and not any(_same(name) == "content-type" for name, _ in fields):
         fields.append(("Content-Type", "application/json"))
     return fields
@@ -122,7 +130,7 @@ def with_trace(pairs: list[tuple[str, str]], find: Callable[[str], str | None]) 
 
 def response_fields(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the fields of an upstream's answer that the client gets, with a Content-Type that no browser runs."""
-    given = [(name, value.strip(_OWS)) for name, value in pairs if is_field_value(value)]
+    given = [(name, value.strip(_OWS)) for name, value in pairs if _FIELD_VALUE.fullmatch(value)]
     hop_by_hop = _nominated(given)
     types = {value for name, value in given if name.lower() == "content-type"}
     passed = [
@@ -154,22 +162,11 @@ def _nominated(pairs: Iterable[tuple[str, str]]) -> set[str]:
     }
 
 
-def _end_to_end(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    hop_by_hop = _nominated(pairs)
-    return [(name, value) for name, value in pairs if is_forwardable(name) and _same(name) not in hop_by_hop]
-
-
-def _replaced(pairs: list[tuple[str, str]], by: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    names = {_same(name) for name, _ in by}
-    return [(name, value) for name, value in pairs if _same(name) not in names] + by
-
-
 def _checked(name: str, value: str) -> tuple[str, str]:
-    shown = repr(name[:64])
-    if not is_field_name(name):
-        raise InvalidRequest(f"header: {shown} is not a field name")
-    if not is_field_value(value):
-        raise InvalidRequest(f"header: the value of {shown} has a character that no field can carry")
+    if _FIELD_NAME.fullmatch(name) is None:
+        raise InvalidRequest(f"header: {name[:64]!r} is not a field name")
+    if _FIELD_VALUE.fullmatch(value) is None:
+        raise InvalidRequest(f"header: the value of {name[:64]!r} has a character that no field can carry")
     return name, value.strip(_OWS)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from urllib.parse import unquote
 
 from ..errors import InvalidRequest, TargetNotAllowed
@@ -17,6 +18,8 @@ from .host import parse_host
 #: Characters of a URL; what nginx and gunicorn take as a request line is of that size.
 MAX_URL = 8192
 DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Targets that are kept as they were parsed: clients name the same few again and again. What is refused is not kept.
+KEPT_TARGETS = 256
 
 # 3.1: "scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." )"; what stands before it is no reason not to be refused.
 _SCHEME = re.compile(r"[\s\x00-\x20]*[A-Za-z][A-Za-z0-9+.-]*:")
@@ -46,23 +49,24 @@ class Target:
     #: Without the question mark; in no repr, for some APIs take their key there.
     query: str = field(default="", repr=False)
 
-    @property
+    @cached_property
     def authority(self) -> str:
         """The value of `Host`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
-    @property
+    @cached_property
     def request_target(self) -> str:
         """What stands in the request line (RFC 9112, section 3.2.1)."""
         return f"{self.path}?{self.query}" if self.query else self.path
 
-    @property
+    @cached_property
     def url(self) -> str:
         """The whole, exactly as it is sent; `parse_target` gives the same target again."""
         return f"{self.scheme}://{self.authority}{self.request_target}"
 
 
+@lru_cache(maxsize=KEPT_TARGETS)
 def parse_target(text: str) -> Target:
     """Return the target that a text names.
 
@@ -148,6 +152,7 @@ def _without_dot_segments(path: str) -> str:
     return "/" + "/".join(kept)
 
 
+@lru_cache(maxsize=KEPT_TARGETS)
 def join_target(base: Target, raw_path: str, raw_query: str) -> Target:
     """Return the target that a path and a query below a base mean; whether it is still below, the caller asks.
 

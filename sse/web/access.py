@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
-from flask import Flask, Request, Response, request
+from flask import Request
 from flask_limiter import Limiter
-from flask_limiter.errors import RateLimitExceeded
-from limits import RateLimitItem, parse_many
 
-from ..errors import Throttled, Unauthenticated
+from ..errors import Unauthenticated
 from ..relay.store import SharedStore, nothing
 from ..settings import Settings
-from .count import Memory, SharedCounts
+from .throttle import Throttle
 
 #: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
 Authorize = Callable[[Request], "str | None"]
@@ -27,16 +23,11 @@ Authorize = Callable[[Request], "str | None"]
 #: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
 GUESSES = "60 per 10 second"
 
-#: Into every key, so that another strategy on the same store never meets our entries.
-KEY_PREFIX = "sse-moving-window"
+#: Addresses that are kept as they were read: a client calls again and again.
+KEPT_ADDRESSES = 1024
 
-
-@dataclass(frozen=True, kw_only=True)
-class Limit:
-    """How often something may be done; `admit` counts, and raises where it is too often."""
-
-    items: list[RateLimitItem]
-    admit: Callable[[], None]
+# Where in a request's environ it stands who sent it: the name under which the client is counted, and its address.
+_CLIENT, _ADDRESS = "sse.client", "sse.address"
 
 
 class Access:
@@ -64,31 +55,18 @@ class Access:
         self._trusted_proxies = settings.trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
-        self._limiter = limiter or _own_limiter(store, on_absence)
-        self._throttle = self._limit(settings.throttle, _client_key) if settings.throttle else None
+        self._throttle = throttle = Throttle(limiter, store=store, on_absence=on_absence)
+        self._calls = throttle.limit(settings.throttle, _CLIENT) if settings.throttle else None
         guesses = settings.throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = self._limit(guesses, _address_key, scope="sse-anonymous")
-        self._guess = self._limit(guesses, _address_key, scope="sse-guess")
-        self._guessed = self._limit(guesses, _address_key, scope="sse-guess", deduct_when=_never)
+        self._anonymous = throttle.limit(guesses, _ADDRESS, scope="sse-anonymous")
+        self._guess = throttle.limit(guesses, _ADDRESS, scope="sse-guess")
+        self._guessed = throttle.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
         self._guesses_until = 0.0
 
-    def _limit(self, value: str, key: Callable[[], str], *, scope: str = "", **options: Any) -> Limit:
-        """Return a limit, for each endpoint if no scope is named."""
-
-        def admit() -> None: ...
-
-        # Flask-Limiter tells limits apart by the function's name.
-        admit.__qualname__ = f"admit.{scope}.{len(options)}.{id(self)}"
-        if scope:
-            decorate = self._limiter.shared_limit(value, scope, key_func=key, **options)
-        else:
-            decorate = self._limiter.limit(value, key_func=key, **options)
-        return Limit(items=parse_many(value), admit=decorate(admit))
-
-    def admit(self, passcode: str | None) -> str:
+    def admit(self, request: Request, passcode: str | None) -> str:
         """Return the name under which the client is counted: its own, or its address where anybody may call.
 
         :param passcode: the one in the request's JSON, if there is any; the request's fields are looked at here.
@@ -96,31 +74,35 @@ class Access:
         :raises Unauthenticated: if a credential is needed and there is none, or a wrong one.
         """
         address = client_address(request, trusted_proxies=self._trusted_proxies)
-        request.environ["sse.address"] = address
-        name = self._identify(passcode)
+        request.environ[_ADDRESS] = address
+        name = self._identify(request, passcode)
         client = f"name:{name}" if name is not None else f"address:{address}"
-        request.environ["sse.client"] = client
-        if self._throttle is not None:
-            self._count(self._throttle)
+        request.environ[_CLIENT] = client
+        if self._calls is not None:
+            self._throttle.count(request, self._calls)
         return client
 
     def has_store(self) -> bool:
         """Tell whether the store that the throttle is kept in can be used."""
-        return bool(self._limiter.storage.check())
+        return self._throttle.has_store()
 
-    def _identify(self, passcode: str | None) -> str | None:
+    def rate_limit_fields(self, request: Request) -> list[tuple[str, str]]:
+        """Return what the throttle says of a request, as response fields."""
+        return self._throttle.fields(request, only_exceeded=self._calls is None)
+
+    def _identify(self, request: Request, passcode: str | None) -> str | None:
         """Return the client's name, None for a stranger where anybody may call."""
         if self._authorize is not None and (name := self._authorize(request)) is not None:
             return name
         credentials = _credentials(request, passcode)
         if credentials and self._digests and not self.is_open and self._may_have_guessed():
             # Whoever has failed too often is not told either when it guesses right.
-            self._count(self._guessed)
+            self._throttle.count(request, self._guessed)
         name = self._find(credentials)
         if name is None and not self.is_open:
             if credentials:
                 self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
-            self._count(self._guess if credentials else self._anonymous)
+            self._throttle.count(request, self._guess if credentials else self._anonymous)
             raise Unauthenticated
         return name
 
@@ -136,75 +118,6 @@ class Access:
                 if hmac.compare_digest(digest, known):
                     found = name
         return found
-
-    def _count(self, limit: Limit) -> None:
-        try:
-            limit.admit()
-        except RateLimitExceeded as error:
-            raise Throttled(retry_after=self._retry_after(limit)) from error
-
-    def _retry_after(self, limit: Limit) -> int:
-        """Return the whole seconds after which the limit lets one more in: true if somebody waits so long."""
-        # Of several limits the first that is exceeded is reported, and a longer one may be used up as well.
-        windows = [self._window(item) for item in limit.items]
-        return _seconds_until(max((reset for reset, remaining in windows if remaining <= 0), default=0.0))
-
-    def _window(self, item: RateLimitItem) -> tuple[float, int]:
-        """Return when the next call is forgotten (time.time()), and how many more may come."""
-        current = self._limiter.current_limit
-        strategy = self._limiter.limiter
-        try:
-            reset, remaining = strategy.get_window_stats(item, *(current.request_args if current is not None else ()))
-        except strategy.storage.base_exceptions:
-            # A site's own store went away between two questions.
-            return 0.0, item.amount
-        return reset, remaining
-
-    def rate_limit_fields(self) -> list[tuple[str, str]]:
-        """Return what the throttle says of the current request, as response fields."""
-        current = self._limiter.current_limit
-        if current is None or (self._throttle is None and not current.breached):
-            return []
-        reset, remaining = self._window(current.limit)
-        return [
-            ("X-RateLimit-Limit", str(current.limit.amount)),
-            ("X-RateLimit-Remaining", str(max(remaining, 0))),
-            ("X-RateLimit-Reset", str(_seconds_until(reset))),
-        ]
-
-
-def _own_limiter(store: SharedStore | None, on_absence: Callable[[], object]) -> Limiter:
-    """Return a Limiter that is configured by us alone.
-
-    It is put into a Flask app that serves nothing: a site's `RATELIMIT_*` keys would otherwise configure it too, its
-    default limits would count twice, and its hooks would run on every request of the site.
-    """
-    options: dict[str, Any] = {"store": store, "on_absence": on_absence} if store is not None else {}
-    limiter = Limiter(
-        key_func=_client_key,
-        storage_uri=f"{(SharedCounts if store is not None else Memory).STORAGE_SCHEME[0]}://",
-        storage_options=options,
-        strategy="moving-window",
-        key_prefix=KEY_PREFIX,
-    )
-    limiter.init_app(Flask("sse-throttle"))
-    return limiter
-
-
-def _client_key() -> str:
-    return str(request.environ["sse.client"])
-
-
-def _address_key() -> str:
-    return str(request.environ["sse.address"])
-
-
-def _never(_: Response) -> bool:
-    return False
-
-
-def _seconds_until(reset: float) -> int:
-    return max(1, math.ceil(reset - time.time()))
 
 
 def _encode(text: str) -> bytes:
@@ -244,12 +157,13 @@ def client_address(request: Request, *, trusted_proxies: int) -> str:
         is left of them is the client's own invention.
     """
     peer = request.remote_addr or "unknown"
-    seen = request.headers.get("X-Forwarded-For", "").split(",")
+    seen = request.headers.get("X-Forwarded-For", "").split(",") if trusted_proxies else []
     if not trusted_proxies or len(seen) < trusted_proxies:
         return _household(peer) or peer
     return _household(seen[-trusted_proxies].strip()) or _household(peer) or peer
 
 
+@lru_cache(maxsize=KEPT_ADDRESSES)
 def _household(text: str) -> str | None:
     # Some proxies write the port behind the address, in the form of a URL's authority.
     if text.startswith("["):

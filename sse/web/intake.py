@@ -7,7 +7,7 @@ import urllib.parse
 from typing import Any
 
 import pydantic
-from flask import request
+from flask import Request
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
 from ..errors import Draining, InvalidRequest, SSEError, TooLarge, UnsupportedMediaType
@@ -20,8 +20,17 @@ from .state import State
 MAX_JSON_DEPTH = 64
 
 
-def read_body(state: State, watch: Watch) -> bytes | None:
-    """Return the request's body, None if it has none.
+def _refuse_constant(name: str) -> None:
+    # RFC 8259, section 6: "Numeric values that cannot be represented in the grammar below (such as Infinity and NaN)
+    # are not permitted."
+    raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
+    """Return a request's body, None if it has none.
 
     :raises TooLarge: beyond SSE_MAX_BODY.
     :raises Draining: if the process stops before it has arrived.
@@ -50,15 +59,15 @@ def _not_arrived(watch: Watch) -> SSEError:
     return InvalidRequest("the request body did not arrive whole")
 
 
-def read_document(state: State, watch: Watch) -> tuple[Any, SSEError | None]:
-    """Return the JSON of the request, or why there is none.
+def read_document(request: Request, state: State, watch: Watch) -> tuple[Any, SSEError | None]:
+    """Return the JSON of a request, or why there is none.
 
     :raises Draining: if the process stops before it has arrived; who calls is not known then.
     """
     try:
         if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
             raise UnsupportedMediaType("the request body must be application/json")
-        return _parse_json(read_body(state, watch) or b""), None
+        return _parse_json(read_body(request, state, watch) or b""), None
     except Draining:
         raise
     except SSEError as error:
@@ -67,18 +76,12 @@ def read_document(state: State, watch: Watch) -> tuple[Any, SSEError | None]:
 
 def _parse_json(body: bytes) -> Any:
     try:
-        document = json.loads(body.decode(), parse_constant=_refuse_constant)
+        document = _DECODER.decode(body.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("the request body is not JSON in UTF-8") from error
     if _depth(document) > MAX_JSON_DEPTH:
         raise InvalidRequest(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels")
     return document
-
-
-def _refuse_constant(name: str) -> None:
-    # RFC 8259, section 6: "Numeric values that cannot be represented in the grammar below (such as Infinity and NaN)
-    # are not permitted."
-    raise ValueError(name)
 
 
 def _depth(document: Any) -> int:
@@ -109,7 +112,7 @@ def parse_call(document: Any) -> ForwardRequest:
         raise InvalidRequest(f"{where}: {first['msg']}") from error
 
 
-def raw_path(name: str) -> str:
+def raw_path(request: Request, name: str) -> str:
     """Return the path behind the upstream's name as the client wrote it: decoding it would change what is sent."""
     raw = str(request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or "").partition("?")[0]
     _, found, rest = raw.partition(f"/upstream/{name}/")
@@ -120,8 +123,8 @@ def raw_path(name: str) -> str:
     return urllib.parse.quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
-def client_fields(state: State) -> list[tuple[str, str]]:
-    """Return the request's fields less the gateway's own credential and what the browser says of its page."""
+def client_fields(request: Request, state: State) -> list[tuple[str, str]]:
+    """Return a request's fields less the gateway's own credential and what the browser says of its page."""
     own = {"x-passcode", "cookie", "origin", "referer", "x-request-id"}
     if not state.access.is_open and not request.headers.get("X-Passcode"):
         own.add("authorization")

@@ -68,10 +68,12 @@ def log_event(log: logging.Logger, level: int, event: str, fields: Mapping[str, 
     :param options: of `Logger.log`.
     """
     if log.isEnabledFor(level):
-        values = [
-            "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-            for value in fields.values()
-        ]
-        quoted = [value if _PLAIN.fullmatch(value) else json.dumps(value) for value in values]
-        text = " ".join(map("=".join, zip(fields, quoted, strict=True)))
+        text = " ".join([f"{name}={_quoted(value)}" for name, value in fields.items()])
         log.log(level, "%s %s", event, text, extra={"event": event, **fields}, **options)
+
+
+def _quoted(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = "-" if value is None else str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

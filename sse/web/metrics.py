@@ -6,12 +6,13 @@ Imported only where SSE_METRICS is on, so that the others need not pay for the l
 from __future__ import annotations
 
 import http
-from contextlib import AbstractContextManager
 from functools import cache, partial
+from typing import TypeVar
 
 from flask import Blueprint, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MutexValue, ValueClass
 
@@ -29,6 +30,8 @@ FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 _STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
+
+Metric = TypeVar("Metric", bound=MetricWrapperBase)
 
 
 class Metrics:
@@ -58,27 +61,33 @@ class Metrics:
             buckets=GAP_BUCKETS,
         )
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
+        # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
+        self._of = cache(_labelled)
 
-    def open_stream(self, upstream: str) -> AbstractContextManager[None]:
-        """Return a context in which a stream is counted as open."""
-        return self._open.labels(upstream).track_inprogress()
+    def begin_stream(self, upstream: str) -> None:
+        """Count a stream as open."""
+        self._of(self._open, upstream).inc()
+
+    def finish_stream(self, upstream: str) -> None:
+        """Count a stream as open no more."""
+        self._of(self._open, upstream).dec()
 
     def count_request(self, upstream: str, status: int, code: str) -> None:
         """Count a request when it is answered.
 
         :param code: of our refusal, or what it was if none.
         """
-        self._requests.labels(upstream, _status(status), code).inc()
+        self._of(self._requests, upstream, _status(status), code).inc()
 
     def observe(self, upstream: str, end: StreamEnd) -> None:
         """Count a stream that has ended."""
-        self._ended.labels(upstream, str(end.reason)).inc()
-        self._bytes.labels(upstream).inc(end.bytes)
-        self._events.labels(upstream).inc(end.events)
+        self._of(self._ended, upstream, str(end.reason)).inc()
+        self._of(self._bytes, upstream).inc(end.bytes)
+        self._of(self._events, upstream).inc(end.events)
         if end.first_byte is not None:
-            self._first_byte.labels(upstream).observe(end.first_byte)
+            self._of(self._first_byte, upstream).observe(end.first_byte)
         if end.longest_gap is not None:
-            self._longest_gap.labels(upstream).observe(end.longest_gap)
+            self._of(self._longest_gap, upstream).observe(end.longest_gap)
 
     def expose(self) -> bytes:
         """Return what was counted: in this app, or by all processes together."""
@@ -87,6 +96,10 @@ class Metrics:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def _labelled(metric: Metric, *labels: str) -> Metric:
+    return metric.labels(*labels)
 
 
 def _status(status: int) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import request
+from flask import Request
 
 from ..errors import SSEError
 from ..relay.pump import StreamEnd
 from .log import log_event
 from .response import request_id
-from .state import State, current_state
+from .state import current_request, current_state
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 log = logging.getLogger("sse")
 
@@ -27,53 +28,63 @@ RELAYED = "relayed"
 #: Characters of a client's name that are logged: a site's `authorize` may give any.
 MAX_NAME = 64
 
-Reporter = Callable[[StreamEnd], None]
 
-
-def note_upstream(name: str) -> None:
-    """Keep which upstream the current request is for.
+def note_upstream(request: Request, name: str) -> None:
+    """Keep which upstream a request is for.
 
     :param name: its name in the table, or a word of ours.
     """
     request.environ["sse.upstream"] = name
 
 
-def note_unopened(end: StreamEnd) -> None:
-    """Keep how the current request's stream ended before it began; it is said together with the refusal."""
+def note_unopened(request: Request, end: StreamEnd) -> None:
+    """Keep how a request's stream ended before it began; it is said together with the refusal."""
     request.environ["sse.end"] = end
 
 
-def reporter(state: State) -> Reporter:
-    """Return what reports the end of the current request's stream; it keeps nothing of the request but names."""
-    upstream, client = _names()
-    id_, metrics = request_id(), state.metrics
+class StreamReport:
+    """Says what becomes of one stream; it keeps nothing of the request but names.
 
-    def report(end: StreamEnd) -> None:
-        if metrics is not None:
-            metrics.observe(upstream, end)
-        log_event(log, logging.INFO, "stream", {**_said(end, upstream, client), "request_id": id_})
-
-    return report
-
-
-def open_stream(state: State) -> AbstractContextManager[None]:
-    """Return a context in which the current request's stream is counted as open."""
-    return nullcontext() if state.metrics is None else state.metrics.open_stream(_names()[0])
-
-
-def report_answer(state: State, status: int) -> None:
-    """Count that the current request is relayed.
-
-    :param status: the upstream's.
+    :param request: the one that asked for it, of which it is known who sent it and which upstream it is for.
     """
-    if state.metrics is not None:
-        state.metrics.count_request(_names()[0], status, RELAYED)
+
+    def __init__(self, request: Request, metrics: Metrics | None) -> None:
+        self._upstream, self._client = _names(request)
+        self._request_id = request_id(request)
+        self._metrics = metrics
+
+    def begin(self) -> None:
+        """Count the stream as open."""
+        if self._metrics is not None:
+            self._metrics.begin_stream(self._upstream)
+
+    def answer(self, status: int) -> None:
+        """Count the request as relayed.
+
+        :param status: the upstream's.
+        """
+        if self._metrics is not None:
+            self._metrics.count_request(self._upstream, status, RELAYED)
+
+    def finish(self) -> None:
+        """Count the stream as open no more."""
+        if self._metrics is not None:
+            self._metrics.finish_stream(self._upstream)
+
+    def tell(self, end: StreamEnd) -> None:
+        """Say how the stream ended."""
+        if self._metrics is not None:
+            self._metrics.observe(self._upstream, end)
+        said = _said(end, self._upstream, self._client)
+        said["request_id"] = self._request_id
+        log_event(log, logging.INFO, "stream", said)
 
 
 def report_refusal(error: SSEError) -> None:
     """Report that the current request was refused."""
-    _count(error)
-    upstream, client = _names()
+    request = current_request()
+    upstream, client = _names(request)
+    _count(error, upstream)
     said: dict[str, Any] = {"status": error.status, "upstream": upstream, "client": client}
     end: StreamEnd | None = request.environ.get("sse.end")
     if end is not None:
@@ -82,23 +93,23 @@ def report_refusal(error: SSEError) -> None:
             metrics.observe(upstream, end)
         said = _said(end, upstream, client)
     event = "refused" if end is None else "stream"
-    log_event(log, logging.INFO, event, {**said, "code": error.code, "request_id": request_id()})
+    log_event(log, logging.INFO, event, {**said, "code": error.code, "request_id": request_id(request)})
 
 
 def report_failure(cause: Exception) -> None:
     """Report that the current request met a fault of ours, with its traceback."""
-    error = SSEError()
-    _count(error)
-    upstream, client = _names()
+    error, request = SSEError(), current_request()
+    upstream, client = _names(request)
+    _count(error, upstream)
     said = {"error": type(cause).__name__, "status": error.status, "upstream": upstream, "client": client}
-    fields = {**said, "code": error.code, "request_id": request_id()}
+    fields = {**said, "code": error.code, "request_id": request_id(request)}
     log_event(log, logging.ERROR, "failed", fields, exc_info=cause)
 
 
-def _count(error: SSEError) -> None:
+def _count(error: SSEError, upstream: str) -> None:
     metrics = current_state().metrics
     if metrics is not None:
-        metrics.count_request(_names()[0], error.status, error.code)
+        metrics.count_request(upstream, error.status, error.code)
 
 
 def _said(end: StreamEnd, upstream: str, client: str | None) -> dict[str, Any]:
@@ -116,7 +127,7 @@ def _said(end: StreamEnd, upstream: str, client: str | None) -> dict[str, Any]:
     }
 
 
-def _names() -> tuple[str, str | None]:
+def _names(request: Request) -> tuple[str, str | None]:
     """Return the upstream's name, and the client's, None if it has none: addresses are not logged."""
     environ = request.environ
     kind, _, name = str(environ.get("sse.client", "")).partition(":")

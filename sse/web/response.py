@@ -7,10 +7,12 @@ import re
 import uuid
 from collections.abc import Iterable
 
-from flask import Response, request
+from flask import Request, Response
+from werkzeug.datastructures import Headers
 
 from ..errors import SSEError
 from .model import Problem
+from .state import current_request
 
 #: What keeps every proxy and browser on the way from holding back, changing or guessing.
 STREAM_FIELDS = (
@@ -33,8 +35,8 @@ EXPOSED_FIELDS = (
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def request_id() -> str:
-    """Return the id of the current request: the client's if it is one, else made."""
+def request_id(request: Request) -> str:
+    """Return the id of a request: the client's if it is one, else made."""
     known = request.environ.get("sse.request_id")
     if known is None:
         given = request.headers.get("X-Request-Id", "")
@@ -43,24 +45,28 @@ def request_id() -> str:
     return str(known)
 
 
-def stream_response(body: Iterable[bytes], *, status: int, fields: Iterable[tuple[str, str]]) -> Response:
-    """Return a response whose body goes out as it comes."""
-    response = Response(body, status=status, direct_passthrough=True)
-    response.headers.clear()
+def stream_response(
+    body: Iterable[bytes], *, status: int, fields: Iterable[tuple[str, str]], request_id: str
+) -> Response:
+    """Return a response whose body goes out as it comes.
+
+    :param fields: with a Content-Type.
+    """
     # One id for one answer: the upstream's own stands beside ours.
     fields = [("X-Upstream-Request-Id" if name.lower() == "x-request-id" else name, value) for name, value in fields]
-    response.headers.extend([*fields, *STREAM_FIELDS, ("X-Request-Id", request_id())])
-    return response
+    headers = Headers([*fields, *STREAM_FIELDS, ("X-Request-Id", request_id)])
+    return Response(body, status=status, headers=headers, direct_passthrough=True)
 
 
 def problem(error: SSEError) -> Response:
     """Return a refusal of ours (RFC 9457)."""
+    id_ = request_id(current_request())
     body = Problem(
-        title=error.title, status=error.status, detail=error.detail, code=error.code, request_id=request_id()
+        title=error.title, status=error.status, detail=error.detail, code=error.code, request_id=id_
     ).model_dump_json()
     response = Response(body, status=_status_line(error.status), content_type="application/problem+json")
     response.headers.extend([("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
-    response.headers["X-Request-Id"] = request_id()
+    response.headers["X-Request-Id"] = id_
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     if error.status == http.HTTPStatus.UNAUTHORIZED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from flask import current_app
+from flask import Request, current_app, request
 
 from ..protocol.table import UpstreamTable
 from ..relay.drain import Drain
@@ -34,6 +34,15 @@ class State:
     access: Access
     metrics: Metrics | None
     demonstration: DemonstrationServer | None
+
+
+def current_request() -> Request:
+    """Return the current request itself, to be handed on: every look at Flask's `request` finds it anew in four calls.
+
+    :raises RuntimeError: if there is none.
+    """
+    # Flask gives the proxy the type of what is behind it, which has no such method.
+    return cast(Request, request._get_current_object())  # type: ignore[attr-defined]
 
 
 def current_state() -> State:

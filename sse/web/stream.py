@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from flask import Response, current_app, request
+from flask import Request, Response, current_app, request
 
 from ..protocol.event import ServerSentEvent
 from ..relay.producer import Producer
 from ..relay.pump import Pump, StreamEnd
 from ..relay.watch import Limits, Watch
-from .report import note_upstream, open_stream, reporter
+from .report import StreamReport, note_upstream
 from .response import STREAM_FIELDS, request_id
-from .state import State, current_state
+from .state import State, current_request, current_state
 
 #: What an iterable may yield: an event, or the data of one, as text or as what becomes JSON.
 Event = ServerSentEvent | str | dict[str, Any] | list[Any]
@@ -38,9 +38,10 @@ class EventSourceResponse(Response):
     implicit_sequence_conversion = False
 
     def __init__(self, events: Iterable[Event], *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(_pump(events, status, current_state()), status=status, headers=headers)
+        request = current_request()
+        super().__init__(_pump(request, events, status, current_state()), status=status, headers=headers)
         self.headers["Content-Type"] = "text/event-stream; charset=utf-8"
-        for name, value in (*STREAM_FIELDS, ("X-Request-Id", request_id())):
+        for name, value in (*STREAM_FIELDS, ("X-Request-Id", request_id(request))):
             self.headers.setdefault(name, value)
 
 
@@ -55,20 +56,21 @@ def last_event_id() -> str:
     return field or request.args.get("lastEventId", "")
 
 
-def client_socket() -> socket.socket | None:
-    """Return the client's connection where the server shows it: gunicorn and werkzeug do."""
+def client_socket(request: Request) -> socket.socket | None:
+    """Return a request's connection where the server shows it: gunicorn and werkzeug do."""
     client: socket.socket | None = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
     return client
 
 
-def _pump(events: Iterable[Event], status: int, state: State) -> Pump:
+def _pump(request: Request, events: Iterable[Event], status: int, state: State) -> Pump:
     settings = state.settings
-    watch = Watch(client_socket(), Limits(send=settings.send_timeout, duration=settings.max_duration))
-    note_upstream(f"own:{request.endpoint}")
-    report, counted, stack = reporter(state), open_stream(state), ExitStack()
+    watch = Watch(client_socket(request), Limits(send=settings.send_timeout, duration=settings.max_duration))
+    note_upstream(request, f"own:{request.endpoint}")
+    report, stack = StreamReport(request, state.metrics), ExitStack()
 
     def on_start(producer: Producer) -> None:
-        stack.enter_context(counted)
+        report.begin()
+        stack.callback(report.finish)
         watch.attach(producer)
         state.watches.add(watch)
         watch.watch_client()
@@ -76,7 +78,7 @@ def _pump(events: Iterable[Event], status: int, state: State) -> Pump:
     def on_end(end: StreamEnd) -> None:
         stack.close()
         state.watches.discard(watch)
-        report(end)
+        report.tell(end)
 
     return Pump(
         Producer(events, _encoder(), status=status, on_start=on_start),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Request, Response
 
 from ..errors import (
     ClientGone,
@@ -20,12 +20,12 @@ from ..protocol.field import encode_request_fields, is_event_stream, parse_field
 from ..protocol.target import parse_target
 from ..relay.drain import Phase
 from ..relay.pump import Pump, StreamEnd
-from ..relay.upstream import RETRY_AFTER, UpstreamRequest
+from ..relay.upstream import RETRY_AFTER, UpstreamRequest, UpstreamResponse
 from ..relay.watch import EndReason, Watch
 from .intake import client_fields, parse_call, raw_path, read_body, read_document
-from .report import PUBLIC, note_unopened, note_upstream, open_stream, report_answer, report_refusal, reporter
+from .report import PUBLIC, StreamReport, note_unopened, note_upstream, report_refusal
 from .response import problem, request_id, stream_response
-from .state import State, current_state
+from .state import State, current_request, current_state
 from .stream import EventSourceResponse, client_socket, last_event_id
 
 #: Bytes of an upstream's error answer that are passed on.
@@ -58,111 +58,125 @@ def ticker_blueprint() -> Blueprint:
 
 
 def refuse(error: SSEError) -> Response:
+    request = current_request()
     report_refusal(error)
     response = problem(error)
     if error.retry_after is not None or error.status < 500:
-        response.headers.extend(current_state().access.rate_limit_fields())
+        response.headers.extend(current_state().access.rate_limit_fields(request))
     if isinstance(error, MethodNotAllowed):
         # RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
         response.headers["Allow"] = ", ".join(ALLOWED[str(request.endpoint)])
     return response
 
 
-def answer_options() -> Response:
+def answer_options(request: Request) -> Response:
     """Answer OPTIONS with what is allowed: Flask itself would name all methods that get an answer, be it a refusal."""
     return Response(headers={"Allow": ", ".join(ALLOWED[str(request.endpoint)])})
 
 
 def forward() -> Response:
     """Relay what the JSON of the request describes."""
+    request = current_request()
     if request.method == "OPTIONS":
-        return answer_options()
+        return answer_options(request)
     if request.method != "POST":
         raise MethodNotAllowed
     state = current_state()
     with ExitStack() as stack:
-        watch = _watch(state, stack)
-        document, failure = read_document(state, watch)
+        watch = _watch(request, state, stack)
+        document, failure = read_document(request, state, watch)
         passcode = document.get("passcode") if isinstance(document, dict) else None
         # A request that makes no sense counts too, so who calls and how often comes first.
-        client = state.access.admit(passcode if isinstance(passcode, str) else None)
+        client = state.access.admit(request, passcode if isinstance(passcode, str) else None)
         if failure is not None:
             raise failure
         asked = parse_call(document)
         target = parse_target(asked.targetUrl)
         upstream = state.table.match(target)
-        note_upstream(upstream.name if upstream else PUBLIC)
+        note_upstream(request, upstream.name if upstream else PUBLIC)
         body = asked.encode_body()
         fields = encode_request_fields(
             with_trace(parse_fields(asked.header), request.headers.get),
-            replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", request_id())),
+            replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", request_id(request))),
             has_body=body is not None,
         )
         wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body)
-        return _relay(state, stack, watch, wanted, client=client)
+        return _relay(request, state, stack, watch, wanted, client=client)
 
 
 def upstream(name: str, path: str = "") -> Response:
     """Relay the request itself to an upstream of the table."""
-    state = current_state()
+    request, state = current_request(), current_state()
     with ExitStack() as stack:
-        watch = _watch(state, stack)
-        client = state.access.admit(None)
+        watch = _watch(request, state, stack)
+        client = state.access.admit(request, None)
         entry = state.table.get(name)
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
-        note_upstream(name)
-        body = read_body(state, watch)
-        target = state.table.join(entry, raw_path(name), request.query_string.decode("latin-1"))
+        note_upstream(request, name)
+        body = read_body(request, state, watch)
+        target = state.table.join(entry, raw_path(request, name), request.query_string.decode("latin-1"))
         wanted = UpstreamRequest(
             method=request.method,
             target=target,
             fields=encode_request_fields(
-                client_fields(state),
-                replace=(*entry.headers, ("X-Request-Id", request_id())),
+                client_fields(request, state),
+                replace=(*entry.headers, ("X-Request-Id", request_id(request))),
                 has_body=body is not None,
                 accept=None,
             ),
             body=body,
         )
-        return _relay(state, stack, watch, wanted, client=client)
+        return _relay(request, state, stack, watch, wanted, client=client)
 
 
-def _watch(state: State, stack: ExitStack) -> Watch:
+def _watch(request: Request, state: State, stack: ExitStack) -> Watch:
     if state.drain.phase() >= Phase.ENDING:
         raise Draining(retry_after=RETRY_AFTER)
-    watch = Watch(client_socket(), state.limits)
+    watch = Watch(client_socket(request), state.limits)
     state.watches.add(watch)
     stack.callback(state.watches.discard, watch)
     return watch
 
 
-def _relay(state: State, stack: ExitStack, watch: Watch, wanted: UpstreamRequest, *, client: str) -> Response:
+def _relay(
+    request: Request, state: State, stack: ExitStack, watch: Watch, wanted: UpstreamRequest, *, client: str
+) -> Response:
     """Open the upstream and answer with what it says; `stack` holds what is given back at the end."""
+    report = StreamReport(request, state.metrics)
     stack.callback(state.leases.take(client))
-    stack.enter_context(open_stream(state))
+    report.begin()
+    stack.callback(report.finish)
     if state.demonstration is not None:
         state.demonstration.ensure_started()
     watch.watch_client()
     try:
         answer = state.upstreams.open(wanted, watch)
     except SSEError as error:
-        note_unopened(_not_opened(error, watch))
+        note_unopened(request, _not_opened(error, watch))
         raise
-    report_answer(state, answer.status)
-    report = reporter(state)
-    fields = response_fields(answer.fields)
-    is_error = answer.status >= 400
-    cleanup = stack.pop_all()
+    report.answer(answer.status)
 
     def on_end(end: StreamEnd) -> None:
         cleanup.close()
-        report(end)
+        report.tell(end)
 
+    response = _answer(request, state, watch, answer, on_end)
+    cleanup = stack.pop_all()
+    return response
+
+
+def _answer(
+    request: Request, state: State, watch: Watch, answer: UpstreamResponse, on_end: Callable[[StreamEnd], None]
+) -> Response:
+    fields = response_fields(answer.fields)
+    named = {name.lower(): value for name, value in fields}
+    is_error = answer.status >= 400
     pump = Pump(
         answer,
         watch,
-        is_event_stream=_is_plain_event_stream(fields) and not is_error,
+        # Nothing can be put between the events of a stream that is compressed.
+        is_event_stream=not is_error and is_event_stream(named["content-type"]) and "content-encoding" not in named,
         heartbeat=state.settings.relay_heartbeat,
         limit=MAX_ERROR_BODY if is_error else 0,
         has_body=request.method != "HEAD" and answer.status not in (204, 304),
@@ -171,22 +185,12 @@ def _relay(state: State, stack: ExitStack, watch: Watch, wanted: UpstreamRequest
     )
     if is_error:
         # So that nobody takes it for one of ours.
-        fields = [*fields, ("X-Upstream-Status", str(answer.status))]
-    response = stream_response(pump, status=answer.status, fields=_with_limits(state, fields))
+        fields.append(("X-Upstream-Status", str(answer.status)))
+    # What our throttle says, unless the upstream speaks of its own under the same names.
+    fields.extend(field for field in state.access.rate_limit_fields(request) if field[0].lower() not in named)
+    response = stream_response(pump, status=answer.status, fields=fields, request_id=request_id(request))
     response.call_on_close(pump.close)
     return response
-
-
-def _with_limits(state: State, fields: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the fields and what our throttle says, unless the upstream speaks of its own under the same names."""
-    theirs = {name.lower() for name, _ in fields}
-    return [*fields, *(field for field in state.access.rate_limit_fields() if field[0].lower() not in theirs)]
-
-
-def _is_plain_event_stream(fields: Sequence[tuple[str, str]]) -> bool:
-    # Nothing can be put between the events of a stream that is compressed.
-    named = {name.lower(): value for name, value in fields}
-    return is_event_stream(named.get("content-type", "")) and "content-encoding" not in named
 
 
 def _not_opened(error: SSEError, watch: Watch) -> StreamEnd:
@@ -207,8 +211,9 @@ def _not_opened(error: SSEError, watch: Watch) -> StreamEnd:
 
 def ticks() -> Response:
     """Stream the demonstration events of the seed, from where the client left off."""
+    request = current_request()
     if request.method == "OPTIONS":
-        return answer_options()
+        return answer_options(request)
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed
     last = last_event_id()

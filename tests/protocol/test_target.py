@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sse.errors import InvalidRequest, TargetNotAllowed
 from sse.protocol.address import is_public
 from sse.protocol.table import Upstream, UpstreamTable, parse_upstream
-from sse.protocol.target import MAX_URL, Target, parse_target
+from sse.protocol.target import KEPT_TARGETS, MAX_URL, Target, parse_target
 
 SECRET = "Bearer canary"
 
@@ -887,3 +887,23 @@ def test_a_target_that_was_changed_is_another() -> None:
     assert upstream.covers(below)
     for change in ({"scheme": "http"}, {"host": "b.example.com"}, {"port": 444}, {"path": "/v2/b"}):
         assert not upstream.covers(replace(below, **change))
+
+
+def test_a_target_is_parsed_once_and_a_few_are_kept() -> None:
+    text = "https://api.example.com/v1?key=a"
+    assert parse_target(text) is parse_target(text)
+    for number in range(2 * KEPT_TARGETS):
+        parse_target(f"https://api.example.com/{number}")
+    assert parse_target.cache_info().currsize == KEPT_TARGETS
+
+
+def test_what_was_refused_is_refused_again() -> None:
+    for _ in range(3):
+        with pytest.raises(TargetNotAllowed):
+            parse_target("http://user@api.example.com/")
+
+
+def test_a_query_is_in_no_repr_though_the_url_was_asked_for() -> None:
+    target = parse_target("https://api.example.com/v1?key=secret")
+    assert target.url.endswith("secret") and target.request_target.endswith("secret")
+    assert "secret" not in repr(target)
