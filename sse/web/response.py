@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import http
 import re
 import uuid
 from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from flask import Request, Response
 from werkzeug.datastructures import Headers
@@ -13,6 +14,9 @@ from werkzeug.datastructures import Headers
 from ..errors import SSEError
 from .model import Problem
 from .state import current_request
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 #: What keeps every proxy and browser on the way from holding back, changing or guessing.
 STREAM_FIELDS = (
@@ -45,6 +49,15 @@ def request_id(request: Request) -> str:
     return str(known)
 
 
+class RelayedResponse(Response):
+    """A response whose fields are final; werkzeug would copy them, to mend what an upstream's answer never has."""
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
+        # RFC 9110, sections 15.3.5 and 15.4.5: what has no content says nothing of it.
+        has_content = self.status_code not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+        return self.headers if has_content else super().get_wsgi_headers(environ)
+
+
 def stream_response(
     body: Iterable[bytes], *, status: int, fields: Iterable[tuple[str, str]], request_id: str
 ) -> Response:
@@ -55,7 +68,7 @@ def stream_response(
     # One id for one answer: the upstream's own stands beside ours.
     fields = [("X-Upstream-Request-Id" if name.lower() == "x-request-id" else name, value) for name, value in fields]
     headers = Headers([*fields, *STREAM_FIELDS, ("X-Request-Id", request_id)])
-    return Response(body, status=status, headers=headers, direct_passthrough=True)
+    return RelayedResponse(body, status=status, headers=headers, direct_passthrough=True)
 
 
 def problem(error: SSEError) -> Response:
@@ -69,7 +82,7 @@ def problem(error: SSEError) -> Response:
     response.headers["X-Request-Id"] = id_
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
-    if error.status == http.HTTPStatus.UNAUTHORIZED:
+    if error.status == HTTPStatus.UNAUTHORIZED:
         # RFC 9110, section 15.5.2: "The server generating a 401 response MUST send a WWW-Authenticate header field".
         response.headers["WWW-Authenticate"] = 'Bearer realm="sse"'
     return response
@@ -77,6 +90,6 @@ def problem(error: SSEError) -> Response:
 
 def _status_line(status: int) -> str:
     try:
-        return f"{status} {http.HTTPStatus(status).phrase}"
+        return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return f"{status} Client Closed Request"
