@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import ssl
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trustme
 
 from .conftest import Relay
-from .service import RawClient, Service, call
+from .service import Process, RawClient, Service, call
 from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
 
 EVENT = b"data: a\n\n"
@@ -167,3 +171,32 @@ def test_what_waits_too_long_for_a_stopping_worker_is_cut_and_told_of(
         assert client.ending == "aborted"
     server.connections[0].wait_closed()
     running.wait_log("^.*INFO stream end=internal_error .*events=1 ")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, list[str]]:
+    """What a client trusts, and gunicorn's arguments for TLS."""
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context, ["--certfile", str(tmp_path / "server.pem"), "--keyfile", str(tmp_path / "server.pem")]
+
+
+def test_over_tls_a_stream_keeps_its_greenlet_and_comes_as_it_is(
+    upstream: Callable[..., Upstream], held: Held, certificate: tuple[ssl.SSLContext, list[str]]
+) -> None:
+    context, args = certificate
+    env = {**os.environ, "FLASK_SSE_UPSTREAMS": json.dumps({"test": upstream(held).url})}
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", "127.0.0.1:0", *args]
+    with Process(command, env=env) as process:
+        port = int(process.wait_log(r"Listening at: https://127\.0\.0\.1:(\d+)")[1])
+        with RawClient("127.0.0.1", port) as client:
+            client.sock = context.wrap_socket(client.sock, server_hostname="127.0.0.1")
+            for _ in range(2):
+                client.request("GET", "/upstream/test/")
+                follow(client)
+                held.may_go_on.set()
+                assert client.read_body() == EVENT * 2
+                assert client.is_complete
+        process.stop(number=signal.SIGQUIT)
