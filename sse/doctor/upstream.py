@@ -64,7 +64,7 @@ def _check(state: State, upstream: Upstream, connection: HTTPConnection) -> Iter
     watch.enter(Stage.OPEN)
     try:
         connection.connect()
-        call = Call(days=_days(connection), skew=_skew(connection))
+        call = Call(days=_days(connection), skew=_skew(connection, base.authority))
     except (SSEError, OSError, HTTPError, http.client.HTTPException, ValueError) as error:
         text, remedy = _explain(error, watch)
         yield fail(what, f"{where}: {text}", remedy)
@@ -80,16 +80,17 @@ def _days(connection: Any) -> float | None:
     return days_left(connection.sock.getpeercert() or {}) if isinstance(connection.sock, ssl.SSLSocket) else None
 
 
-def _skew(connection: HTTPConnection) -> float | None:
+def _skew(connection: Any, authority: str) -> float | None:
     """Return the seconds that our clock is ahead, None if the upstream tells no time.
 
     It is asked without the fields of its entry, for it gives the time to everybody.
     """
-    connection.request("HEAD", "/", headers={"User-Agent": USER_AGENT, "Connection": "close"})
-    fields = connection.getresponse().headers
+    asked = [("Host", authority), ("User-Agent", USER_AGENT), ("Connection", "close")]
+    connection.request("HEAD", "/", headers=asked)
+    fields = {name.lower(): value for name, value in connection.getresponse().head.fields}
     try:
         # RFC 9111, section 4.2.3: an answer that a cache kept is `Age` seconds older than now.
-        told = parsedate_to_datetime(fields["Date"]).timestamp() + int(fields.get("Age", 0))
+        told = parsedate_to_datetime(fields["date"]).timestamp() + int(fields.get("age", 0))
     except (KeyError, TypeError, ValueError):
         return None
     return time.time() - told

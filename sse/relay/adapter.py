@@ -1,13 +1,13 @@
 """The requests adapter: connects to the checked address; `iter_content` yields bytes as they arrive.
 
-requests and urllib3 keep their work (pools, TLS, the request's bytes, the head's fields). What is ours sits at three
-places below them: how a connection is made (`dial`), how a head is read (`connection`), how a body is read (`body`).
+requests and urllib3 keep their work: pools, connections and their states, TLS. What is ours sits at three places
+below them: how a connection is made (`dial`), how heads are written and read (`connection`), how a body is (`body`).
 """
 
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from typing import Any, NamedTuple
 
 import certifi
 import requests
@@ -16,7 +16,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 
 from ..protocol.target import Target
 from .body import RawBody
-from .connection import connection_classes
+from .connection import Fields, connection_classes
 from .dial import Dialer
 
 
@@ -29,6 +29,43 @@ def tls_context(ca_file: str = "") -> ssl.SSLContext:
     if ca_file:
         context.load_verify_locations(cafile=ca_file)
     return context
+
+
+class _PoolKey(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+
+class _Relaying:
+    """What our pools do differently, whether of plain connections or of those with TLS; mixed into urllib3's."""
+
+    # mypy cannot know what it is mixed into; hence the ignores below.
+    def urlopen(self, method: str, url: str, body: bytes | None, headers: Fields, **_: Any) -> RawBody:
+        """Send a request over a connection of the pool, which gets it back from the answer.
+
+        urllib3's own parses the URL again, copies the fields, and is prepared for proxies, redirects and retries.
+        """
+        connection = self._get_conn()  # type: ignore[attr-defined]
+        try:
+            connection.request(method, url, body, headers)
+            answer = connection.getresponse()
+        except BaseException:
+            connection.close()
+            self._put_conn(None)  # type: ignore[attr-defined]
+            raise
+        return RawBody(answer, connection, self._put_conn, method=method)  # type: ignore[attr-defined]
+
+
+class _Response(requests.Response):
+    """As much of requests' response as `iter_content` needs; the rest (a cookie jar, mappings) is 2 kB a stream."""
+
+    _content = False
+    _content_consumed = False
+
+    def __init__(self, raw: RawBody) -> None:
+        self.status_code = raw.status
+        self.raw = raw
 
 
 class RelayAdapter(HTTPAdapter):
@@ -50,32 +87,34 @@ class RelayAdapter(HTTPAdapter):
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
         plain, tls = connection_classes(self._dialer)
 
-        class PlainPool(HTTPConnectionPool):
+        class PlainPool(_Relaying, HTTPConnectionPool):  # type: ignore[misc]
             ConnectionCls = plain
 
-        class TLSPool(HTTPSConnectionPool):
+        class TLSPool(_Relaying, HTTPSConnectionPool):  # type: ignore[misc]
             ConnectionCls = tls
 
-        self.poolmanager = PoolManager(
-            num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls, retries=False
-        )
+        self.poolmanager = PoolManager(num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls)
         self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": TLSPool}
 
     def get_connection_with_tls_context(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the pool of the request's target, as it was parsed: no second parser is asked."""
         target: Target = request.target
-        return self.poolmanager.connection_from_host(target.host, target.port, target.scheme)
+        # urllib3's own key has 27 members more, which are the same for all pools here.
+        key: Any = _PoolKey(target.scheme, target.host, target.port)
+        pool = self.poolmanager.pools.get(key)
+        if pool is not None:
+            return pool
+        return self.poolmanager.connection_from_pool_key(key, {**self.poolmanager.connection_pool_kw, **key._asdict()})
 
-    def cert_verify(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the shared context verifies, and naming a file here would load it again."""
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a request and return the answer as soon as its head is there.
 
-    def request_url(self, request: Any, proxies: Any) -> str:
-        target: Target = request.target
-        return target.request_target
+        requests' own adds what is for sessions, proxies, time-outs and retries, of which there are none; errors are
+        those of whoever found them.
+        """
+        pool = self.get_connection_with_tls_context(request)
+        raw = pool.urlopen(request.method, request.target.request_target, request.body, request.fields)
+        return self.build_response(request, raw)
 
-    def build_response(self, req: Any, resp: Any) -> requests.Response:
-        response = requests.Response()
-        response.status_code = resp.status
-        response.request = req
-        response.raw = RawBody(resp, method=req.method)
-        return response
+    def build_response(self, req: Any, resp: RawBody) -> requests.Response:
+        return _Response(resp)

@@ -5,39 +5,22 @@ urllib3 gives one piece for each chunk, or holds everything back until the end w
 
 from __future__ import annotations
 
-import functools
-import itertools
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gevent
 from gevent import socket as gevent_socket
 
 from ..protocol.framing import Framing, MalformedBody, parse_framing
-from .connection import Head
+from .connection import Answer, take_turns
 from .watch import current
 
 #: Bytes asked of the socket at a time.
 READ_SIZE = 64 * 1024
-#: Reads after which others have their turn: where there is always something to read, nothing ever waits.
-TURN = 16
 
 
 class TruncatedBody(Exception):
     """The upstream's body ended, or went wrong, before its framing said so."""
-
-
-def _take_turns() -> Callable[[], None]:
-    """Return what lets others run once in `TURN` calls."""
-    turns = itertools.cycle([False] * (TURN - 1) + [True])
-
-    def wait() -> None:
-        if next(turns):
-            time.sleep(0)
-
-    return wait
 
 
 def _go_on() -> None:
@@ -51,38 +34,38 @@ class RawBody:
     wait; the caller may then read on.
     """
 
-    def __init__(self, response: Any, *, method: str) -> None:
-        self._response = response
-        self._connection: Any = response.connection
-        self._head: Head = self._connection.head
-        self._wire = self._head.wire
-        self.headers = response.headers
-        self.status: int = response.status
-        self.reason: str = response.reason
+    def __init__(self, answer: Answer, connection: Any, release: Callable[[Any], None], *, method: str) -> None:
+        self._answer = answer
+        self._connection = connection
+        self._release_conn = release
+        self.status = answer.head.status
+        #: All fields as they came, repeated ones apart.
+        self.fields = answer.head.fields
         self._watch = current.get()
         self._waits = True
         try:
-            self._framing: Framing = parse_framing(self.headers.items(), method=method, status=self.status)
+            self._framing: Framing = parse_framing(self.fields, method=method, status=self.status)
         except ValueError:
             self._release(reusable=False)
             raise
         if self._framing.kind == "none" or (self._framing.kind == "length" and not self._framing.length):
             # After a 101 the connection speaks something else.
-            self._release(reusable=not self._wire.buffer and self.status >= 200)
+            self._release(reusable=not self._answer.buffer and self.status >= 200)
 
     def settimeout(self, seconds: float | None) -> None:
         """Set how long a read waits before it yields b""; None is for ever."""
-        self._wire.connection.settimeout(seconds)
+        self._answer.connection.settimeout(seconds)
 
     def wait_outside(self) -> int | None:
         """Let `stream()` yield b"" where it would wait; whoever asks for it waits until there is something to read.
 
         :return: the descriptor to wait for, None where the connection is not gevent's: then nothing has changed.
         """
-        connection = self._wire.connection
-        if self._head.isclosed() or not isinstance(connection, gevent_socket.socket):
+        connection = self._answer.connection
+        if self._answer.isclosed() or not isinstance(connection, gevent_socket.socket):
             return None
         self._waits = False
+        self._answer.wait = _go_on
         connection.settimeout(0.0)
         return int(connection.fileno())
 
@@ -93,12 +76,12 @@ class RawBody:
         :raises TruncatedBody: if it did not; what came before has been yielded.
         """
         del amt, decode_content
-        if self._head.isclosed():
+        if self._answer.isclosed():
             return
         decoder = self._framing.decoder()
         wait, recv = self._reading()
         pending = self._pending()
-        data, self._wire.buffer = self._wire.buffer, b""
+        data, self._answer.buffer = self._answer.buffer, b""
         reusable = False
         # One generator does it all: each that hands on what another yields costs as much as the work itself.
         try:
@@ -133,32 +116,16 @@ class RawBody:
             self._release(reusable=reusable)
 
     def _reading(self) -> tuple[Callable[[], object], Callable[[int], bytes]]:
-        """Return what waits until a read will give something, or does nothing where reading itself waits, and a read.
-
-        gevent's `recv` first tries, fails and only then waits; to wait first saves that, a fifth of an event's cost,
-        and gives the other greenlets their turn before every read.
-        """
-        connection = self._wire.connection
-        if not self._waits:
-            return _go_on, connection._sock.recv if self._is_plain() else connection.recv
-        if not self._is_plain() or connection.gettimeout() is not None:
-            return _take_turns(), connection.recv
-        hub = gevent.get_hub()
-        # Below gevent's socket is the system's, whose read never waits.
-        return functools.partial(hub.wait, hub.loop.io(connection.fileno(), 1)), connection._sock.recv
+        """Return what waits for a read, and the read; one with a time-out waits itself."""
+        connection = self._answer.connection
+        if self._waits and connection.gettimeout() is not None:
+            return take_turns(), connection.recv
+        return self._answer.wait, self._answer.recv
 
     def _pending(self) -> Callable[[], int]:
         """Return what tells how many bytes TLS has read that its descriptor does not tell of any more; else 0."""
-        connection = self._wire.connection
+        connection = self._answer.connection
         return connection.pending if isinstance(connection, ssl.SSLSocket) else int
-
-    def _is_plain(self) -> bool:
-        return type(self._wire.connection) is gevent_socket.socket
-
-    def _may_persist(self) -> bool:
-        # RFC 9112, section 9.3: HTTP/1.0 keeps a connection only if both sides say so, and 6.1 wants it closed after
-        # a Transfer-Encoding there; few speak it, so none of theirs is kept.
-        return not self._head.will_close and self._head.version > 10
 
     def close(self) -> None:
         """Let go of the upstream; a body that was not read to its end takes the connection with it."""
@@ -168,14 +135,14 @@ class RawBody:
         """Do nothing: `close()` and the end of `stream()` have done it. requests calls it."""
 
     def _release(self, *, reusable: bool) -> None:
-        if self._head.isclosed():
+        if self._answer.isclosed():
             return
-        self._head.close()
-        if reusable and self._framing.reusable and self._may_persist():
+        self._answer.close()
+        if reusable and self._framing.reusable and self._answer.head.persists:
             self.settimeout(None)
             if self._watch is not None:
                 self._watch.detach()
             self._connection.keep()
         else:
             self._connection.close()
-        self._response.release_conn()
+        self._release_conn(self._connection)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import email.errors
+import functools
 import http.client
+import itertools
 import socket
 import ssl
+import time
+from collections.abc import Callable, Collection
 from typing import Any
 
+import gevent
+from gevent import socket as gevent_socket
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from ..protocol.head import Head, encode_fields, find_head_end, parse_head
 from .dial import Dialer, no_socket
 from .watch import Stage, current, is_gone
 
+Fields = Collection[tuple[str, str]]
+
 #: Bytes of heads, 1xx ones included, before the final head must be whole.
 MAX_HEAD = 64 * 1024
-#: Bytes asked of the socket at a time for a head, whose lines are cut off one by one.
+#: Bytes asked of the socket at a time for a head.
 HEAD_READ_SIZE = 8 * 1024
-
-#: What email's parser says of a head that it could not make out whole.
-HEAD_DEFECTS = (
-    email.errors.FirstHeaderLineIsContinuationDefect,
-    email.errors.MisplacedEnvelopeHeaderDefect,
-    email.errors.MissingHeaderBodySeparatorDefect,
-)
+#: Flags of a read that neither takes nor waits; an int, for the names' own type takes a microsecond to join them.
+_LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+#: Reads after which others have their turn: where there is always something to read, nothing ever waits.
+TURN = 16
 
 
 class StaleConnection(Exception):
@@ -37,61 +42,92 @@ class StaleConnection(Exception):
         self.nothing_sent = nothing_sent
 
 
-class Wire:
-    """A connection, as http.client reads a head from it: bounded, and with what was read too much in plain sight."""
+class Answer:
+    """What http.client takes for its response: reads the head, and leaves the body and the socket to who reads that.
+
+    Its own, and urllib3's around it, hold 9 kB for as long as the stream is open.
+    """
+
+    __slots__ = ("_closed", "buffer", "connection", "head", "received", "recv", "wait")
+
+    #: http.client would close the socket as soon as it has read a head that says close, and the body is yet to come.
+    will_close = False
+    head: Head
 
     def __init__(self, connection: socket.socket) -> None:
-        # http.client closes its socket early when the answer is the last one; this keeps it open for the body.
-        self._file = connection.makefile("rb", buffering=0)
         self.connection = connection
+        self.wait, self.recv = _reading(connection)
+        #: What was read too much.
         self.buffer = b""
         self.received = 0
-
-    def readline(self, limit: int = -1) -> bytes:
-        while not (end := self.buffer.find(b"\n") + 1):
-            if self.received >= MAX_HEAD:
-                raise http.client.HTTPException("the head is too large")
-            piece = self.connection.recv(HEAD_READ_SIZE)
-            if not piece:
-                if self.received:
-                    # http.client would take what there is for the whole head.
-                    raise http.client.HTTPException("the head is truncated")
-                return b""
-            self.received += len(piece)
-            self.buffer += piece
-        line, self.buffer = self.buffer[:end], self.buffer[end:]
-        return line
-
-    def flush(self) -> None:
-        """Do nothing; http.client calls it before it closes."""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class Head(http.client.HTTPResponse):
-    """http.client's reader of heads, over a `Wire`."""
-
-    def __init__(self, connection: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(connection, *args, **kwargs)
-        self.fp.close()
-        self.wire = Wire(connection)
-        self.fp = self.wire  # type: ignore[assignment]  # it reads lines and closes, no more is asked of it
-
-    def _read_status(self) -> tuple[str, int, str]:
-        # RFC 9110, section 15.2: "A client MUST be able to parse one or more 1xx responses received prior to a final
-        # response"; http.client skips 100 alone.
-        version, status, reason = super()._read_status()  # type: ignore[misc]
-        if 101 < status < 200:
-            status = http.client.CONTINUE
-        return version, status, reason
+        self._closed = False
 
     def begin(self) -> None:
-        super().begin()
-        # What email's parser could not make out would be dropped in silence, and two readers would differ.
-        # What it says of a multipart type is of the body, which it never sees.
-        if any(isinstance(defect, HEAD_DEFECTS) for defect in self.msg.defects):
-            raise http.client.HTTPException("the head is malformed")
+        """Read the final head.
+
+        :raises ValueError: it is malformed.
+        """
+        # RFC 9110, section 15.2: "A client MUST be able to parse one or more 1xx responses received prior to a final
+        # response". After a 101 the connection speaks something else.
+        while (head := self._read_head()).status < 200 and head.status != 101:
+            pass
+        self.head = head
+
+    def _read_head(self) -> Head:
+        searched = 0
+        while not self.buffer or not (end := find_head_end(self.buffer, searched)):
+            # The end is three bytes long at most.
+            searched = max(len(self.buffer) - 2, 0)
+            if self.received >= MAX_HEAD:
+                raise http.client.HTTPException("the head is too large")
+            self._receive()
+        data, self.buffer = self.buffer[:end], self.buffer[end:]
+        return parse_head(data)
+
+    def _receive(self) -> None:
+        try:
+            self.wait()
+            piece = self.recv(HEAD_READ_SIZE)
+        except BlockingIOError:
+            return
+        if not piece and self.received:
+            raise http.client.HTTPException("the head is truncated")
+        if not piece:
+            raise http.client.RemoteDisconnected("the upstream closed the connection")
+        self.received += len(piece)
+        self.buffer += piece
+
+    def isclosed(self) -> bool:
+        """Tell whether the connection was let go of."""
+        return self._closed
+
+    def close(self) -> None:
+        """Take note that the connection was let go of."""
+        self._closed = True
+
+
+def _reading(connection: Any) -> tuple[Callable[[], object], Callable[[int], bytes]]:
+    """Return what waits until a read will give something, or does nothing where reading itself waits, and a read.
+
+    gevent's `recv` first tries, fails and only then waits; to wait first saves that, a fifth of an event's cost,
+    and gives the other greenlets their turn before every read.
+    """
+    if type(connection) is not gevent_socket.socket:
+        return take_turns(), connection.recv
+    hub = gevent.get_hub()
+    # Below gevent's socket is the system's, whose read never waits.
+    return functools.partial(hub.wait, hub.loop.io(connection.fileno(), 1)), connection._sock.recv
+
+
+def take_turns() -> Callable[[], None]:
+    """Return what lets others run once in `TURN` calls."""
+    turns = itertools.cycle([False] * (TURN - 1) + [True])
+
+    def wait() -> None:
+        if next(turns):
+            time.sleep(0)
+
+    return wait
 
 
 class _Relayed:
@@ -100,10 +136,9 @@ class _Relayed:
     # mypy cannot know what a mixin's super() will be; hence the ignores below.
     dialer: Dialer
     sock: socket.socket | None
-    head: Head | None = None
+    _answer: Answer | None = None
     _is_kept = False
-    _sent = False
-    _parts: list[bytes] | None = None
+    _body = b""
     _handle: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -129,18 +164,29 @@ class _Relayed:
                 self._handle.close()
                 self._handle = None
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        self.head = None
-        self._sent = False
-        if self._is_kept:
+    def request(self, method: str, url: str, body: bytes | None = None, headers: Fields = (), **_: Any) -> None:
+        """Send a request, head and body with one write.
+
+        :param headers: all fields that are sent, judged, repeated ones apart.
+        :raises StaleConnection: the connection was kept, and is closed.
+        """
+        self._answer = None
+        if self.sock is None:
+            self.connect()
+        else:
             self._note()
+        self.putrequest(method, url, skip_host=True, skip_accept_encoding=True)  # type: ignore[attr-defined]
+        # `putheader` would judge and encode each once more.
+        self._output(encode_fields(headers))  # type: ignore[attr-defined]
         # http.client sends head and body apart: two calls, two segments, and two reads at the other end.
-        self._parts = []
+        self._body = body or b""
         try:
-            super().request(*args, **kwargs)  # type: ignore[misc]
+            self.endheaders()  # type: ignore[attr-defined]
+        except (BrokenPipeError, ConnectionResetError):
+            # Who refuses a request before it has come whole may have answered it.
+            pass
         finally:
-            parts, self._parts = self._parts, None
-        self.send(b"".join(parts))
+            self._body = b""
 
     def _note(self) -> None:
         """Let the watch look after this connection from now on."""
@@ -159,43 +205,49 @@ class _Relayed:
     @property
     def is_connected(self) -> bool:
         # Bytes that wait on an idle connection would be taken for the answer to the next request.
-        return self.sock is not None and not is_gone(self.sock) and not _has_input(self.sock)
+        if self.sock is None:
+            return False
+        if isinstance(self.sock, ssl.SSLSocket):
+            return not is_gone(self.sock) and not self.sock.pending()
+        try:
+            # Of a closed one it gives b"" at once.
+            getattr(self.sock, "_sock", self.sock).recv(1, _LOOK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def send(self, data: bytes) -> None:
-        if self._parts is not None:
-            self._parts.append(data)
-            return
+        assert self.sock is not None
+        data += self._body
+        sent = 0
         try:
-            super().send(data)  # type: ignore[misc]
+            # gevent's `sendall` asks the system for its buffer's size first.
+            sent = self.sock.send(data)
+            if sent < len(data):
+                self.sock.sendall(memoryview(data)[sent:])
         except OSError as error:
-            if self._is_kept and not self._sent:
-                raise StaleConnection(nothing_sent=True) from error
+            if self._is_kept:
+                raise StaleConnection(nothing_sent=not sent) from error
             raise
-        self._sent = True
 
-    def response_class(self, connection: socket.socket, *args: Any, **kwargs: Any) -> Head:
-        self.head = Head(connection, *args, **kwargs)
-        return self.head
+    def response_class(self, connection: socket.socket, **_: Any) -> Answer:
+        self._answer = Answer(connection)
+        return self._answer
 
-    def getresponse(self) -> Any:
+    def getresponse(self) -> Answer:
+        """Return the answer, whose head has come.
+
+        :raises StaleConnection: the connection was kept, and was closed without a byte of an answer.
+        """
         try:
-            return super().getresponse()  # type: ignore[misc]
+            # Past urllib3's, which makes a response of its own of http.client's.
+            return super(HTTPConnection, self).getresponse()  # type: ignore[misc, no-any-return]
         except (ConnectionError, ssl.SSLEOFError) as error:
-            if self._is_kept and self.head is not None and not self.head.wire.received:
+            if self._is_kept and self._answer is not None and not self._answer.received:
                 raise StaleConnection(nothing_sent=False) from error
             raise
-
-
-def _has_input(connection: socket.socket) -> bool:
-    plain = getattr(connection, "_sock", connection)
-    if isinstance(connection, ssl.SSLSocket):
-        return connection.pending() > 0
-    try:
-        return bool(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
 
 
 def connection_classes(dialer: Dialer) -> tuple[type[HTTPConnection], type[HTTPSConnection]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import requests
-from urllib3 import HTTPHeaderDict
 from urllib3.exceptions import HTTPError, SSLError
 
 from ..errors import ClientGone, Draining, SSEError, UpstreamBadResponse, UpstreamTimeout, UpstreamUnreachable
@@ -41,31 +41,28 @@ class _Prepared(requests.PreparedRequest):
     """What an adapter sends. Filled by hand: requests' own preparation would parse and re-encode the URL again."""
 
     def __init__(self, request: UpstreamRequest) -> None:
-        super().__init__()
         self.target = request.target
         self.method = request.method
-        self.url = request.target.url
         self.body = request.body
-        # Repeated fields stay apart in urllib3's mapping, and requests passes it through.
-        headers = HTTPHeaderDict(request.fields)
-        headers["Host"] = request.target.authority
-        headers.setdefault("User-Agent", USER_AGENT)
+        # RFC 9110, section 7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
+        self.fields = [("Host", request.target.authority), *request.fields]
+        if "user-agent" not in {name.lower() for name, _ in request.fields}:
+            self.fields.append(("User-Agent", USER_AGENT))
         if request.body is not None:
-            headers["Content-Length"] = str(len(request.body))
-        self.headers = headers  # type: ignore[assignment]
+            self.fields.append(("Content-Length", str(len(request.body))))
 
 
 class UpstreamResponse:
     """An upstream's answer, whose head has come; whoever got it closes it."""
 
+    __slots__ = ("_raw", "_response", "fields", "status")
+
     def __init__(self, response: requests.Response) -> None:
         self._response = response
         self._raw: RawBody = response.raw
-        self.status = response.status_code
+        self.status = self._raw.status
         #: All fields as they came, repeated ones apart.
-        self.fields: list[tuple[str, str]] = list(self._raw.headers.items())
-        # A stream may be open for hours, and needs nothing of these; together they are 4 kB.
-        response.request = response.headers = response.cookies = None  # type: ignore[assignment]
+        self.fields = self._raw.fields
 
     def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
         """Yield the body as it arrives, one piece a read of the socket.
@@ -142,7 +139,7 @@ class Upstreams:
         return response
 
     def _try(self, request: UpstreamRequest) -> UpstreamResponse:
-        return UpstreamResponse(self._adapter.send(_Prepared(request), stream=True, timeout=None))
+        return UpstreamResponse(self._adapter.send(_Prepared(request)))
 
 
 def _refusal(error: Exception, watch: Watch) -> SSEError:
@@ -154,6 +151,6 @@ def _refusal(error: Exception, watch: Watch) -> SSEError:
     if watch.reason is EndReason.UPSTREAM_TIMEOUT:
         return UpstreamTimeout("no response head in time" if watch.stage is Stage.HEAD else "no connection in time")
     if watch.stage is Stage.OPEN:
-        is_tls = isinstance(error, requests.exceptions.SSLError | SSLError)
+        is_tls = isinstance(error, ssl.SSLError | SSLError)
         return UpstreamUnreachable("TLS does not come about" if is_tls else "no connection")
     return UpstreamBadResponse()

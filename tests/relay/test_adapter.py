@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -16,10 +18,9 @@ from sse.errors import (
     UpstreamUnreachable,
 )
 from sse.protocol.target import Target, parse_target
-from sse.relay import connection as connection_module
 from sse.relay.adapter import RelayAdapter
 from sse.relay.body import TruncatedBody
-from sse.relay.connection import MAX_HEAD, StaleConnection
+from sse.relay.connection import MAX_HEAD, StaleConnection, _Relayed
 from sse.relay.dial import Dialer
 from sse.relay.upstream import UpstreamRequest, UpstreamResponse, Upstreams
 from sse.relay.watch import EndReason, Limits, Stage, Watch
@@ -112,9 +113,7 @@ def test_an_answer_cut_in_every_place_is_whole(plain: Relaying, framing: str) ->
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_a_piece_does_not_wait_for_the_next(
-    framing: str, relaying: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_piece_does_not_wait_for_the_next(framing: str, relaying: str, request: pytest.FixtureRequest) -> None:
     go = threading.Event()
     data = framed(EVENT + EVENT, framing)
     script = in_two(data, data.index(b"a\n\n") + 3, go)
@@ -279,24 +278,66 @@ def test_an_answer_without_a_body_gives_its_connection_back_at_once(plain: Relay
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
 
 
+def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
+    """Let the next write of the relay's break after so many bytes; return where that is noted."""
+    refused: list[bytes] = []
+
+    class Breaking(socket.socket):
+        def send(self, data: Any, flags: int = 0) -> int:
+            if refused:
+                return super().send(data, flags)
+            refused.append(data)
+            if not after:
+                raise BrokenPipeError
+            return super().send(data[:after], flags)
+
+        def sendall(self, data: Any, flags: int = 0) -> None:
+            raise ConnectionResetError
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.sock is not None and not refused:
+            self.sock = Breaking(fileno=self.sock.detach())
+        real(self, *args, **kwargs)
+
+    real = _Relayed.request
+    monkeypatch.setattr(_Relayed, "request", request)
+    return refused
+
+
 def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
     plain: Relaying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert plain.read(answer(EVENT)) == EVENT
-    real = connection_module.HTTPConnection.send
-    refused: list[bytes] = []
-
-    def send(self: object, data: bytes) -> None:
-        if not refused:
-            refused.append(data)
-            raise BrokenPipeError
-        real(self, data)
-
-    monkeypatch.setattr(connection_module.HTTPConnection, "send", send)
+    refused = breaking(monkeypatch, after=0)
     with plain.open(answer(EVENT), method="POST", body=b"once") as response:
         assert b"".join(response.iter_chunks()) == EVENT
     assert refused
     assert [request.body for request in plain.upstream.requests] == [b"", b"once"]
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_repeated(
+    plain: Relaying, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A request was taken for unsent until its last byte was out."""
+    kept: list[Connection] = []
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(framed(EVENT, "length"))
+        if not kept:
+            kept.append(connection)
+            connection.wait_closed()
+
+    assert plain.read(script) == EVENT
+    refused = breaking(monkeypatch, after=10)
+    if method == "POST":
+        with pytest.raises(UpstreamBadResponse):
+            plain.open(script, method=method, body=b"once")
+    else:
+        with plain.open(script, method=method) as response:
+            assert b"".join(response.iter_chunks()) == EVENT
+    assert refused
 
 
 def test_it_is_retried_once(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
