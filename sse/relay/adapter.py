@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import certifi
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPSConnectionPool, PoolManager
 
 from ..protocol.target import Target
 from .body import RawBody
@@ -46,9 +46,19 @@ class _Relaying:
 
         urllib3's own parses the URL again, copies the fields, and is prepared for proxies, redirects and retries.
         """
+        wrapper = super().urlopen  # type: ignore[misc]
+        if not hasattr(wrapper, "__wrapped__"):
+            return self._open(method, url, body, headers)
+        # Who instruments urllib3, such as OpenTelemetry, has wrapped its own method, and is to see this one as well.
+        wrapper.__wrapped__ = self._open
+        answer: RawBody = wrapper(method, url, body=body, headers=HTTPHeaderDict(headers))
+        return answer
+
+    def _open(self, method: str, url: str, body: bytes | None, headers: Fields | HTTPHeaderDict, *_: Any) -> RawBody:
+        fields = headers.items() if isinstance(headers, HTTPHeaderDict) else headers
         connection = self._get_conn()  # type: ignore[attr-defined]
         try:
-            connection.request(method, url, body, headers)
+            connection.request(method, url, body, list(fields))
             answer = connection.getresponse()
         except BaseException:
             connection.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gevent import socket as gevent_socket
+from urllib3 import HTTPHeaderDict
 
 from ..protocol.framing import Framing, MalformedBody, parse_framing
 from .connection import Answer, take_turns
@@ -51,6 +52,15 @@ class RawBody:
         if self._framing.kind == "none" or (self._framing.kind == "length" and not self._framing.length):
             # After a 101 the connection speaks something else.
             self._release(reusable=not self._answer.buffer and self.status >= 200)
+
+    @property
+    def headers(self) -> HTTPHeaderDict:
+        """The fields as urllib3 gives them; who instruments it looks at them, and at the version."""
+        return HTTPHeaderDict(self.fields)
+
+    @property
+    def version(self) -> int:
+        return 10 + self._answer.head.minor
 
     def settimeout(self, seconds: float | None) -> None:
         """Set how long a read waits before it yields b""; None is for ever."""

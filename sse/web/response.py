@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ def request_id(request: Request) -> str:
     known = request.environ.get("sse.request_id")
     if known is None:
         given = request.headers.get("X-Request-Id", "")
-        known = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        known = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         request.environ["sse.request_id"] = known
     return str(known)
 
