@@ -36,9 +36,12 @@ def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
     :raises Draining: if the process stops before it has arrived.
     :raises InvalidRequest: if it does not arrive.
     """
-    most = state.settings.max_body
-    # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is asked for.
-    request.max_content_length = most + 1
+    most, length = state.settings.max_body, request.content_length
+    if length is not None and length > most:
+        raise TooLarge(f"the request body is longer than {most} bytes")
+    # A length that is known is bound enough. Of a body without one werkzeug gives the first so many bytes as if they
+    # were all, so one more is asked for.
+    request.max_content_length = most + 1 if length is None else None
     try:
         body = request.get_data(cache=False)
     except RequestEntityTooLarge as error:
@@ -48,9 +51,9 @@ def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.
-    if len(body) < (request.content_length or 0):
+    if len(body) < (length or 0):
         raise _not_arrived(watch)
-    return body or (b"" if request.content_length == 0 and request.method not in ("GET", "HEAD") else None)
+    return body or (b"" if length == 0 and request.method not in ("GET", "HEAD") else None)
 
 
 def _not_arrived(watch: Watch) -> SSEError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ def request_id(request: Request) -> str:
     known = request.environ.get("sse.request_id")
     if known is None:
         given = request.headers.get("X-Request-Id", "")
-        known = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        known = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         request.environ["sse.request_id"] = known
     return str(known)
 
