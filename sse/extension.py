@@ -25,7 +25,7 @@ from .web.access import Access, Authorize
 from .web.demo import DemonstrationServer
 from .web.docs import docs_blueprint
 from .web.page import page_blueprint
-from .web.response import EXPOSED_FIELDS
+from .web.response import EXPOSED_FIELDS, shared_fields
 from .web.state import State
 from .web.views import relay_blueprint, ticker_blueprint
 
@@ -185,6 +185,7 @@ class SSE:
                 send=settings.send_timeout,
                 duration=settings.max_duration,
             ),
+            shared_fields=shared_fields(settings.cors_origins),
             access=Access(
                 settings,
                 authorize=self._authorize,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,20 @@ EXPOSED_FIELDS = (
     "X-Upstream-Request-Id",
     "X-Upstream-Status",
 )
+
+
+def shared_fields(origins: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return what an answer says where scripts of all origins may read it; nothing where that depends on who asks.
+
+    Flask-CORS leaves alone what says so already. It finds the same out for each answer, in a twelfth of the time that a
+    short stream takes in all.
+
+    :param origins: of `SSE_CORS_ORIGINS`.
+    """
+    if "*" not in origins:
+        return ()
+    return ("Access-Control-Allow-Origin", "*"), ("Access-Control-Expose-Headers", ", ".join(EXPOSED_FIELDS))
+
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

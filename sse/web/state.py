@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -31,6 +32,8 @@ class State:
     watches: Watches
     drain: Drain
     limits: Limits
+    #: Fields of every relayed answer that tell scripts of other origins that they may read it.
+    shared_fields: Sequence[tuple[str, str]]
     access: Access
     metrics: Metrics | None
     demonstration: DemonstrationServer | None
