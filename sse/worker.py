@@ -230,7 +230,8 @@ class Stream:
         try:
             self._rest = self._gather()
             if not (self._has_ended or self._pump.is_ending):
-                self._rest = self._rest[self.client.send_now(self._rest) :]
+                if self._rest:
+                    self._rest = self._rest[self.client.send_now(self._rest) :]
                 if not self._rest:
                     return
         except BaseException as error:
@@ -239,10 +240,14 @@ class Stream:
 
     def _return(self) -> None:
         """Go on in a greenlet; called by the hub."""
+        connections = self.client.server.connections
+        if self not in connections:
+            # It was to be killed, and something came just then.
+            return
         self._io.close()
-        self.client.server.connections.discard(self)
+        connections.discard(self)
         greenlet = gevent.Greenlet(self._worker.resume, self)
-        self.client.server.connections.add(greenlet)
+        connections.add(greenlet)
         # At once, not when its turn comes: what a stream gives back is there before another request is read.
         greenlet.switch()
 

@@ -24,7 +24,7 @@ CALLS_PER_READ = 12
 #: The same for a request over a kept connection, with a body and without an event.
 CALLS_PER_REQUEST = 210
 #: The same with the calls of libraries, with more room, for their versions differ.
-ALL_CALLS_PER_REQUEST = 850
+ALL_CALLS_PER_REQUEST = 640
 #: Writes to the upstream for the head and the body of a request.
 UPSTREAM_SENDS = 1
 #: Reads that look whether a kept connection is still good.

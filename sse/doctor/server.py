@@ -99,7 +99,7 @@ def _worker_class(plan: Plan, settings: Settings) -> Finding:
         if base in plan.worker_bases:
             return warn("worker class", f"{plan.worker_class}: {cost}", remedy)
     if _is_gevent(plan):
-        return ok("worker class", "gevent's: a stream is a greenlet")
+        return ok("worker class", "gevent's: a stream is a greenlet at most")
     return fail("worker class", f"{plan.worker_class}: not made for streams, one may hold a whole process", remedy)
 
 
