@@ -841,7 +841,7 @@ def test_a_connection_that_its_upstream_has_closed_is_not_used(relay: Relay) -> 
 
     for _ in range(2):
         assert relay.forward(once, body="x").read_body() == EVENT
-        eventually(lambda: relay.upstream.connections[-1]._is_closed, "the upstream has not closed")
+        assert relay.upstream.connections[-1].closed.wait(PATIENCE), "the upstream has not closed"
     assert [request.connection for request in relay.upstream.requests] == [0, 1]
 
 

@@ -138,6 +138,8 @@ class Connection:
         self._wake, self._waker = socket.socketpair()
         self._stopped = False
         self._closing = threading.Lock()
+        #: Set when our side has been closed, and the system knows.
+        self.closed = threading.Event()
         self._is_closed = False
         self._reader = threading.Thread(target=self._read_all, daemon=True)
         self._reader.start()
@@ -349,6 +351,7 @@ class Connection:
             self._sock.close()
             self._wake.close()
             self._waker.close()
+            self.closed.set()
 
     @staticmethod
     def _say_goodbye(sock: ssl.SSLSocket) -> None:
