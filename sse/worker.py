@@ -20,6 +20,7 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.config import Config
+from gunicorn.glogging import Logger
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -216,7 +217,7 @@ class Stream:
 
     def _leave(self) -> None:
         """Let the current greenlet end: the hub calls when there is something to read."""
-        if not self._worker.log.access_log_enabled:
+        if not self._worker.tells_of_requests:
             # A stream may be open for hours, and needs nothing of these.
             self._response = self._environ = None
         self.client.is_kept = True
@@ -282,6 +283,10 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         # Here, because until now they were the app itself and what may be changed, which hooks want to see.
         self.wsgi = partial(self._answer, self.wsgi)
         self.cfg = Settled(self.cfg)
+        # Statsd's logger counts what others leave out.
+        self.tells_of_requests = self.log.access_log_enabled or type(self.log).access is not Logger.access
+        # What a connection begins with is looked for once more behind a stream, where a client may have written it.
+        self._has_prologue = self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols
         super().run()
 
     def server_class(self, listener: Any, *, spawn: Pool, **options: Any) -> StreamServer:
@@ -301,6 +306,9 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         body: Iterable[bytes] = app(environ, start_response)
         client, response = environ.get("gunicorn.socket"), start_response.__self__
         if not (isinstance(body, Pump) and isinstance(client, Client) and type(response) is Response):
+            return body
+        # Where somebody has set a length, gunicorn keeps to it.
+        if self._has_prologue or response.response_length is not None:
             return body
         # What has come of another request would be lost with the greenlet; of this one there is no more, for it has
         # been read whole before the upstream was asked.

@@ -118,6 +118,12 @@ def log_in(client: FlaskClient) -> FlaskClient:
     return client
 
 
+def test_the_length_that_a_site_allows_is_not_ours(site: Callable[..., Flask]) -> None:
+    client = log_in(site(embed, MAX_CONTENT_LENGTH=10).test_client())
+    # No upstream covers it, which is found out when the body has been read.
+    assert forward(client, "http://nobody.example/").get_json()["code"] == "target_not_allowed"
+
+
 def test_no_hook_handler_route_or_setting_of_the_site_is_changed(site: Callable[..., Flask]) -> None:
     assert anatomy(site(embed)) == anatomy(site())
 

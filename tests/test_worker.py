@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
+import socket
 import ssl
 import sys
 import threading
@@ -17,8 +19,8 @@ import pytest
 import trustme
 
 from .conftest import Relay
-from .service import Process, RawClient, Service, call
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
+from .service import PATIENCE, Process, RawClient, Service, call
+from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
 
 EVENT = b"data: a\n\n"
 STREAMS = 20
@@ -114,8 +116,8 @@ def test_a_request_behind_a_stream_is_answered_in_its_turn(relay: Relay, is_earl
             client.send(second)
         held.may_go_on.set()
         data += b"".join(iter(client.recv_some, b""))
-    stream, _, rest = data.partition(LAST_CHUNK)
-    assert stream.endswith(chunk(EVENT) * 2)
+    _, found, rest = data.partition(chunk(EVENT) * 2 + LAST_CHUNK)
+    assert found
     assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
     assert rest.endswith(b"\r\n\r\nok\n")
 
@@ -132,6 +134,55 @@ def test_the_access_log_tells_of_a_stream_when_it_has_ended(
         held.may_go_on.set()
         client.read_body()
     assert running.wait_log("access /upstream/test/ (.*)")[1] == f"200 {2 * len(EVENT)}"
+
+
+def test_statsd_counts_a_stream(upstream: Callable[..., Upstream], service: Callable[..., Service], held: Held) -> None:
+    """Its logger counts requests where there is no access log."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(PATIENCE)
+        settings = {"SSE_UPSTREAMS": {"test": upstream(held).url}, "SSE_THROTTLE": ""}
+        running = service("--statsd-host", f"127.0.0.1:{statsd.getsockname()[1]}", **settings)
+        with call(running, "GET", "/upstream/test/") as client:
+            follow(client)
+            held.may_go_on.set()
+            client.read_body()
+        counted = 0
+        # One of them is the service's own question whether it is ready.
+        while counted < 2:
+            counted += statsd.recv(1000).startswith(b"gunicorn.requests:")
+
+
+def test_whom_a_proxy_named_it_names_for_the_whole_connection(
+    upstream: Callable[..., Upstream], service: Callable[..., Service], held: Held
+) -> None:
+    """Behind a stream the line was looked for again, and a client could write it itself."""
+    settings = {"SSE_UPSTREAMS": {"test": upstream(held).url}, "SSE_THROTTLE": ""}
+    log = ("--access-logfile", "-", "--access-logformat", "access %(h)s %(U)s")
+    # The service's own question whether it is ready has no such line, which is no fault.
+    running = service("--proxy-protocol", *log, **settings)
+    with RawClient(running.host, running.port) as client:
+        client.send(b"PROXY TCP4 192.0.2.9 127.0.0.1 1234 80\r\n")
+        client.request("GET", "/upstream/test/")
+        follow(client)
+        held.may_go_on.set()
+        assert client.read_body() == EVENT * 2
+        client.request("GET", "/upstream/test/")
+        assert client.read_body() == EVENT * 2
+        client.send(b"PROXY TCP4 192.0.2.6 127.0.0.1 1234 80\r\n")
+        client.request("GET", "/upstream/test/")
+        assert client.read_head().status == 400
+    found = re.findall("^access (.*) /upstream/test/$", running.log(), re.MULTILINE)
+    assert found == ["192.0.2.9"] * 2
+
+
+def test_a_length_that_a_site_sets_is_kept_to(upstream: Callable[..., Upstream], serve: Callable[..., Service]) -> None:
+    """What is more would be taken for the next answer."""
+    running = serve(upstream(answer(EVENT, EVENT)))
+    with call(running, "GET", "/upstream/test/?length=9") as client:
+        assert client.read_body() == EVENT
+        client.request("GET", "/healthz")
+        assert client.read_body() == b"ok\n"
 
 
 def test_streams_that_wait_count_as_connections(

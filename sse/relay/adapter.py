@@ -7,6 +7,7 @@ below them: how a connection is made (`dial`), how heads are written and read (`
 from __future__ import annotations
 
 import ssl
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import certifi
@@ -37,6 +38,15 @@ class _PoolKey(NamedTuple):
     port: int
 
 
+def _is_wrapped(function: Any) -> bool:
+    own = isinstance(function, FunctionType) and function.__module__ == HTTPConnectionPool.__module__
+    return not own or hasattr(function, "__wrapped__")
+
+
+#: urllib3's own way to send; None if somebody had wrapped it before we came.
+_URLOPEN = None if _is_wrapped(HTTPConnectionPool.urlopen) else HTTPConnectionPool.urlopen
+
+
 class _Relaying:
     """What our pools do differently, whether of plain connections or of those with TLS; mixed into urllib3's."""
 
@@ -44,27 +54,27 @@ class _Relaying:
     def urlopen(self, method: str, url: str, body: bytes | None, headers: Fields, **_: Any) -> RawBody:
         """Send a request over a connection of the pool, which gets it back from the answer.
 
-        urllib3's own parses the URL again, copies the fields, and is prepared for proxies, redirects and retries.
+        urllib3's own parses the URL again, copies the fields, and is prepared for proxies, redirects and retries. Who
+        instruments urllib3, such as OpenTelemetry, wraps it, and is to see our calls: then it is gone through.
         """
-        wrapper = super().urlopen  # type: ignore[misc]
-        if not hasattr(wrapper, "__wrapped__"):
-            return self._open(method, url, body, headers)
-        # Who instruments urllib3, such as OpenTelemetry, has wrapped its own method, and is to see this one as well.
-        wrapper.__wrapped__ = self._open
-        answer: RawBody = wrapper(method, url, body=body, headers=HTTPHeaderDict(headers))
-        return answer
-
-    def _open(self, method: str, url: str, body: bytes | None, headers: Fields | HTTPHeaderDict, *_: Any) -> RawBody:
-        fields = headers.items() if isinstance(headers, HTTPHeaderDict) else headers
+        if HTTPConnectionPool.urlopen is not _URLOPEN:
+            options: Any = {"redirect": False, "retries": False, "preload_content": False, "release_conn": False}
+            given: Any = HTTPHeaderDict(headers)
+            return super().urlopen(method, url, body, given, assert_same_host=False, **options)  # type: ignore[misc, no-any-return]
         connection = self._get_conn()  # type: ignore[attr-defined]
         try:
-            connection.request(method, url, body, list(fields))
-            answer = connection.getresponse()
+            return self._make_request(connection, method, url, body, headers)
         except BaseException:
             connection.close()
             self._put_conn(None)  # type: ignore[attr-defined]
             raise
-        return RawBody(answer, connection, self._put_conn, method=method)  # type: ignore[attr-defined]
+
+    def _make_request(
+        self, conn: Any, method: str, url: str, body: bytes | None, headers: Fields | HTTPHeaderDict, **_: Any
+    ) -> RawBody:
+        fields = headers.items() if isinstance(headers, HTTPHeaderDict) else headers
+        conn.request(method, url, body, list(fields))
+        return RawBody(conn.getresponse(), conn, self._put_conn, method=method)  # type: ignore[attr-defined]
 
 
 class _Response(requests.Response):

@@ -40,6 +40,7 @@ class RawBody:
         self._connection = connection
         self._release_conn = release
         self.status = answer.head.status
+        self.reason = answer.reason
         #: All fields as they came, repeated ones apart.
         self.fields = answer.head.fields
         self._watch = current.get()
@@ -56,11 +57,11 @@ class RawBody:
     @property
     def headers(self) -> HTTPHeaderDict:
         """The fields as urllib3 gives them; who instruments it looks at them, and at the version."""
-        return HTTPHeaderDict(self.fields)
+        return self._answer.headers
 
     @property
     def version(self) -> int:
-        return 10 + self._answer.head.minor
+        return self._answer.version
 
     def settimeout(self, seconds: float | None) -> None:
         """Set how long a read waits before it yields b""; None is for ever."""

@@ -13,11 +13,12 @@ from typing import Any
 
 import gevent
 from gevent import socket as gevent_socket
+from urllib3 import HTTPHeaderDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ..protocol.head import Head, encode_fields, find_head_end, parse_head
 from .dial import Dialer, no_socket
-from .watch import Stage, current, is_gone
+from .watch import Stage, current
 
 Fields = Collection[tuple[str, str]]
 
@@ -45,13 +46,16 @@ class StaleConnection(Exception):
 class Answer:
     """What http.client takes for its response: reads the head, and leaves the body and the socket to who reads that.
 
-    Its own, and urllib3's around it, hold 9 kB for as long as the stream is open.
+    Its own, and urllib3's around it, hold 9 kB for as long as the stream is open. What http.client's has besides is for
+    those who look at every answer in the process (Sentry and the like).
     """
 
     __slots__ = ("_closed", "buffer", "connection", "head", "received", "recv", "wait")
 
     #: http.client would close the socket as soon as it has read a head that says close, and the body is yet to come.
     will_close = False
+    #: It says nothing that the status does not say.
+    reason = ""
     head: Head
 
     def __init__(self, connection: socket.socket) -> None:
@@ -96,6 +100,30 @@ class Answer:
             raise http.client.RemoteDisconnected("the upstream closed the connection")
         self.received += len(piece)
         self.buffer += piece
+
+    @property
+    def status(self) -> int:
+        return self.head.status
+
+    @property
+    def version(self) -> int:
+        return 10 + self.head.minor
+
+    @property
+    def headers(self) -> HTTPHeaderDict:
+        """The fields; http.client calls them `msg` too."""
+        return HTTPHeaderDict(self.head.fields)
+
+    msg = headers
+
+    def getheaders(self) -> list[tuple[str, str]]:
+        """Return the fields."""
+        return list(self.head.fields)
+
+    def getheader(self, name: str, default: str | None = None) -> str | None:
+        """Return the value of a field."""
+        value: str | None = self.headers.get(name, default)
+        return value
 
     def isclosed(self) -> bool:
         """Tell whether the connection was let go of."""
@@ -207,14 +235,20 @@ class _Relayed:
         # Bytes that wait on an idle connection would be taken for the answer to the next request.
         if self.sock is None:
             return False
-        if isinstance(self.sock, ssl.SSLSocket):
-            return not is_gone(self.sock) and not self.sock.pending()
         try:
-            # Of a closed one it gives b"" at once.
-            getattr(self.sock, "_sock", self.sock).recv(1, _LOOK)
+            if isinstance(self.sock, ssl.SSLSocket):
+                # Only reading tells what TLS holds; what is for TLS itself (a session's ticket) is taken by it.
+                self.sock.settimeout(0.0)
+                self.sock.recv(1)
+            else:
+                # Of a closed one it gives b"" at once.
+                getattr(self.sock, "_sock", self.sock).recv(1, _LOOK)
         except BlockingIOError:
             return True
-        except OSError:
+        except ssl.SSLWantReadError:
+            self.sock.settimeout(None)
+            return True
+        except (OSError, ValueError):
             return False
         return False
 
@@ -228,7 +262,9 @@ class _Relayed:
             if sent < len(data):
                 self.sock.sendall(memoryview(data)[sent:])
         except OSError as error:
-            if self._is_kept:
+            # What took a part of it may have answered, which is found out when the answer is read.
+            may_have_answered = sent and isinstance(error, BrokenPipeError | ConnectionResetError)
+            if self._is_kept and not may_have_answered:
                 raise StaleConnection(nothing_sent=not sent) from error
             raise
 

@@ -37,11 +37,8 @@ def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
     :raises InvalidRequest: if it does not arrive.
     """
     most, length = state.settings.max_body, request.content_length
-    if length is not None and length > most:
-        raise TooLarge(f"the request body is longer than {most} bytes")
-    # A length that is known is bound enough. Of a body without one werkzeug gives the first so many bytes as if they
-    # were all, so one more is asked for.
-    request.max_content_length = most + 1 if length is None else None
+    # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is asked for.
+    request.max_content_length = most + 1
     try:
         body = request.get_data(cache=False)
     except RequestEntityTooLarge as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from urllib3 import HTTPConnectionPool
 
 from sse.errors import (
     ClientGone,
@@ -292,6 +295,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
             return super().send(data[:after], flags)
 
         def sendall(self, data: Any, flags: int = 0) -> None:
+            self.shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError
 
     def request(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -338,6 +342,75 @@ def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_rep
         with plain.open(script, method=method) as response:
             assert b"".join(response.iter_chunks()) == EVENT
     assert refused
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
+def test_an_upstream_that_refuses_a_request_before_it_has_come_whole_is_heard(plain: Relaying, is_kept: bool) -> None:
+    """On a kept connection it was taken for one that had been closed."""
+
+    def script(connection: Connection) -> None:
+        if is_kept:
+            connection.read_request()
+            connection.send(framed(EVENT, "length"))
+        connection.read_until(b"\r\n\r\n")
+        connection.send(head(413, "Content-Length: 3", "Connection: close") + b"big")
+        # What has not been read makes it a reset.
+        connection.close()
+
+    if is_kept:
+        assert plain.read(script) == EVENT
+    with plain.open(script, method="POST", body=bytes(8_000_000)) as response:
+        assert response.status == 413
+    assert len(plain.upstream.connections) == 1
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_what_comes_on_an_idle_connection_is_nobodys_answer(upstream: Callable[..., Upstream], tls: bool) -> None:
+    """TLS had it in the system's hands, where it was not looked for."""
+    stray = threading.Event()
+    has_read = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(framed(EVENT, "length"))
+        if not connection.index:
+            connection.wait_for(has_read)
+            connection.send(head(200, "Content-Length: 4") + b"evil")
+            stray.set()
+            connection.wait_closed()
+
+    relaying = Relaying(upstream(tls=tls))
+    assert relaying.read(script) == EVENT
+    has_read.set()
+    assert stray.wait(PATIENCE)
+    assert relaying.read(script) == EVENT
+
+
+def _wrapped(function: Callable[..., Any], seen: list[Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        answer = function(*args, **kwargs)
+        seen.append((answer.status, answer.reason, answer.version, answer.headers["Content-Length"]))
+        return answer
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "owner, name",
+    [(HTTPConnectionPool, "urlopen"), (http.client.HTTPConnection, "getresponse")],
+    ids=["urllib3", "http.client"],
+)
+def test_who_instruments_a_library_sees_our_calls(
+    plain: Relaying, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """OpenTelemetry wraps the one, Sentry the other; what they did not find made every request fail."""
+    seen: list[Any] = []
+    monkeypatch.setattr(owner, name, _wrapped(getattr(owner, name), seen))
+    for _ in range(2):
+        assert plain.read(lambda connection: answer(EVENT, framing="length")(connection)) == EVENT
+    assert seen == [(200, "", 11, "9")] * 2
+    assert len(plain.upstream.connections) == 1
 
 
 def test_it_is_retried_once(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
