@@ -50,12 +50,16 @@ class Answer:
     those who look at every answer in the process (Sentry and the like).
     """
 
-    __slots__ = ("_closed", "buffer", "connection", "head", "received", "recv", "wait")
+    # The last one takes nothing until somebody notes something there.
+    __slots__ = ("_closed", "buffer", "connection", "head", "received", "recv", "wait", "__dict__")
 
     #: http.client would close the socket as soon as it has read a head that says close, and the body is yet to come.
     will_close = False
     #: It says nothing that the status does not say.
     reason = ""
+    #: Nobody is to wait for a body that is read through this.
+    chunked = False
+    length = None
     head: Head
 
     def __init__(self, connection: socket.socket) -> None:

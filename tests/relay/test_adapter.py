@@ -386,30 +386,45 @@ def test_what_comes_on_an_idle_connection_is_nobodys_answer(upstream: Callable[.
     assert relaying.read(script) == EVENT
 
 
-def _wrapped(function: Callable[..., Any], seen: list[Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        answer = function(*args, **kwargs)
-        seen.append((answer.status, answer.reason, answer.version, answer.headers["Content-Length"]))
-        return answer
+def _note_as_opentelemetry(answer: Any) -> object:
+    return answer.status, answer.version, answer.headers["Content-Length"]
 
-    return wrapper
+
+def _note_as_sentry(answer: Any) -> object:
+    answer._span = "a span"
+    return answer.status, answer.reason, answer.chunked, answer.length, answer.getheader("Content-Length")
 
 
 @pytest.mark.parametrize(
-    "owner, name",
-    [(HTTPConnectionPool, "urlopen"), (http.client.HTTPConnection, "getresponse")],
-    ids=["urllib3", "http.client"],
+    "owner, name, note, expected",
+    [
+        pytest.param(HTTPConnectionPool, "urlopen", _note_as_opentelemetry, (200, 11, "9"), id="urllib3"),
+        pytest.param(
+            http.client.HTTPConnection, "getresponse", _note_as_sentry, (200, "", False, None, "9"), id="http.client"
+        ),
+    ],
 )
 def test_who_instruments_a_library_sees_our_calls(
-    plain: Relaying, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    plain: Relaying,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    note: Callable[[Any], object],
+    expected: object,
 ) -> None:
-    """OpenTelemetry wraps the one, Sentry the other; what they did not find made every request fail."""
-    seen: list[Any] = []
-    monkeypatch.setattr(owner, name, _wrapped(getattr(owner, name), seen))
+    """What they did not find made every request fail."""
+    seen, function = [], getattr(owner, name)
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = function(*args, **kwargs)
+        seen.append(note(given))
+        return given
+
+    monkeypatch.setattr(owner, name, wrapper)
     for _ in range(2):
         assert plain.read(lambda connection: answer(EVENT, framing="length")(connection)) == EVENT
-    assert seen == [(200, "", 11, "9")] * 2
+    assert seen == [expected] * 2
     assert len(plain.upstream.connections) == 1
 
 
