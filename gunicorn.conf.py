@@ -54,7 +54,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
 
     def init_process(self) -> None:
         """Become that worker, in its process."""
-        from sse.worker import StreamWorker
+        from sse.gunicorn import StreamWorker
 
         self.__class__ = StreamWorker
         self.init_process()

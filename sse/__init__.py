@@ -2,6 +2,6 @@
 
 from .extension import SSE, end_with_worker
 from .protocol.event import ServerSentEvent
-from .web.stream import EventSourceResponse, last_event_id
+from .web.own import EventSourceResponse, last_event_id
 
 __all__ = ["SSE", "EventSourceResponse", "ServerSentEvent", "end_with_worker", "last_event_id"]

@@ -11,18 +11,18 @@ from flask import Flask
 from flask_cors import CORS
 from flask_limiter import Limiter
 
-from .command import register_commands, told_plainly
-from .protocol.table import UpstreamTable, parse_upstream
-from .relay.adapter import RelayAdapter
-from .relay.dial import Dialer
+from .cli.command import register_commands, told_plainly
+from .demo.server import DemonstrationServer
+from .protocol.target.table import UpstreamTable, parse_upstream
 from .relay.drain import FAREWELL, Drain, Phase
+from .relay.exchange import Limits, Watches
 from .relay.lease import leases_in
-from .relay.store import SharedStore, nothing
-from .relay.upstream import Upstreams
-from .relay.watch import Limits, Watches
+from .relay.redis import SharedStore, nothing
+from .relay.upstream.adapter import RelayAdapter
+from .relay.upstream.client import Upstreams
+from .relay.upstream.dial import Dialer
 from .settings import Settings
-from .web.access import Access, Authorize
-from .web.demo import DemonstrationServer
+from .web.access.access import Access, Authorize
 from .web.docs import docs_blueprint
 from .web.page import page_blueprint
 from .web.response import EXPOSED_FIELDS, shared_fields

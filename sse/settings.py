@@ -12,7 +12,7 @@ import limits
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 
-from .protocol.table import Upstream, parse_upstream
+from .protocol.target.table import Upstream, parse_upstream
 
 PREFIX = "SSE_"
 

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .service import ROOT, Process, RawClient, Service, call, forward
-from .upstream import Script, Upstream
+from .support.program import RedisServer, missing, program
+from .support.relay import Relay
+from .support.service import ROOT, Service
+from .support.upstream import Upstream
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-def missing(what: str, package: str) -> NoReturn:
-    """Skip a test because `what` is not on this machine; with `CI=true` that is a failure."""
-    reason = f"{what} is not installed; on Debian: apt install {package}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
-def program(name: str, package: str) -> str:
-    """Return the path of a program, or skip the test."""
-    return shutil.which(name) or missing(name, package)
 
 
 @pytest.fixture
@@ -48,34 +33,6 @@ def service() -> Iterator[Callable[..., Service]]:
     """`service("--workers", "2", SSE_THROTTLE="")` starts a service for this test."""
     with ExitStack() as stack:
         yield lambda *args, **settings: stack.enter_context(Service(*args, **settings))
-
-
-@dataclass
-class Relay:
-    """A service without throttle and an upstream in its table, as `test`; one pair serves all tests."""
-
-    service: Service
-    upstream: Upstream
-    _clients: list[RawClient] = field(default_factory=list)
-
-    def forward(self, script: Script, path: str = "/", **options: Any) -> RawClient:
-        """Let the upstream answer by `script`, and send `POST /forward-sse` for it; see `service.forward`."""
-        self.upstream.script = script
-        self._clients.append(forward(self.service, self.upstream.url + path, **options))
-        return self._clients[-1]
-
-    def call(self, script: Script, method: str, path: str = "", **options: Any) -> RawClient:
-        """Let the upstream answer by `script`, and call `/upstream/test/<path>`; see `service.call`."""
-        self.upstream.script = script
-        self._clients.append(call(self.service, method, f"/upstream/test/{path}", **options))
-        return self._clients[-1]
-
-    def settle(self) -> None:
-        """Close what the test has opened, and raise what went wrong in a script."""
-        for client in self._clients:
-            client.close()
-        self._clients.clear()
-        self.upstream.settle()
 
 
 @pytest.fixture(scope="session")
@@ -134,47 +91,6 @@ def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode:
         missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
     return directory
-
-
-class RedisServer:
-    """A Redis of the test's own that keeps nothing; it may be stopped, and started again on the same port."""
-
-    def __init__(self, path: str, directory: Path) -> None:
-        self._command = [path, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(directory)]
-        self.port = 0
-        self._process: Process | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    @property
-    def pid(self) -> int:
-        assert self._process
-        return self._process.pid
-
-    def start(self) -> None:
-        """Return when it accepts connections."""
-        # Redis takes port 0 for "do not listen", so the port is chosen here, and another one if somebody was faster.
-        for _ in range(5):
-            port = self.port or _free_port()
-            process = Process([*self._command, "--port", str(port)])
-            if "Ready to accept" in process.wait_log("Ready to accept connections|Address already in use")[0]:
-                self.port, self._process = port, process
-                return
-            process.stop()
-        raise AssertionError("no free port for redis-server")
-
-    def stop(self) -> None:
-        if self._process:
-            self._process.stop()
-            self._process = None
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from app import create_app
-from sse.web.count import KEPT_KEYS, Memory
+from sse.web.access.limit_storage import KEPT_KEYS, Memory
 
-from .service import Head, RawClient, Service, call
-from .upstream import Upstream, answer
+from .support.service import Head, RawClient, Service, call
+from .support.upstream import Upstream, answer
 
 EVENT = b"data: x\n\n"
 JSON = {"Content-Type": "application/json"}

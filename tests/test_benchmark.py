@@ -16,8 +16,8 @@ from .benchmark.client import Door, run
 from .benchmark.load import LOADS, Load, events_of
 from .benchmark.table import COLUMNS, Measured, doubts, table
 from .benchmark.upstream import Upstream as Source
-from .service import ROOT
-from .upstream import Connection, Script, Upstream, answer, chunk, head
+from .support.service import ROOT
+from .support.upstream import Connection, Script, Upstream, answer, chunk, head
 
 SCALE = 0.02
 ONE = Load(streams=1, at_once=1, events=5)

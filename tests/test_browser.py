@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from .conftest import program
-from .service import ROOT, Service
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
+from .support.program import program
+from .support.service import ROOT, Service
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page

@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import pytest
 
-from .conftest import Relay
-from .service import RawClient, Service, forward
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
+from .support.relay import Relay
+from .support.service import RawClient, Service, forward
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
 
 FRAMINGS = ("chunked", "length", "close", "http/1.0")
 

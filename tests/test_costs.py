@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from .service import Service, call
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
+from .support.service import Service, call
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
 
 EVENT = b"data: a\n\n"
 #: As many as fit into one segment, and so come with one read.
@@ -80,7 +80,7 @@ def counting() -> Iterator[Counting]:
     with Upstream() as upstream:
         # By its name, for only names are looked up.
         upstreams = {"test": f"http://localhost:{upstream.port}/"}
-        with Service(app="tests.counted:app", SSE_UPSTREAMS=upstreams, SSE_THROTTLE="1000 per second") as service:
+        with Service(app="tests.apps.counted:app", SSE_UPSTREAMS=upstreams, SSE_THROTTLE="1000 per second") as service:
             found = Counting(service, upstream)
             first = found.relay([EVENT])
             assert first["look_ups"] == 1, "a new connection looks its name up, or look-ups are not counted"

@@ -21,10 +21,10 @@ import yaml
 
 from sse.settings import PREFIX, Settings
 
-from .conftest import program
-from .proxy import DEPLOY, edit
-from .service import ROOT, Process, RawClient
-from .upstream import EVENT_STREAM, Connection, Upstream, chunk, head
+from .support.program import program
+from .support.proxy import DEPLOY, edit
+from .support.service import ROOT, Process, RawClient
+from .support.upstream import EVENT_STREAM, Connection, Upstream, chunk, head
 
 SERVICE = "flask-sse-relay.service"
 

@@ -20,9 +20,9 @@ from flask_limiter import Limiter
 
 from sse import SSE
 
-from .example_site import caller, create_site, embed, nothing
-from .service import ROOT, Process, RawClient
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
+from .apps.example_site import caller, create_site, embed, nothing
+from .support.service import ROOT, Process, RawClient
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
 
 #: Where the gateway's own endpoints are in the site.
 OURS = ("/ai/", "/news")
@@ -393,7 +393,7 @@ def flask_run(tmp_path: Path) -> Iterator[Callable[..., tuple[Process, int]]]:
     def start(there: Upstream) -> tuple[Process, int]:
         ours = {"SITE_DATABASE": str(tmp_path / "site.sqlite"), "FLASK_SSE_UPSTREAMS": json.dumps({"there": there.url})}
         environment = {**os.environ, **ours, "PYTHONUNBUFFERED": "1"}
-        arguments = ["--app", "tests.example_site:create_embedded", "run", "--port", "0"]
+        arguments = ["--app", "tests.apps.example_site:create_embedded", "run", "--port", "0"]
         started.append(Process([sys.executable, "-m", "flask", *arguments], env=environment, cwd=ROOT))
         return started[-1], int(started[-1].wait_log(r"Running on http://127\.0\.0\.1:(\d+)")[1])
 

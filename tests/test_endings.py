@@ -8,16 +8,16 @@ import socket
 import statistics
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Relay
-from .service import PATIENCE, RawClient, Service, call, forward
-from .upstream import (
+from .support.ending import EVENT, STREAM, ending, eventually, flooding, headless, inside, new_mark, raw, silent
+from .support.relay import Relay
+from .support.service import PATIENCE, RawClient, Service, call, forward
+from .support.upstream import (
     EVENT_STREAM,
     LAST_CHUNK,
     Connection,
@@ -30,55 +30,6 @@ from .upstream import (
     head,
     in_turn,
 )
-
-STREAM = head(200, EVENT_STREAM, "Transfer-Encoding: chunked")
-EVENT = b"data: a\n\n"
-
-
-def new_mark() -> dict[str, Any]:
-    """Return options of `forward` that tell the stream's log line from those of all others."""
-    return {"http_fields": {"X-Request-Id": uuid.uuid4().hex}}
-
-
-def ending(service: Service, mark: Mapping[str, Any]) -> str:
-    """Wait for the one log line of a marked stream, and return its end reason."""
-    line = rf"stream end=(\w+) .*request_id={mark['http_fields']['X-Request-Id']}$"
-    reason = service.wait_log(line)[1]
-    assert len(re.findall(line, service.log(), re.MULTILINE)) == 1
-    return reason
-
-
-def eventually(is_so: Callable[[], bool], what: str) -> None:
-    """Wait for something that nothing reports."""
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def silent(connection: Connection) -> None:
-    """Send one event and nothing more."""
-    connection.read_request()
-    connection.send(STREAM + chunk(EVENT))
-    connection.wait_closed()
-
-
-def flooding(connection: Connection) -> None:
-    connection.read_request()
-    connection.send(STREAM + chunk(EVENT))
-    connection.flood()
-
-
-def headless(connection: Connection) -> None:
-    connection.read_request()
-    connection.wait_closed()
-
-
-def inside(connection: Connection) -> None:
-    """Stop inside a chunk, inside an event."""
-    connection.read_request()
-    connection.send(STREAM + b"ff\r\n" + EVENT + b"data: be")
-    connection.wait_closed()
 
 
 def leave_by_fin(client: RawClient) -> None:
@@ -180,9 +131,7 @@ def test_pipelined_bytes_are_no_hang_up(relay: Relay) -> None:
 
 @pytest.mark.parametrize("leave", LEAVING)
 @pytest.mark.parametrize("script", [silent, headless])
-def test_leaving_after_pipelining_is_noticed(
-    relay: Relay, script: Script, leave: Callable[[RawClient], None]
-) -> None:
+def test_leaving_after_pipelining_is_noticed(relay: Relay, script: Script, leave: Callable[[RawClient], None]) -> None:
     """Bytes that nobody reads hide the FIN behind them."""
     mark = new_mark()
     client = relay.forward(script, **mark)
@@ -891,18 +840,6 @@ def test_the_body_of_a_redirect_is_not_read(relay: Relay) -> None:
     connection.wait_closed()
     # What fits into the kernel's buffers on the way, and not more.
     assert connection.sent < 16 * 2**20
-
-
-def raw(data: bytes, *, again: bytes = b"") -> Script:
-    def script(connection: Connection) -> None:
-        connection.read_request()
-        connection.send(data)
-        if again:
-            connection.flood(again)
-        else:
-            connection.wait_closed()
-
-    return script
 
 
 HOSTILE_HEADS = [

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Relay
-from .service import RawClient, Service, call, forward
-from .upstream import EVENT_STREAM, Connection, Request, Upstream, answer, chunk, head
+from .support.relay import Relay
+from .support.service import RawClient, Service, call, forward
+from .support.upstream import EVENT_STREAM, Connection, Request, Upstream, answer, chunk, head
 
 EVENT = b"data: x\n\n"
 

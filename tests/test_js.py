@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from .service import ROOT
+from .support.service import ROOT
 
 
 @pytest.mark.parametrize("name", ["sse.test.js", "dialect.test.js", "types.test.js"])

@@ -35,18 +35,18 @@ def imports(path: Path) -> set[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize(
-    "path", [path for ring in RINGS for path in sorted((PACKAGE / ring).glob("*.py"))], ids=lambda path: path.stem
+    "path", [path for ring in RINGS for path in sorted((PACKAGE / ring).rglob("*.py"))], ids=lambda path: path.stem
 )
 def test_imports_point_inward(path: Path) -> None:
-    inner, outer = RINGS[path.parent.name]
+    inner, outer = RINGS[path.relative_to(PACKAGE).parts[0]]
     for name, ours in imports(path):
         assert name in inner if ours else name in outer | set(sys.stdlib_module_names), f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "protocol").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "protocol").rglob("*.py")), ids=lambda path: path.stem)
 def test_the_protocol_ring_is_pure(path: Path) -> None:
     assert not {name for name, ours in imports(path) if not ours} & IMPURE
 
 
 def test_the_rings_have_modules_to_look_at() -> None:
-    assert all(list((PACKAGE / ring).glob("*.py")) for ring in RINGS)
+    assert all(list((PACKAGE / ring).rglob("*.py")) for ring in RINGS)

@@ -18,12 +18,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sse import SSE, EventSourceResponse
 from sse.errors import REFUSALS
-from sse.relay.watch import EndReason
+from sse.relay.exchange import EndReason
 
-from .conftest import RedisServer
-from .service import ROOT, RawClient, Service, call, forward
-from .test_endings import EVENT, STREAM, eventually
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk
+from .support.ending import EVENT, STREAM, eventually
+from .support.program import RedisServer
+from .support.service import ROOT, RawClient, Service, call, forward
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk
 
 Labels = tuple[tuple[str, str], ...]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from .service import PATIENCE, ROOT, Process, RawClient, Service, call
+from .support.service import PATIENCE, ROOT, Process, RawClient, Service, call
 
 #: How each server is started on a port of its own choice, and what it says then.
 COMMANDS = {
-    "gevent": ["-m", "gunicorn", "tests.streams:app", "-b", "127.0.0.1:0"],
-    "gthread": ["-m", "gunicorn", "tests.streams:app", "-b", "127.0.0.1:0", "-k", "gthread", "--threads", "9"],
-    "flask": ["-m", "flask", "--app", "tests.streams", "run", "--port", "0"],
-    "waitress": ["-m", "waitress", "--listen", "127.0.0.1:0", "--threads", "9", "tests.streams:app"],
+    "gevent": ["-m", "gunicorn", "tests.apps.streams:app", "-b", "127.0.0.1:0"],
+    "gthread": ["-m", "gunicorn", "tests.apps.streams:app", "-b", "127.0.0.1:0", "-k", "gthread", "--threads", "9"],
+    "flask": ["-m", "flask", "--app", "tests.apps.streams", "run", "--port", "0"],
+    "waitress": ["-m", "waitress", "--listen", "127.0.0.1:0", "--threads", "9", "tests.apps.streams:app"],
 }
 LISTENING = r"(?:Listening at|Running on|Serving on):? http://127\.0\.0\.1:(\d+)"
 

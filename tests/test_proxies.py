@@ -15,10 +15,20 @@ from typing import Any
 
 import pytest
 
-from .conftest import program
-from .proxy import DEPLOY, LISTEN, PLAIN, START, Edit, Proxy, start_nginx
-from .service import RawClient, Service
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, authority, chunk, head
+from .support.program import program
+from .support.proxy import DEPLOY, LISTEN, PLAIN, START, Edit, Proxy, start_nginx
+from .support.service import RawClient, Service
+from .support.upstream import (
+    EVENT_STREAM,
+    LAST_CHUNK,
+    Connection,
+    Script,
+    Upstream,
+    answer,
+    authority,
+    chunk,
+    head,
+)
 
 CHUNKED = "Transfer-Encoding: chunked"
 

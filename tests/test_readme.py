@@ -21,15 +21,16 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from sse.errors import REFUSALS, ClientGone
-from sse.relay.watch import EndReason
+from sse.relay.exchange import EndReason
 from sse.settings import PREFIX, Settings
 from sse.web.metrics import Metrics
 
 from .benchmark.table import COLUMNS
-from .conftest import Relay, program
-from .dialect import speak
-from .service import ROOT, Process, Service, call
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
+from .support.dialect import speak
+from .support.program import program
+from .support.relay import Relay
+from .support.service import ROOT, Process, Service, call
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

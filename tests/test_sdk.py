@@ -22,12 +22,12 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from sse.web.demo import KEY, TEXT, DemonstrationServer
+from sse.demo.server import KEY, TEXT, DemonstrationServer
 
-from .dialect import chat_events, speak
-from .servers import Server
-from .service import Service, call, forward
-from .upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
+from .support.dialect import chat_events, speak
+from .support.servers import Server
+from .support.service import Service, call, forward
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
 
 PASSCODE = "a long random text"
 

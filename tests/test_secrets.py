@@ -11,8 +11,8 @@ import pytest
 
 from app import create_app
 
-from .service import RawClient, Service, call, start_refused
-from .upstream import EVENT_STREAM, Connection, Upstream, chunk, head
+from .support.service import RawClient, Service, call, start_refused
+from .support.upstream import EVENT_STREAM, Connection, Upstream, chunk, head
 
 #: Each secret says what it is, and all hold the one word that is searched for.
 WORD = "canary"

@@ -14,7 +14,7 @@ from app import create_app
 from sse import SSE
 from sse.settings import Settings
 
-from .service import start_refused
+from .support.service import start_refused
 
 CANARY = "canary-7f3a9"
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import RedisServer
-from .service import ROOT, RawClient, Service, call, forward
-from .test_endings import EVENT, STREAM, ending, eventually, headless, new_mark
-from .upstream import LAST_CHUNK, Connection, SilentListener, Upstream, chunk
+from .support.ending import EVENT, LAST_WORDS, STREAM, ending, eventually, headless, new_mark
+from .support.program import RedisServer
+from .support.service import ROOT, RawClient, Service, call, forward
+from .support.upstream import LAST_CHUNK, Connection, SilentListener, Upstream, chunk
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 BRISK = ("--graceful-timeout", "6")
 #: As above, and for 4 s streams just go on.
 PATIENT = ("--graceful-timeout", "10")
-
-LAST_WORDS = re.compile(rb'event: error\nretry: \d{4}\ndata: {"code": "draining"}\n\n$')
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Relay
-from .service import RawClient, Service, call, forward
-from .upstream import Upstream, answer
+from .support.relay import Relay
+from .support.service import RawClient, Service, call, forward
+from .support.upstream import Upstream, answer
 
 #: Where the table's one upstream ends; what is beside it is the same server, and refused.
 BASE = "/v1/allowed"

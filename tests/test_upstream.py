@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import conftest
-from .service import Process, RawClient, Service, call, start_refused
-from .upstream import (
+from .support.service import Process, RawClient, Service, call, start_refused
+from .support.upstream import (
     EVENT_STREAM,
     LAST_CHUNK,
     Connection,

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import AtCapacity, TooManyStreams
-from .store import SharedStore, nothing
+from .redis import SharedStore, nothing
 
 #: Seconds after which a refused client may try again: there is no telling when a stream ends, so soon but not at once.
 RETRY_AFTER = 1

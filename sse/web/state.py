@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, cast
 
 from flask import Request, current_app, request
 
-from ..protocol.table import UpstreamTable
+from ..protocol.target.table import UpstreamTable
 from ..relay.drain import Drain
+from ..relay.exchange import Limits, Watches
 from ..relay.lease import Leases
-from ..relay.upstream import Upstreams
-from ..relay.watch import Limits, Watches
+from ..relay.upstream.client import Upstreams
 from ..settings import Settings
 
 if TYPE_CHECKING:
-    from .access import Access
-    from .demo import DemonstrationServer
+    from ..demo.server import DemonstrationServer
+    from .access.access import Access
     from .metrics import Metrics
 
 

@@ -8,25 +8,19 @@ from contextlib import ExitStack
 
 from flask import Blueprint, Request, Response
 
-from ..errors import (
-    ClientGone,
-    Draining,
-    MethodNotAllowed,
-    NotFound,
-    SSEError,
-)
+from ..errors import ClientGone, Draining, MethodNotAllowed, NotFound, SSEError
 from ..protocol.event import ServerSentEvent
 from ..protocol.field import encode_request_fields, is_event_stream, parse_fields, response_fields, with_trace
-from ..protocol.target import parse_target
+from ..protocol.target.parse import parse_target
 from ..relay.drain import Phase
-from ..relay.pump import Pump, StreamEnd
-from ..relay.upstream import RETRY_AFTER, UpstreamRequest, UpstreamResponse
-from ..relay.watch import EndReason, Watch
-from .intake import client_fields, parse_call, raw_path, read_body, read_document
+from ..relay.exchange import EndReason, Watch
+from ..relay.stream.pump import Pump, StreamEnd
+from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
+from .own import EventSourceResponse, client_socket, last_event_id
+from .parsing import client_fields, parse_call, raw_path, read_body, read_document
 from .report import PUBLIC, StreamReport, note_unopened, note_upstream, report_refusal
 from .response import problem, request_id, stream_response
 from .state import State, current_request, current_state
-from .stream import EventSourceResponse, client_socket, last_event_id
 
 #: Bytes of an upstream's error answer that are passed on.
 MAX_ERROR_BODY = 64 * 1024

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..service import Service
+from ..support.service import Service
 from .client import Door, run
 from .load import LOADS, WARM_UP, Load
 from .table import Measured, Row, doubts, quantile, table, wrongs

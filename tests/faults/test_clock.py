@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import missing
-from ..service import Service, call, forward
-from ..test_endings import EVENT, ending, eventually, new_mark, silent
-from ..upstream import Upstream, answer
-from .crowd import Crowd, Spring
+from ..support.crowd import Crowd, Spring
+from ..support.ending import EVENT, ending, eventually, new_mark, silent
+from ..support.program import missing
+from ..support.service import Service, call, forward
+from ..support.upstream import Upstream, answer
 
 pytestmark = pytest.mark.fault
 

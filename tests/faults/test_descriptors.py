@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ..service import RawClient, Service, call
-from ..upstream import Upstream
-from .crowd import Crowd, Spring, processor_time
+from ..support.crowd import Crowd, Spring, processor_time
+from ..support.service import RawClient, Service, call
+from ..support.upstream import Upstream
 
 pytestmark = pytest.mark.fault
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..conftest import Relay
-from ..service import Service
-from ..test_endings import EVENT, STREAM, eventually, raw
-from ..upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
-from .crowd import descriptors
+from ..support.crowd import descriptors
+from ..support.ending import EVENT, STREAM, eventually, raw
+from ..support.relay import Relay
+from ..support.service import Service
+from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
 
 pytestmark = pytest.mark.fault
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ..service import ROOT, Service, call
-from ..test_endings import EVENT
-from ..upstream import Upstream, answer
-from .crowd import Crowd, Spring
+from ..support.crowd import Crowd, Spring
+from ..support.ending import EVENT
+from ..support.service import ROOT, Service, call
+from ..support.upstream import Upstream, answer
 
 pytestmark = pytest.mark.fault
 

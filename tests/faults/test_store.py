@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from limits.storage import RedisStorage
 
-from ..conftest import RedisServer
-from ..service import ROOT, Service, call
-from ..test_endings import EVENT, eventually
-from ..upstream import Connection, Upstream, answer
-from .crowd import Crowd, Spring
+from ..support.crowd import Crowd, Spring
+from ..support.ending import EVENT, eventually
+from ..support.program import RedisServer
+from ..support.service import ROOT, Service, call
+from ..support.upstream import Connection, Upstream, answer
 
 pytestmark = pytest.mark.fault
 
@@ -42,8 +42,8 @@ def using(uri: str, upstream: str, **settings: Any) -> Iterator[Service]:
 
 #: The service, but a store that is away is left alone for half a second instead of five.
 IMPATIENT = """
-import sse.relay.store
-sse.relay.store.ABSENCE = 0.5
+import sse.relay.redis
+sse.relay.redis.ABSENCE = 0.5
 from service_app import app
 """
 

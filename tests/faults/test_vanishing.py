@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from ..service import Service, call
-from ..test_endings import eventually
-from .crowd import Crowd, Spring, descriptors, room_for
+from ..support.crowd import Crowd, Spring, descriptors, room_for
+from ..support.ending import eventually
+from ..support.service import Service, call
 
 pytestmark = pytest.mark.fault
 

@@ -15,11 +15,10 @@ from limits.storage import RedisStorage
 
 from sse.relay.lease import LIFETIME
 
-from ..conftest import RedisServer
-from ..service import RawClient, Service, call
-from ..test_endings import EVENT, eventually
-from ..test_stopping import LAST_WORDS
-from .crowd import Crowd, Spring, descriptors
+from ..support.crowd import Crowd, Spring, descriptors
+from ..support.ending import EVENT, LAST_WORDS, eventually
+from ..support.program import RedisServer
+from ..support.service import RawClient, Service, call
 
 pytestmark = pytest.mark.fault
 

@@ -13,10 +13,10 @@ from limits.storage import RedisStorage
 
 from sse.errors import TooManyStreams
 from sse.relay.lease import LIFETIME, Leases, SharedLeases, leases_in
-from sse.relay.store import SharedStore
+from sse.relay.redis import SharedStore
 
-from ..service import RawClient, Service, forward
-from ..upstream import EVENT_STREAM, Connection, Upstream, chunk, head
+from ..support.service import RawClient, Service, forward
+from ..support.upstream import EVENT_STREAM, Connection, Upstream, chunk, head
 
 EVENT = b"data: x\n\n"
 

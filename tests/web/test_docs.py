@@ -17,10 +17,10 @@ import schemathesis
 from flask import Flask
 
 from sse import SSE
+from sse.demo.server import DemonstrationServer
 from sse.errors import REFUSALS, ClientGone
-from sse.web.demo import DemonstrationServer
 
-from ..service import ROOT, Service, call
+from ..support.service import ROOT, Service, call
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -18,10 +18,10 @@ from app import create_app
 from sse import SSE
 from sse.web.log import JSONFormatter, TextFormatter
 
-from ..conftest import Relay
-from ..service import RawClient, Service, call, forward
-from ..test_endings import silent
-from ..upstream import Upstream, answer
+from ..support.ending import silent
+from ..support.relay import Relay
+from ..support.service import RawClient, Service, call, forward
+from ..support.upstream import Upstream, answer
 
 EVENT = b"data: a\n\n"
 

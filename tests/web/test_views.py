@@ -9,7 +9,7 @@ import pytest
 import sse.web.views
 from app import create_app
 
-from ..upstream import Upstream, answer
+from ..support.upstream import Upstream, answer
 
 
 def test_a_stream_whose_answer_cannot_be_made_is_given_back(

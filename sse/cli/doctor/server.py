@@ -1,0 +1,169 @@
+"""Checks what gunicorn would be set to: gunicorn.conf.py of this directory and GUNICORN_CMD_ARGS."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...extension import WORKER_POLLS
+from ...relay.drain import FAREWELL, LAST_EVENT
+from ...settings import Settings
+from .finding import Finding, fail, ok, warn
+
+#: Connections beside the streams: health checks, and requests that are refused.
+CONNECTION_ROOM = 100
+#: File descriptors beside those of the streams, which take two each: those, idle upstreams, logs, the store.
+FILE_ROOM = 200
+#: gunicorn's workers that can do it, and what it costs.
+_COSTS = {
+    "ThreadWorker": "each stream holds a thread",
+    "GeventPyWSGIWorker": "an answer's head waits for the first bytes of its body",
+}
+#: Seconds to read a configuration.
+PATIENCE = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What gunicorn would do; the words are its own, see `probe`."""
+
+    worker_class: str
+    #: The names of its class, and of what that is made from.
+    worker_bases: list[str]
+    workers: int
+    worker_connections: int
+    graceful_timeout: int
+    keepalive: int
+    preload: bool
+    has_control_socket: bool
+    #: Whether there is a `post_worker_init` that can end streams politely.
+    has_farewell: bool
+    is_patched: bool
+    is_patched_late: bool
+    #: The soft limit of file descriptors.
+    files: int
+
+
+def check_server(settings: Settings) -> Iterator[Finding]:
+    """Yield what would go wrong with the settings of gunicorn and those of ours together."""
+    if not Path("gunicorn.conf.py").exists() and "GUNICORN_CMD_ARGS" not in os.environ:
+        yield warn(
+            "gunicorn",
+            "there is no gunicorn.conf.py in this directory",
+            "run this where gunicorn is started, with the options of its command line in GUNICORN_CMD_ARGS",
+        )
+        return
+    try:
+        plan = read_plan()
+    except ValueError as error:
+        yield fail("gunicorn", f"its settings cannot be read: {error}", "mend gunicorn.conf.py or GUNICORN_CMD_ARGS")
+        return
+    for check in (_worker_class, _patching, _workers, _connections, _restart, _control_socket, _files):
+        yield check(plan, settings)
+
+
+def read_plan() -> Plan:
+    """Return what gunicorn makes of its settings.
+
+    :raises ValueError: with gunicorn's last word, if it can make nothing of them.
+    """
+    program = str(Path(__file__).with_name("probe.py"))
+    # What the file creates on its way (the directory of the metrics) is gone with this one.
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            # -P: the modules beside the program are not to be found under the names of others.
+            done = subprocess.run(
+                [sys.executable, "-P", program],
+                env={**os.environ, "TMPDIR": directory},
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"not done after {PATIENCE} s") from None
+    if done.returncode:
+        raise ValueError((done.stderr.strip() or "no reason given").splitlines()[-1])
+    return Plan(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _worker_class(plan: Plan, settings: Settings) -> Finding:
+    remedy = 'worker_class = "gevent" in gunicorn.conf.py, or -k gevent'
+    for base, cost in _COSTS.items():
+        if base in plan.worker_bases:
+            return warn("worker class", f"{plan.worker_class}: {cost}", remedy)
+    if _is_gevent(plan):
+        return ok("worker class", "gevent's: a stream is a greenlet at most")
+    return fail("worker class", f"{plan.worker_class}: not made for streams, one may hold a whole process", remedy)
+
+
+def _is_gevent(plan: Plan) -> bool:
+    return "GeventWorker" in plan.worker_bases
+
+
+def _patching(plan: Plan, settings: Settings) -> Finding:
+    remedy = "from gevent import monkey; monkey.patch_all() as the first lines of gunicorn.conf.py"
+    if plan.is_patched_late:
+        return fail("patching", "gevent patches ssl after it was used: calls over TLS may fail", remedy)
+    if plan.is_patched or not _is_gevent(plan):
+        return ok("patching", "before everything else" if plan.is_patched else "not needed")
+    if plan.preload:
+        return fail("patching", "the app is loaded before gevent patches: calls over TLS fail", remedy)
+    return warn("patching", "left to the worker: what is imported in the master keeps blocking", remedy)
+
+
+def _workers(plan: Plan, settings: Settings) -> Finding:
+    if plan.workers > 1 and settings.storage_uri == "memory://":
+        return warn(
+            "workers",
+            f"{plan.workers} with counts of their own: each client's limits are {plan.workers} times as high",
+            "set SSE_STORAGE_URI to redis://..., or use one worker (-w 1, WEB_CONCURRENCY=1)",
+        )
+    return ok("workers", f"{plan.workers}, counting {'alone' if plan.workers == 1 else 'together'}")
+
+
+def _connections(plan: Plan, settings: Settings) -> Finding:
+    room, streams = plan.worker_connections, settings.max_streams
+    if streams and room >= streams + CONNECTION_ROOM:
+        return ok("worker connections", f"{room}, above the {streams} of SSE_MAX_STREAMS")
+    if streams:
+        remedy = f"worker_connections = {streams + CONNECTION_ROOM} or more, or a lower SSE_MAX_STREAMS"
+    else:
+        remedy = f"set SSE_MAX_STREAMS to {max(room - CONNECTION_ROOM, 1)} or less: then it is refused with an answer"
+    return warn("worker connections", f"with {room} open, the next hangs unanswered, health checks too", remedy)
+
+
+def _restart(plan: Plan, settings: Settings) -> Finding:
+    left = plan.graceful_timeout - plan.keepalive - WORKER_POLLS - FAREWELL
+    if not plan.has_farewell:
+        return warn("restart", "open streams are killed", "call sse.end_with_worker() in gunicorn's post_worker_init")
+    if left < LAST_EVENT:
+        return warn(
+            "restart",
+            f"streams cannot end politely within {plan.graceful_timeout} s",
+            f"graceful_timeout = {plan.keepalive + WORKER_POLLS + FAREWELL + 20:g} gives them 20 s",
+        )
+    return ok("restart", f"streams have {left:g} s")
+
+
+def _control_socket(plan: Plan, settings: Settings) -> Finding:
+    if plan.has_control_socket:
+        return warn("control socket", "instances of one user take it from each other", "control_socket_disable = True")
+    return ok("control socket", "none")
+
+
+def _files(plan: Plan, settings: Settings) -> Finding:
+    needed = 2 * (settings.max_streams or plan.worker_connections) + FILE_ROOM
+    if plan.files != resource.RLIM_INFINITY and plan.files < needed:
+        return fail(
+            "file descriptors",
+            f"{plan.files}, and the streams may need {needed}",
+            f"ulimit -Hn {needed} before gunicorn, LimitNOFILE={needed} for systemd, or a lower SSE_MAX_STREAMS",
+        )
+    return ok("file descriptors", "enough for all streams")

@@ -1,0 +1,126 @@
+"""Checks the upstreams as they would be called: look-up, judgement, connection, TLS; and our clock against theirs."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError
+
+from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout
+from ...protocol.target.table import Upstream
+from ...relay.exchange import Limits, Stage, Watch, current
+from ...relay.upstream.adapter import tls_context
+from ...relay.upstream.client import USER_AGENT
+from ...relay.upstream.connection import connection_classes
+from ...relay.upstream.dial import Dialer
+from ...web.state import State
+from .certificate import RENEWAL, days_left, explain
+from .finding import Finding, fail, ok, warn
+
+#: Seconds that two clocks may differ: beyond, certificates and tokens are taken for too old or too new.
+CLOCK_SKEW = 30
+
+AUTHORITY_HINT = "name the PEM file of its authority in SSE_CA_FILE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What an upstream showed of itself.
+
+    :param days: for which its certificate is valid; None without TLS.
+    :param skew: seconds that our clock is ahead of the upstream's; None if it tells no time.
+    """
+
+    days: float | None
+    skew: float | None
+
+
+def check_upstreams(state: State) -> Iterator[Finding]:
+    """Yield how each upstream is, one after the other, each within the time-out for connections."""
+    dialer = Dialer(allows=state.table.allows, lists=state.table.lists, timeout=state.settings.connect_timeout)
+    plain, tls = connection_classes(dialer)
+    context = tls_context(state.settings.ca_file)
+    for upstream in state.settings.upstreams or ():
+        host, port = upstream.base.host, upstream.base.port
+        is_tls = upstream.base.scheme == "https"
+        connection = tls(host, port, ssl_context=context) if is_tls else plain(host, port)
+        yield from _check(state, upstream, connection)
+
+
+def _check(state: State, upstream: Upstream, connection: HTTPConnection) -> Iterator[Finding]:
+    what, base = f"upstream {upstream.name}", upstream.base
+    where = f"{base.scheme}://{base.authority}"
+    limit = state.settings.connect_timeout
+    watch = Watch(None, Limits(open=limit, head=limit))
+    state.watches.add(watch)
+    token = current.set(watch)
+    watch.enter(Stage.OPEN)
+    try:
+        connection.connect()
+        call = Call(days=_days(connection), skew=_skew(connection, base.authority))
+    except (SSEError, OSError, HTTPError, http.client.HTTPException, ValueError) as error:
+        text, remedy = _explain(error, watch)
+        yield fail(what, f"{where}: {text}", remedy)
+    else:
+        yield from _judge(what, where, call)
+    finally:
+        current.reset(token)
+        state.watches.discard(watch)
+        connection.close()
+
+
+def _days(connection: Any) -> float | None:
+    return days_left(connection.sock.getpeercert() or {}) if isinstance(connection.sock, ssl.SSLSocket) else None
+
+
+def _skew(connection: Any, authority: str) -> float | None:
+    """Return the seconds that our clock is ahead, None if the upstream tells no time.
+
+    It is asked without the fields of its entry, for it gives the time to everybody.
+    """
+    asked = [("Host", authority), ("User-Agent", USER_AGENT), ("Connection", "close")]
+    connection.request("HEAD", "/", headers=asked)
+    fields = {name.lower(): value for name, value in connection.getresponse().head.fields}
+    try:
+        # RFC 9111, section 4.2.3: an answer that a cache kept is `Age` seconds older than now.
+        told = parsedate_to_datetime(fields["date"]).timestamp() + int(fields.get("age", 0))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return time.time() - told
+
+
+def _explain(error: Exception, watch: Watch) -> tuple[str, str]:
+    """Return what went wrong, and what to do; in words of ours, for those of others may hold anything."""
+    reach = "see that it runs, and that no firewall is between"
+    if watch.reason is not None or isinstance(error, UpstreamTimeout):
+        stage = "answer" if watch.stage is Stage.HEAD else "connection"
+        return f"no {stage} in time", f"{reach}; or a higher SSE_CONNECT_TIMEOUT"
+    if isinstance(error, TargetNotAllowed):
+        remedy = "a public name must lead to public addresses; write the address itself into SSE_UPSTREAMS"
+        return "its name leads to an address that is refused", remedy
+    if isinstance(error, SSEError):
+        is_unknown = "resolve" in error.detail
+        return error.detail, "mend the name in SSE_UPSTREAMS, or this machine's resolver" if is_unknown else reach
+    if isinstance(error, ssl.SSLError):
+        return explain(error, authority_hint=AUTHORITY_HINT)
+    return "what answers there does not speak HTTP", "mend scheme and port in SSE_UPSTREAMS"
+
+
+def _judge(what: str, where: str, call: Call) -> Iterator[Finding]:
+    is_well = True
+    if call.days is not None and call.days < RENEWAL:
+        is_well = False
+        yield warn(what, f"{where}: the certificate ends in {call.days:.1f} days", "see that it is renewed")
+    if call.skew is not None and abs(call.skew) > CLOCK_SKEW:
+        is_well = False
+        side = "ahead of" if call.skew > 0 else "behind"
+        yield warn(what, f"this clock is {abs(call.skew):.0f} s {side} the upstream's", "timedatectl set-ntp true")
+    if is_well:
+        yield ok(what, where if call.days is None else f"{where}, certificate for {call.days:.0f} days")

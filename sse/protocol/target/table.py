@@ -1,0 +1,133 @@
+"""The upstream table: what may be called, with which fields, and at which addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ...errors import InvalidRequest, TargetNotAllowed
+from ..field import is_field_name, is_field_value, is_forwardable
+from .address import is_literal, is_local, is_public, parse_literal
+from .host import is_dns
+from .parse import Target, join_target, parse_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """An entry of the table.
+
+    :param base: covers the targets below it.
+    :param headers: fields that replace the client's; secrets, so in no repr.
+    """
+
+    name: str
+    base: Target
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def covers(self, target: Target) -> bool:
+        """Tell whether scheme, host, port and whole path segments match."""
+        base = self.base
+        if (base.scheme, base.host, base.port) != (target.scheme, target.host, target.port):
+            return False
+        prefix = base.path.rstrip("/")
+        return target.path == prefix or target.path.startswith(prefix + "/")
+
+
+def parse_upstream(name: object, entry: object) -> Upstream:
+    """Return the upstream that a table's entry describes: a URL, or an object of `url` and `headers`.
+
+    :raises ValueError: if it is none; the message names it, and shows no field's value.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -, or begins with a dot")
+    if isinstance(entry, str):
+        entry = {"url": entry}
+    if not isinstance(entry, Mapping) or not set(entry) <= {"url", "headers"} or not isinstance(entry.get("url"), str):
+        raise ValueError(f"{name!r} must be a URL, or an object of url and headers")
+    try:
+        base = parse_target(entry["url"])
+    except (InvalidRequest, TargetNotAllowed) as error:
+        raise ValueError(f"the URL of {name!r} is not one that can be called") from error
+    if base.query:
+        raise ValueError(f"the URL of {name!r} must have no query")
+    if is_literal(base.host) and _is_nobody(ipaddress.ip_address(base.host)):
+        raise ValueError(f"the URL of {name!r} names an address that no server has")
+    return Upstream(name=name, base=base, headers=_parse_headers(name, entry.get("headers", {})))
+
+
+def _is_nobody(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved)
+
+
+def _parse_headers(name: str, headers: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(headers, Mapping):
+        raise ValueError(f"the headers of {name!r} must be an object")
+    for field_name, value in headers.items():
+        if not isinstance(field_name, str) or not is_field_name(field_name) or not is_forwardable(field_name):
+            raise ValueError(f"the headers of {name!r} have a name that cannot be sent: {field_name!r}")
+        if not isinstance(value, str) or not is_field_value(value):
+            raise ValueError(f"the header {field_name} of {name!r} has a value that HTTP cannot carry")
+    if len({field_name.lower() for field_name in headers}) < len(headers):
+        raise ValueError(f"the headers of {name!r} name one field twice")
+    return tuple(headers.items())
+
+
+class UpstreamTable:
+    """What may be called: the allow-list, the key store and the routing table in one.
+
+    :param allow_public: whether any public https target is allowed besides.
+    """
+
+    def __init__(self, upstreams: Iterable[Upstream], *, allow_public: bool = False) -> None:
+        # The longest base first: it says most about what it covers.
+        self._upstreams = sorted(upstreams, key=lambda upstream: -len(upstream.base.path))
+        self._hosts = frozenset(upstream.base.host for upstream in self._upstreams)
+        self._allow_public = allow_public
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(upstream.name for upstream in self._upstreams))
+
+    def get(self, name: str) -> Upstream | None:
+        return next((upstream for upstream in self._upstreams if upstream.name == name), None)
+
+    def match(self, target: Target) -> Upstream | None:
+        """Return the upstream that covers a target, None for a public one.
+
+        :raises TargetNotAllowed: if it is neither.
+        """
+        for upstream in self._upstreams:
+            if upstream.covers(target):
+                return upstream
+        host = target.host
+        if self._allow_public and target.scheme == "https" and (is_public(host) if is_literal(host) else is_dns(host)):
+            return None
+        raise TargetNotAllowed
+
+    def join(self, upstream: Upstream, raw_path: str, raw_query: str) -> Target:
+        """Return the target that a path and a query below an upstream's base mean.
+
+        :raises TargetNotAllowed: if they lead out of it.
+        """
+        target = join_target(upstream.base, raw_path, raw_query)
+        if not upstream.covers(target):
+            raise TargetNotAllowed
+        return target
+
+    def allows(self, host: str, address: str) -> bool:
+        """Tell whether a connection for a host may go to an address.
+
+        An operator who names an address, or a name that is nobody's in public, means it. A public name must lead to
+        public addresses.
+        """
+        if is_literal(host):
+            return parse_literal(address) == host and (self.lists(host) or is_public(host))
+        if self.lists(host) and not is_dns(host) and is_local(address):
+            return True
+        return is_public(address)
+
+    def lists(self, host: str) -> bool:
+        """Tell whether the operator named a host."""
+        return host in self._hosts

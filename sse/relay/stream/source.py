@@ -1,0 +1,41 @@
+"""What a pump reads, and what looks on while it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Source(Protocol):
+    """Bytes that arrive over time: an upstream's body, an iterable of the site's, a recording, a channel.
+
+    The shape is that of the standard library's raw I/O (`io.RawIOBase.read`).
+    """
+
+    def read(self) -> bytes | None:
+        """Return what has arrived, None if nothing has yet, b"" at the end; never wait.
+
+        :raises TruncatedBody: if the source ended before its own framing said so.
+        """
+
+    def wait(self, timeout: float | None) -> None:
+        """Block until `read()` may return something else than None, or for `timeout` seconds (None: for ever)."""
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake()` from the event loop each time `read()` may return something; return what unsubscribes."""
+
+    def cancel(self) -> None:
+        """End the source now, waking its reader; idempotent, never waits, callable from anywhere."""
+
+    def close(self) -> None:
+        """Release what is behind the source; idempotent."""
+
+
+class Tap(Protocol):
+    """Looks on as bytes pass; never waits, never changes them."""
+
+    def feed(self, piece: bytes) -> None:
+        """Take note of a piece that is about to be sent."""
+
+    def finish(self) -> None:
+        """Take note that nothing follows."""

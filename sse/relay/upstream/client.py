@@ -1,0 +1,163 @@
+"""Opens upstreams: `open()` gives the status and the fields, then the bytes as they arrive."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import requests
+from urllib3.exceptions import HTTPError, SSLError
+
+from ...errors import (
+    ClientGone,
+    Draining,
+    SSEError,
+    UpstreamBadResponse,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from ...protocol.target.parse import Target
+from ..exchange import EndReason, Stage, Watch, current
+from .adapter import RelayAdapter
+from .body import RawBody
+from .connection import StaleConnection
+
+#: RFC 9110, section 9.2.2: "A client SHOULD NOT automatically retry a request with a non-idempotent method".
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+#: Seconds after which the process that replaces a stopping one is there.
+RETRY_AFTER = 1
+
+#: Names the gateway where the client names no product. RFC 9110, section 10.1.5.
+USER_AGENT = "flask-sse-relay"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamRequest:
+    """What is sent to an upstream; all of it is judged and final."""
+
+    method: str
+    target: Target
+    fields: Sequence[tuple[str, str]] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+
+class _Prepared(requests.PreparedRequest):
+    """What an adapter sends. Filled by hand: requests' own preparation would parse and re-encode the URL again."""
+
+    def __init__(self, request: UpstreamRequest) -> None:
+        self.target = request.target
+        self.method = request.method
+        self.body = request.body
+        # RFC 9110, section 7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
+        self.fields = [("Host", request.target.authority), *request.fields]
+        if "user-agent" not in {name.lower() for name, _ in request.fields}:
+            self.fields.append(("User-Agent", USER_AGENT))
+        if request.body is not None:
+            self.fields.append(("Content-Length", str(len(request.body))))
+
+
+class UpstreamResponse:
+    """An upstream's answer, whose head has come; whoever got it closes it."""
+
+    __slots__ = ("_raw", "_response", "fields", "status")
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._raw: RawBody = response.raw
+        self.status = self._raw.status
+        #: All fields as they came, repeated ones apart.
+        self.fields = self._raw.fields
+
+    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
+        """Yield the body as it arrives, one piece a read of the socket.
+
+        :param silence: seconds after which b"" is yielded when nothing came; None: never.
+        :raises TruncatedBody: if the body ends before its framing says so.
+        """
+        if silence:
+            self._raw.settimeout(silence)
+        # requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
+        return self._response.iter_content(None)
+
+    def wait_outside(self) -> int | None:
+        """Let `iter_chunks()` yield b"" where it would wait; return the descriptor to wait for, None if it cannot."""
+        return self._raw.wait_outside()
+
+    def close(self) -> None:
+        """Let go of the connection; may be called again."""
+        self._raw.close()
+
+    def __enter__(self) -> UpstreamResponse:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Upstreams:
+    """The way to all upstreams of one app: one pool of kept connections."""
+
+    def __init__(self, adapter: RelayAdapter) -> None:
+        self._adapter = adapter
+
+    def open(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
+        """Send a request and return the answer as soon as its head is there.
+
+        :param watch: may cut the attempt; the time-outs are its.
+        :raises AtCapacity: if there is no socket left for it.
+        :raises TargetNotAllowed: if the address is refused.
+        :raises UpstreamUnreachable: if there is no connection, or TLS does not come about.
+        :raises UpstreamBadResponse: if what answers is no HTTP, or a redirect.
+        :raises UpstreamTimeout: if the connection or the head was not there in time.
+        :raises Draining: if the process stops before there is an answer.
+        :raises ClientGone: if nobody waits for the answer any more.
+        """
+        token = current.set(watch)
+        try:
+            return self._send(request, watch)
+        except SSEError as error:
+            # What was cut while it dialled looks like an upstream that nobody answers at.
+            if watch.reason is None:
+                raise
+            raise _refusal(error, watch) from error
+        except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            raise _refusal(error, watch) from error
+        finally:
+            current.reset(token)
+
+    def _send(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
+        watch.enter(Stage.OPEN)
+        try:
+            response = self._try(request)
+        except StaleConnection as stale:
+            if watch.reason or not (stale.nothing_sent or request.method in IDEMPOTENT):
+                raise http.client.HTTPException("the upstream closed the connection") from stale
+            watch.enter(Stage.OPEN)
+            response = self._try(request)
+        if 300 <= response.status < 400 and response.status != 304:
+            response.close()
+            raise UpstreamBadResponse("the upstream redirects, and redirects are not followed")
+        if response.status == 101:
+            response.close()
+            raise UpstreamBadResponse("the upstream switches protocols")
+        return response
+
+    def _try(self, request: UpstreamRequest) -> UpstreamResponse:
+        return UpstreamResponse(self._adapter.send(_Prepared(request)))
+
+
+def _refusal(error: Exception, watch: Watch) -> SSEError:
+    """Tell what a failure means for the client. The texts are ours: those of requests hold URLs with their queries."""
+    if watch.reason is EndReason.CLIENT_GONE:
+        return ClientGone()
+    if watch.reason is EndReason.DRAINING:
+        return Draining(retry_after=RETRY_AFTER)
+    if watch.reason is EndReason.UPSTREAM_TIMEOUT:
+        return UpstreamTimeout("no response head in time" if watch.stage is Stage.HEAD else "no connection in time")
+    if watch.stage is Stage.OPEN:
+        is_tls = isinstance(error, ssl.SSLError | SSLError)
+        return UpstreamUnreachable("TLS does not come about" if is_tls else "no connection")
+    return UpstreamBadResponse()

@@ -1,0 +1,182 @@
+"""Who calls, and how often: credentials, the client's address, and the throttle."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+from flask import Request
+from flask_limiter import Limiter
+
+from ...errors import Unauthenticated
+from ...relay.redis import SharedStore, nothing
+from ...settings import Settings
+from .throttle import Throttle
+
+#: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
+Authorize = Callable[[Request], "str | None"]
+
+#: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
+GUESSES = "60 per 10 second"
+
+#: Addresses that are kept as they were read: a client calls again and again.
+KEPT_ADDRESSES = 1024
+
+# Where in a request's environ it stands who sent it: the name under which the client is counted, and its address.
+_CLIENT, _ADDRESS = "sse.client", "sse.address"
+
+
+class Access:
+    """Decides who may call and how often.
+
+    :param authorize: the site's own answer to who calls; asked before the passcodes.
+    :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
+    :param is_open: whether anybody may call.
+    :param store: what processes share, if they do; the site's own Limiter counts where it counts.
+    :param on_absence: called each time the store is needed for a call and away.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        authorize: Authorize | None,
+        limiter: Limiter | None,
+        is_open: bool,
+        store: SharedStore | None = None,
+        on_absence: Callable[[], object] = nothing,
+    ) -> None:
+        self._authorize = authorize
+        self.is_open = is_open
+        self._trusted_proxies = settings.trusted_proxies
+        # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
+        self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
+        self._throttle = throttle = Throttle(limiter, store=store, on_absence=on_absence)
+        self._calls = throttle.limit(settings.throttle, _CLIENT) if settings.throttle else None
+        guesses = settings.throttle or GUESSES
+        # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
+        self._anonymous = throttle.limit(guesses, _ADDRESS, scope="sse-anonymous")
+        self._guess = throttle.limit(guesses, _ADDRESS, scope="sse-guess")
+        self._guessed = throttle.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
+        #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
+        self._shares_guesses = limiter is not None or store is not None
+        self._guesses_until = 0.0
+
+    def admit(self, request: Request, passcode: str | None) -> str:
+        """Return the name under which the client is counted: its own, or its address where anybody may call.
+
+        :param passcode: the one in the request's JSON, if there is any; the request's fields are looked at here.
+        :raises Throttled: if it called too often, or failed too often.
+        :raises Unauthenticated: if a credential is needed and there is none, or a wrong one.
+        """
+        address = client_address(request, trusted_proxies=self._trusted_proxies)
+        request.environ[_ADDRESS] = address
+        name = self._identify(request, passcode)
+        client = f"name:{name}" if name is not None else f"address:{address}"
+        request.environ[_CLIENT] = client
+        if self._calls is not None:
+            self._throttle.count(request, self._calls)
+        return client
+
+    def has_store(self) -> bool:
+        """Tell whether the store that the throttle is kept in can be used."""
+        return self._throttle.has_store()
+
+    def rate_limit_fields(self, request: Request) -> list[tuple[str, str]]:
+        """Return what the throttle says of a request, as response fields."""
+        return self._throttle.fields(request, only_exceeded=self._calls is None)
+
+    def _identify(self, request: Request, passcode: str | None) -> str | None:
+        """Return the client's name, None for a stranger where anybody may call."""
+        if self._authorize is not None and (name := self._authorize(request)) is not None:
+            return name
+        credentials = _credentials(request, passcode)
+        if credentials and self._digests and not self.is_open and self._may_have_guessed():
+            # Whoever has failed too often is not told either when it guesses right.
+            self._throttle.count(request, self._guessed)
+        name = self._find(credentials)
+        if name is None and not self.is_open:
+            if credentials:
+                self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
+            self._throttle.count(request, self._guess if credentials else self._anonymous)
+            raise Unauthenticated
+        return name
+
+    def _may_have_guessed(self) -> bool:
+        # To ask costs as much as the throttle itself, and mostly nobody has.
+        return self._shares_guesses or time.monotonic() < self._guesses_until
+
+    def _find(self, credentials: list[bytes]) -> str | None:
+        found = None
+        for digest in map(_digest, credentials):
+            for name, known in self._digests:
+                # All are compared, whichever fits, so that time tells nothing.
+                if hmac.compare_digest(digest, known):
+                    found = name
+        return found
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _digest(passcode: bytes) -> bytes:
+    return hashlib.sha256(passcode).digest()
+
+
+def _credentials(request: Request, passcode: str | None) -> list[bytes]:
+    """Return the one credential of a request, in each way its bytes can be meant.
+
+    The query is not looked at: it ends up in logs.
+
+    :param passcode: the one in the request's JSON, which goes first.
+    """
+    if passcode:
+        return [_encode(passcode)]
+    value = request.headers.get("X-Passcode") or bearer(request)
+    if not value:
+        return []
+    # What came as latin-1 (all that `fetch` can send in a field), and what came as UTF-8 (all that curl can).
+    return [_encode(value), value.encode("latin-1", "replace")]
+
+
+def bearer(request: Request) -> str | None:
+    """Return the token of `Authorization: Bearer`, which is the gateway's credential (RFC 6750, section 2.1)."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def client_address(request: Request, *, trusted_proxies: int) -> str:
+    """Return whom the nearest proxy that is not ours saw; an IPv6 address stands for its /64, which is one household.
+
+    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by proxies of ours; what
+        is left of them is the client's own invention.
+    """
+    peer = request.remote_addr or "unknown"
+    seen = request.headers.get("X-Forwarded-For", "").split(",") if trusted_proxies else []
+    if not trusted_proxies or len(seen) < trusted_proxies:
+        return _household(peer) or peer
+    return _household(seen[-trusted_proxies].strip()) or _household(peer) or peer
+
+
+@lru_cache(maxsize=KEPT_ADDRESSES)
+def _household(text: str) -> str | None:
+    # Some proxies write the port behind the address, in the form of a URL's authority.
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    # A socket that listens for both families says ::ffff:192.0.2.1 of an IPv4 client.
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))

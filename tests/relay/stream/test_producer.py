@@ -1,0 +1,196 @@
+"""A producer takes items only as they are wanted, notices silence, and lets go of the iterable on every ending."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from sse.relay.stream.producer import IterableFailed, Producer
+
+PATIENCE = 10.0
+
+#: With and without a thread; the silence is long, so that none is seen unless a test wants to.
+SILENCES = [pytest.param(None, id="inline"), pytest.param(PATIENCE, id="thread")]
+
+
+class Items:
+    """An iterable that can be watched: how many items were taken, by which thread, and whether it was closed."""
+
+    def __init__(self, *items: str, then: Callable[[], Any] = lambda: None) -> None:
+        self.taken = 0
+        self.closed = threading.Event()
+        self.thread: threading.Thread | None = None
+        self._items = items
+        self._then = then
+
+    def __iter__(self) -> Iterator[str]:
+        self.thread = threading.current_thread()
+        for item in self._items:
+            self.taken += 1
+            yield item
+        self._then()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def produce(items: Any, on_start: Callable[[Producer], None] = lambda producer: None) -> Producer:
+    return Producer(items, str.encode, status=200, on_start=on_start)
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_all_items_are_encoded_and_the_iterable_is_closed(silence: float | None) -> None:
+    items = Items("a", "b")
+    assert list(produce(items).iter_chunks(silence=silence)) == [b"a", b"b"]
+    assert items.closed.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_no_item_is_taken_before_the_one_before_it_was_passed_on(silence: float | None) -> None:
+    items = Items(*"abcd")
+    chunks = produce(items).iter_chunks(silence=silence)
+    assert [(next(chunks), items.taken) for _ in range(3)] == [(b"a", 1), (b"b", 2), (b"c", 3)]
+
+
+def test_without_silence_the_iterable_runs_in_the_thread_that_asks() -> None:
+    items = Items("a")
+    list(produce(items).iter_chunks())
+    assert items.thread is threading.current_thread()
+
+
+def test_silence_is_told_again_and_again_and_items_are_not_lost() -> None:
+    gate = threading.Event()
+    chunks = produce(Items("a", then=lambda: gate.wait(PATIENCE))).iter_chunks(silence=0.01)
+    assert [next(chunks) for _ in range(3)] == [b"a", b"", b""]
+    gate.set()
+    assert set(chunks) <= {b""}
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_what_the_iterable_raises_is_raised(silence: float | None) -> None:
+    items = Items("a", then=failing(LookupError("of the iterable")))
+    chunks = produce(items).iter_chunks(silence=silence)
+    assert next(chunks) == b"a"
+    with pytest.raises(LookupError, match="of the iterable"):
+        next(chunks)
+    assert items.closed.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_an_oserror_of_the_iterable_is_not_taken_for_one_of_the_clients(silence: float | None) -> None:
+    chunks = produce(Items(then=failing(BrokenPipeError()))).iter_chunks(silence=silence)
+    with pytest.raises(IterableFailed) as found:
+        next(chunks)
+    assert isinstance(found.value.__cause__, BrokenPipeError)
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_closing_between_two_items_closes_the_iterable(silence: float | None) -> None:
+    items = Items("a", "b")
+    producer = produce(items)
+    assert next(producer.iter_chunks(silence=silence)) == b"a"
+    producer.close()
+    assert items.closed.wait(PATIENCE)
+    assert items.taken == 1
+
+
+def test_closing_before_the_first_item_closes_the_iterable() -> None:
+    items = Items("a")
+    produce(items).close()
+    assert items.closed.is_set()
+    assert items.taken == 0
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_a_stream_that_is_cut_as_it_starts_takes_no_item_and_closes_the_iterable(silence: float | None) -> None:
+    items = Items("a")
+    assert list(produce(items, Producer.shutdown).iter_chunks(silence=silence)) == []
+    assert items.closed.wait(PATIENCE)
+    assert items.taken == 0
+
+
+def test_a_cut_ends_the_wait_for_a_silent_thread_at_once() -> None:
+    gate, waits = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        waits.set()
+        gate.wait(PATIENCE)
+
+    def cut() -> None:
+        waits.wait(PATIENCE)
+        producer.shutdown()
+
+    items = Items("a", then=wait)
+    producer = produce(items)
+    chunks = producer.iter_chunks(silence=PATIENCE)
+    assert next(chunks) == b"a"
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    begin = time.monotonic()
+    assert list(chunks) == []
+    assert time.monotonic() - begin < PATIENCE / 2
+    assert not items.closed.is_set()
+    gate.set()
+    assert items.closed.wait(PATIENCE)
+    cutter.join()
+
+
+def test_a_cut_interrupts_what_a_greenlet_waits_for_and_its_finally_runs() -> None:
+    seen: list[str] = []
+
+    def items() -> Iterator[str]:
+        try:
+            yield "a"
+            gevent.sleep(PATIENCE)
+        finally:
+            seen.append("finally")
+
+    producer = produce(items())
+    reader = gevent.spawn(lambda: list(producer.iter_chunks()))
+    gevent.sleep(0)
+    assert not reader.ready()
+    producer.shutdown()
+    begin = time.monotonic()
+    assert reader.get(timeout=PATIENCE) == [b"a"]
+    assert time.monotonic() - begin < PATIENCE / 2
+    assert seen == ["finally"]
+
+
+def test_a_greenlet_that_does_not_wait_for_the_iterable_is_not_interrupted() -> None:
+    producer = produce(Items("a", "b"))
+    passed: list[bytes] = []
+
+    def read() -> str:
+        for chunk in producer.iter_chunks():
+            passed.append(chunk)
+            gevent.sleep(0.01)  # the write to the client
+        return "ended by itself"
+
+    reader = gevent.spawn(read)
+    gevent.sleep(0)
+    producer.shutdown()
+    assert reader.get(timeout=PATIENCE) == "ended by itself"
+    assert passed == [b"a"]
+
+
+def test_the_context_of_the_reader_is_that_of_the_iterable() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+
+    def items() -> Iterator[str]:
+        yield variable.get()
+
+    variable.set("of the reader")
+    assert list(produce(items()).iter_chunks(silence=PATIENCE)) == [b"of the reader"]

@@ -1,0 +1,322 @@
+"""What a stream's end looks like to the client, and what is said of it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sse.relay.exchange import EndReason, Limits, Stage, Watch
+from sse.relay.stream.pump import Pump, StreamAborted, StreamEnd, encode_error
+from sse.relay.upstream.body import TruncatedBody
+
+EVENT = b"data: a\n\n"
+
+Step = bytes | Exception | EndReason | Callable[[Watch], object]
+
+
+class FakeUpstream:
+    """An open answer that does what it is told: yield bytes, raise, be cut for a reason, or look at the watch."""
+
+    status = 200
+
+    def __init__(self, watch: Watch, *script: Step) -> None:
+        self._watch = watch
+        self._script = script
+        self.closed = 0
+        self.silence: float | None = None
+
+    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
+        self.silence = silence
+        for step in self._script:
+            if callable(step):
+                step(self._watch)
+                continue
+            if isinstance(step, EndReason):
+                self._watch.cut(step)
+                raise TruncatedBody
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Stream:
+    """A pump and what it said."""
+
+    def __init__(self, *script: Step, **options: object) -> None:
+        self.watch = Watch(options.pop("client", None), Limits())
+        self.upstream = FakeUpstream(self.watch, *script)
+        self.ends: list[StreamEnd] = []
+        given = {"is_event_stream": True, **options}
+        self.pump = Pump(self.upstream, self.watch, on_end=self.ends.append, **given)
+        self.sent: list[bytes] = []
+
+    def serve(self) -> None:
+        """Do what a server does."""
+        try:
+            for piece in self.pump:
+                self.sent.append(piece)
+        finally:
+            self.pump.close()
+
+    @property
+    def reason(self) -> EndReason:
+        assert len(self.ends) == 1, "one end"
+        assert self.upstream.closed
+        return self.ends[0].reason
+
+
+def test_the_first_item_is_empty_so_that_the_head_goes_out() -> None:
+    stream = Stream(EVENT)
+    stream.serve()
+    assert stream.sent == [b"", EVENT]
+
+
+def test_a_whole_stream_is_complete() -> None:
+    stream = Stream(EVENT, b"data: b", b"\n\n")
+    stream.serve()
+    assert stream.reason is EndReason.COMPLETE
+    assert (stream.ends[0].events, stream.ends[0].bytes, stream.ends[0].status) == (2, 18, 200)
+    assert stream.ends[0].first_byte is not None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [EndReason.IDLE_TIMEOUT, EndReason.MAX_DURATION, EndReason.DRAINING, EndReason.UPSTREAM_TRUNCATED],
+)
+@pytest.mark.parametrize(
+    ("pieces", "is_boundary"),
+    [
+        pytest.param([], True, id="nothing"),
+        pytest.param([EVENT], True, id="event"),
+        pytest.param([b"data: a\r\n\r\n"], True, id="crlf"),
+        pytest.param([b"data: a\r", b"\r"], True, id="cr"),
+        pytest.param([b"data: a"], False, id="line"),
+        pytest.param([b"data: a\n"], False, id="no blank line"),
+        pytest.param([b":\n"], False, id="comment"),
+        pytest.param([b"\xef\xbb"], False, id="half a byte order mark"),
+    ],
+)
+def test_an_error_event_stands_only_where_an_event_has_ended(
+    pieces: list[bytes], is_boundary: bool, reason: EndReason
+) -> None:
+    stream = Stream(*pieces, TruncatedBody() if reason is EndReason.UPSTREAM_TRUNCATED else reason)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    sent = re.sub(rb"retry: \d+\n", b"", b"".join(stream.sent))
+    words = b'event: error\ndata: {"code": "%b"}\n\n' % reason.encode() if is_boundary else b""
+    assert sent == b"".join(pieces) + words
+    assert stream.reason is reason
+
+
+def test_an_error_event_names_the_reason() -> None:
+    assert encode_error(EndReason.IDLE_TIMEOUT) == b'event: error\ndata: {"code": "idle_timeout"}\n\n'
+
+
+@pytest.mark.parametrize("step", [TruncatedBody(), EndReason.IDLE_TIMEOUT])
+def test_what_is_no_event_stream_is_only_aborted(step: Exception | EndReason) -> None:
+    stream = Stream(b"{}\n\n", step, is_event_stream=False)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    assert stream.sent == [b"", b"{}\n\n"]
+
+
+def test_a_client_that_left_is_told_nothing() -> None:
+    stream = Stream(EVENT, EndReason.CLIENT_GONE)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    assert stream.sent == [b"", EVENT]
+    assert stream.reason is EndReason.CLIENT_GONE
+
+
+def test_an_abort_is_a_connection_error_to_the_server() -> None:
+    """The one kind of exception on which servers close at once and log nothing."""
+    assert isinstance(StreamAborted(EndReason.IDLE_TIMEOUT), ConnectionResetError | ConnectionError)
+
+
+def test_a_fault_of_ours_is_an_internal_error_and_not_swallowed() -> None:
+    stream = Stream(EVENT, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        stream.serve()
+    assert stream.reason is EndReason.INTERNAL_ERROR
+
+
+def test_an_os_error_that_is_none_of_the_upstream_s_is_not_taken_for_one() -> None:
+    stream = Stream(EVENT, OSError("disk"))
+    with pytest.raises(OSError, match="disk"):
+        stream.serve()
+    assert stream.reason is EndReason.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_body_that_is_closed_early_was_left_by_its_client(count: int) -> None:
+    stream = Stream(EVENT, EVENT, EVENT)
+    pieces = iter(stream.pump)
+    for _ in range(count):
+        next(pieces)
+    stream.pump.close()
+    stream.pump.close()
+    assert stream.reason is EndReason.CLIENT_GONE
+
+
+def test_a_body_that_is_closed_early_ends_for_the_reason_it_was_cut_for() -> None:
+    stream = Stream(EVENT, EVENT)
+    pieces = iter(stream.pump)
+    next(pieces)
+    stream.watch.cut(EndReason.SEND_TIMEOUT)
+    stream.pump.close()
+    assert stream.reason is EndReason.SEND_TIMEOUT
+
+
+def test_a_head_alone_is_complete() -> None:
+    stream = Stream(EVENT, has_body=False)
+    stream.pump.close()
+    assert stream.reason is EndReason.COMPLETE
+
+
+def test_the_end_is_reported_when_the_last_chunk_has_been_written() -> None:
+    """A client that does not take it would not be noticed any more."""
+    stream = Stream(EVENT)
+    list(stream.pump)
+    assert stream.upstream.closed
+    assert not stream.ends
+    assert stream.watch.stage is Stage.WRITE
+    stream.pump.close()
+    assert stream.reason is EndReason.COMPLETE
+
+
+def test_heartbeats_stand_between_events() -> None:
+    stream = Stream(b"", EVENT, b"", b"", b"data: b", b"", b"\n", b"", b"\n", b"", heartbeat=1)
+    stream.serve()
+    assert stream.upstream.silence == 1
+    assert stream.sent == [b"", b":\n", EVENT, b":\n", b":\n", b"data: b", b"\n", b"\n", b":\n"]
+    assert stream.ends[0].bytes == 2 * len(EVENT)
+
+
+def test_there_are_no_heartbeats_in_what_is_no_event_stream() -> None:
+    stream = Stream(b"{}\n\n", is_event_stream=False, heartbeat=1)
+    stream.serve()
+    assert stream.upstream.silence is None
+
+
+def test_a_heartbeat_is_no_sign_of_life() -> None:
+    """Heartbeats every 15 s would have kept a dead upstream open for ever."""
+    seen: list[float] = []
+    stream = Stream(
+        EVENT,
+        lambda watch: setattr(watch, "since", 42.0),
+        b"",
+        b"",
+        lambda watch: seen.append(watch.since),
+        EVENT,
+        lambda watch: seen.append(watch.since),
+        heartbeat=1,
+    )
+    stream.serve()
+    assert stream.sent == [b"", EVENT, b":\n", b":\n", EVENT]
+    assert seen[0] == 42.0
+    assert seen[1] > 42.0
+
+
+@pytest.mark.parametrize("cut", [[b"x" * 100], [b"x" * 60, b"x" * 40], [b"x"] * 100])
+def test_what_is_beyond_the_limit_is_not_read(cut: list[bytes]) -> None:
+    stream = Stream(*cut, AssertionError("read on"), is_event_stream=False, limit=70)
+    stream.serve()
+    assert b"".join(stream.sent) == b"x" * 70
+    assert stream.reason is EndReason.COMPLETE
+
+
+@pytest.mark.parametrize(("is_framed", "ending"), [(True, b""), (False, None)])
+def test_where_only_a_reset_tells_the_connection_is_reset(is_framed: bool, ending: bytes | None) -> None:
+    """To an HTTP/1.0 client the end of the connection is the end of the body."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        client, _ = listener.accept()
+    with peer:
+        stream = Stream(EVENT, TruncatedBody(), client=client, is_framed=is_framed)
+        with pytest.raises(StreamAborted):
+            stream.serve()
+        linger = client.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        client.close()
+        assert struct.unpack("ii", linger) == ((0, 0) if is_framed else (1, 0))
+        try:
+            got: bytes | None = peer.recv(1)
+        except ConnectionResetError:
+            got = None
+        assert got == ending
+
+
+def end_soon(watch: Watch) -> None:
+    watch.is_ending = True
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("cut", range(len(b"data: b\r\n\r\n")))
+def test_a_stream_that_has_to_end_ends_with_the_event_that_has_begun(line_end: bytes, cut: int) -> None:
+    first, second, third = (b"data: %b" % letter + 2 * line_end for letter in (b"a", b"b", b"c"))
+    stream = Stream(first + second[:cut], end_soon, second[cut:] + third, third)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    *relayed, words = stream.sent
+    assert b"".join(relayed) == first + second + (third if cut >= len(second) else b"")
+    assert stream.reason is EndReason.DRAINING
+    assert re.fullmatch(rb'event: error\nretry: [1-4]\d\d\d\ndata: {"code": "draining"}\n\n', words)
+
+
+def test_clients_of_a_stopping_process_are_told_different_times_to_return() -> None:
+    words = {encode_error(EndReason.DRAINING) for _ in range(50)}
+    assert len(words) > 10
+    assert all(b"retry:" not in encode_error(reason) for reason in EndReason if reason is not EndReason.DRAINING)
+
+
+def test_an_answer_that_is_no_event_stream_is_not_ended_early() -> None:
+    stream = Stream(b"{", end_soon, b'"a": "\n\n"', b"}", is_event_stream=False)
+    stream.serve()
+    assert stream.sent == [b"", b"{", b'"a": "\n\n"', b"}"]
+    assert stream.reason is EndReason.COMPLETE
+
+
+def advance(seconds: float) -> Callable[[Watch], None]:
+    """Let the wait that goes on have begun so much earlier."""
+
+    def step(watch: Watch) -> None:
+        watch.since -= seconds
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("script", "gap"),
+    [
+        pytest.param([advance(100), EVENT, advance(5), EVENT, advance(7), EVENT, advance(6), EVENT], 7, id="longest"),
+        pytest.param([EVENT, advance(5), EVENT, advance(100)], 5, id="not-the-wait-for-the-end"),
+        pytest.param([EVENT, advance(5), b"", b"", advance(2), EVENT], 7, id="across-heartbeats"),
+        pytest.param([advance(100), b"", EVENT, advance(1), EVENT], 1, id="not-the-heartbeat-before-the-first"),
+        pytest.param([EVENT, advance(100), b""], None, id="not-up-to-a-heartbeat"),
+        pytest.param([advance(100), EVENT], None, id="one-piece"),
+        pytest.param([advance(100)], None, id="none"),
+    ],
+)
+def test_the_longest_gap_is_the_longest_wait_between_two_pieces(script: list[Step], gap: float | None) -> None:
+    stream = Stream(*script, heartbeat=1)
+    stream.serve()
+    found = stream.ends[0].longest_gap
+    assert found is None if gap is None else found is not None and gap <= found < gap + 0.9
+
+
+def test_a_client_that_is_slow_makes_no_gap() -> None:
+    stream = Stream(EVENT, advance(1), EVENT)
+    pieces = iter(stream.pump)
+    for _ in range(2):
+        next(pieces)
+        # It takes its time here, in the middle of a write.
+        stream.watch.since -= 100
+    assert next(pieces) == EVENT
+    stream.pump.close()
+    assert stream.ends[0].longest_gap is not None and stream.ends[0].longest_gap < 2

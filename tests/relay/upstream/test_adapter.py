@@ -1,0 +1,524 @@
+"""Every way an answer can be framed, cut and kept, without a service in between."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from urllib3 import HTTPConnectionPool
+
+from sse.errors import (
+    ClientGone,
+    SSEError,
+    TargetNotAllowed,
+    UpstreamBadResponse,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from sse.protocol.target.parse import Target, parse_target
+from sse.relay.exchange import EndReason, Limits, Stage, Watch
+from sse.relay.upstream.adapter import RelayAdapter
+from sse.relay.upstream.body import TruncatedBody
+from sse.relay.upstream.client import UpstreamRequest, UpstreamResponse, Upstreams
+from sse.relay.upstream.connection import MAX_HEAD, StaleConnection, _Relayed
+from sse.relay.upstream.dial import Dialer
+
+from ...support.upstream import (
+    EVENT_STREAM,
+    LAST_CHUNK,
+    PATIENCE,
+    Connection,
+    Script,
+    Upstream,
+    answer,
+    chunk,
+    head,
+    in_turn,
+)
+
+EVENT = b"data: a\n\n"
+FRAMINGS = ("chunked", "length", "close", "http/1.0")
+
+
+class Relaying:
+    """The relay ring by itself: `open` sends a request to the upstream."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        dialer = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=PATIENCE)
+        self.adapter = RelayAdapter(dialer, pool_size=10, ca_file=upstream.ca_file)
+        self.upstreams = Upstreams(self.adapter)
+        self.watch = Watch(None, Limits())
+
+    def open(self, script: Script, *, method: str = "GET", body: bytes | None = None) -> UpstreamResponse:
+        self.upstream.script = script
+        target: Target = parse_target(self.upstream.url + "/path?query")
+        self.watch = Watch(None, Limits())
+        wanted = UpstreamRequest(method=method, target=target, fields=[("Accept", "*/*")], body=body)
+        return self.upstreams.open(wanted, self.watch)
+
+    def read(self, script: Script) -> bytes:
+        with self.open(script) as response:
+            return b"".join(response.iter_chunks())
+
+    def close(self) -> None:
+        self.adapter.close()
+
+
+@pytest.fixture
+def plain(upstream: Callable[..., Upstream]) -> Iterator[Relaying]:
+    relaying = Relaying(upstream())
+    yield relaying
+    relaying.close()
+
+
+@pytest.fixture
+def tls(upstream: Callable[..., Upstream]) -> Iterator[Relaying]:
+    relaying = Relaying(upstream(tls=True))
+    yield relaying
+    relaying.close()
+
+
+def framed(body: bytes, framing: str) -> bytes:
+    """Return a whole answer."""
+    version = "HTTP/1.0" if framing == "http/1.0" else "HTTP/1.1"
+    line = {"chunked": ["Transfer-Encoding: chunked"], "length": [f"Content-Length: {len(body)}"]}.get(framing, [])
+    rest = chunk(body[:3]) + chunk(body[3:]) + LAST_CHUNK if framing == "chunked" else body
+    return head(200, EVENT_STREAM, *line, version=version) + rest
+
+
+def in_two(data: bytes, cut: int, go: threading.Event) -> Script:
+    """Return a script that sends all but what is behind `cut`, and the rest when it may."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(data[:cut])
+        connection.wait_for(go)
+        connection.send(data[cut:])
+
+    return script
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_an_answer_cut_in_every_place_is_whole(plain: Relaying, framing: str) -> None:
+    body = "id: 1\r\ndata: ä€😀\r\n\r\n".encode()
+    data = framed(body, framing)
+    go = threading.Event()
+    go.set()
+    for cut in range(1, len(data)):
+        assert plain.read(in_two(data, cut, go)) == body
+
+
+@pytest.mark.parametrize("relaying", ["plain", "tls"])
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_a_piece_does_not_wait_for_the_next(framing: str, relaying: str, request: pytest.FixtureRequest) -> None:
+    go = threading.Event()
+    data = framed(EVENT + EVENT, framing)
+    script = in_two(data, data.index(b"a\n\n") + 3, go)
+    with request.getfixturevalue(relaying).open(script) as response:
+        pieces = response.iter_chunks()
+        first = b""
+        while not first.endswith(b"a\n\n"):
+            first += next(pieces)
+        assert not go.is_set()
+        go.set()
+        assert first + b"".join(pieces) == EVENT + EVENT
+
+
+def test_a_silence_is_told_of_and_the_body_goes_on(plain: Relaying) -> None:
+    go = threading.Event()
+    data = framed(EVENT, "chunked")
+    with plain.open(in_two(data, len(data) - 12, go)) as response:
+        pieces = response.iter_chunks(silence=0.02)
+        got = [next(pieces)]
+        while got[-1]:
+            got.append(next(pieces))
+        go.set()
+        got += pieces
+    assert b"".join(got) == EVENT
+
+
+def test_a_silence_is_told_of_over_tls(tls: Relaying) -> None:
+    go = threading.Event()
+    data = framed(EVENT, "chunked")
+    with tls.open(in_two(data, len(data) - 12, go)) as response:
+        pieces = response.iter_chunks(silence=0.02)
+        got = [next(pieces)]
+        while got[-1]:
+            got.append(next(pieces))
+        go.set()
+        got += pieces
+    assert b"".join(got) == EVENT
+
+
+def test_a_kept_connection_has_no_time_limit_of_the_stream_before(plain: Relaying) -> None:
+    go = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(framed(EVENT, "length"))
+        connection.read_request()
+        connection.wait_for(go)
+        connection.send(framed(EVENT, "length"))
+
+    with plain.open(script) as response:
+        assert b"".join(response.iter_chunks(silence=0.02)) == EVENT
+    timer = threading.Timer(0.1, go.set)
+    timer.start()
+    with plain.open(script) as response:
+        assert list(response.iter_chunks()) == [EVENT]
+    timer.join()
+    assert [request.connection for request in plain.upstream.requests] == [0, 0]
+
+
+@pytest.mark.parametrize("relaying", ["plain", "tls"])
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+def test_an_answer_that_ends_early_is_truncated_wherever_it_is_cut(
+    framing: str, relaying: str, request: pytest.FixtureRequest
+) -> None:
+    data = framed(EVENT, framing)
+    start = data.index(b"\r\n\r\n") + 4
+    for cut in range(start, len(data)):
+
+        def script(connection: Connection, cut: int = cut) -> None:
+            connection.read_request()
+            connection.send(data[:cut])
+
+        with request.getfixturevalue(relaying).open(script) as response, pytest.raises(TruncatedBody):
+            for piece in response.iter_chunks():
+                assert piece in EVENT
+
+
+@pytest.mark.parametrize("relaying", ["plain", "tls"])
+def test_cutting_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequest) -> None:
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head(200, EVENT_STREAM, "Content-Length: 100"))
+        connection.wait_closed()
+
+    ring = request.getfixturevalue(relaying)
+    with ring.open(script) as response:
+        timer = threading.Timer(0.05, ring.watch.cut, [EndReason.CLIENT_GONE])
+        timer.start()
+        with pytest.raises(TruncatedBody):
+            list(response.iter_chunks())
+        timer.join()
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"), [(EndReason.CLIENT_GONE, ClientGone), (EndReason.UPSTREAM_TIMEOUT, UpstreamTimeout)]
+)
+@pytest.mark.parametrize("relaying", ["plain", "tls"])
+def test_cutting_ends_the_wait_for_a_head(
+    relaying: str, reason: EndReason, error: type[SSEError], request: pytest.FixtureRequest
+) -> None:
+    ring = request.getfixturevalue(relaying)
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        ring.watch.cut(reason)
+        connection.wait_closed()
+
+    with pytest.raises(error):
+        ring.open(script)
+
+
+def test_a_connection_is_kept_after_a_whole_answer_and_its_watch_lets_go(plain: Relaying) -> None:
+    go = threading.Event()
+
+    def script(connection: Connection) -> None:
+        answered = framed(EVENT, "chunked")
+        connection.read_request()
+        connection.send(answered)
+        connection.read_request()
+        connection.send(answered[:-20])
+        connection.wait_for(go)
+        connection.send(answered[-20:])
+
+    assert plain.read(script) == EVENT
+    before = plain.watch
+    with plain.open(script) as response:
+        # The watch of the exchange before has nothing to do with this one, although the connection is the same.
+        before.cut(EndReason.CLIENT_GONE)
+        go.set()
+        assert b"".join(response.iter_chunks()) == EVENT
+    assert [request.connection for request in plain.upstream.requests] == [0, 0]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_answer_that_is_closed_before_its_end_takes_the_connection_with_it(plain: Relaying, count: int) -> None:
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head(200, EVENT_STREAM, "Content-Length: 18") + EVENT)
+        connection.wait_closed()
+
+    with plain.open(script) as response:
+        pieces = response.iter_chunks()
+        for _ in range(count):
+            next(pieces)
+    plain.upstream.wait_connection().wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [pytest.param("HEAD", 200, id="head"), pytest.param("GET", 204, id="204"), pytest.param("GET", 304, id="304")],
+)
+def test_an_answer_without_a_body_gives_its_connection_back_at_once(plain: Relaying, method: str, status: int) -> None:
+    def script(connection: Connection) -> None:
+        while True:
+            connection.read_request()
+            connection.send(head(status))
+
+    first, second = plain.open(script, method=method), plain.open(script, method=method)
+    assert list(first.iter_chunks()) == list(second.iter_chunks()) == []
+    first.close()
+    second.close()
+    assert [request.connection for request in plain.upstream.requests] == [0, 0]
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
+    """Let the next write of the relay's break after so many bytes; return where that is noted."""
+    refused: list[bytes] = []
+
+    class Breaking(socket.socket):
+        def send(self, data: Any, flags: int = 0) -> int:
+            if refused:
+                return super().send(data, flags)
+            refused.append(data)
+            if not after:
+                raise BrokenPipeError
+            return super().send(data[:after], flags)
+
+        def sendall(self, data: Any, flags: int = 0) -> None:
+            self.shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.sock is not None and not refused:
+            self.sock = Breaking(fileno=self.sock.detach())
+        real(self, *args, **kwargs)
+
+    real = _Relayed.request
+    monkeypatch.setattr(_Relayed, "request", request)
+    return refused
+
+
+def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
+    plain: Relaying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plain.read(answer(EVENT)) == EVENT
+    refused = breaking(monkeypatch, after=0)
+    with plain.open(answer(EVENT), method="POST", body=b"once") as response:
+        assert b"".join(response.iter_chunks()) == EVENT
+    assert refused
+    assert [request.body for request in plain.upstream.requests] == [b"", b"once"]
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_repeated(
+    plain: Relaying, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A request was taken for unsent until its last byte was out."""
+    kept: list[Connection] = []
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(framed(EVENT, "length"))
+        if not kept:
+            kept.append(connection)
+            connection.wait_closed()
+
+    assert plain.read(script) == EVENT
+    refused = breaking(monkeypatch, after=10)
+    if method == "POST":
+        with pytest.raises(UpstreamBadResponse):
+            plain.open(script, method=method, body=b"once")
+    else:
+        with plain.open(script, method=method) as response:
+            assert b"".join(response.iter_chunks()) == EVENT
+    assert refused
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
+def test_an_upstream_that_refuses_a_request_before_it_has_come_whole_is_heard(plain: Relaying, is_kept: bool) -> None:
+    """On a kept connection it was taken for one that had been closed."""
+
+    def script(connection: Connection) -> None:
+        if is_kept:
+            connection.read_request()
+            connection.send(framed(EVENT, "length"))
+        connection.read_until(b"\r\n\r\n")
+        connection.send(head(413, "Content-Length: 3", "Connection: close") + b"big")
+        # What has not been read makes it a reset.
+        connection.close()
+
+    if is_kept:
+        assert plain.read(script) == EVENT
+    with plain.open(script, method="POST", body=bytes(8_000_000)) as response:
+        assert response.status == 413
+    assert len(plain.upstream.connections) == 1
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_what_comes_on_an_idle_connection_is_nobodys_answer(upstream: Callable[..., Upstream], tls: bool) -> None:
+    """TLS had it in the system's hands, where it was not looked for."""
+    stray = threading.Event()
+    has_read = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(framed(EVENT, "length"))
+        if not connection.index:
+            connection.wait_for(has_read)
+            connection.send(head(200, "Content-Length: 4") + b"evil")
+            stray.set()
+            connection.wait_closed()
+
+    relaying = Relaying(upstream(tls=tls))
+    assert relaying.read(script) == EVENT
+    has_read.set()
+    assert stray.wait(PATIENCE)
+    assert relaying.read(script) == EVENT
+
+
+def _note_as_opentelemetry(answer: Any) -> object:
+    return answer.status, answer.version, answer.headers["Content-Length"]
+
+
+def _note_as_sentry(answer: Any) -> object:
+    answer._span = "a span"
+    return answer.status, answer.reason, answer.chunked, answer.length, answer.getheader("Content-Length")
+
+
+@pytest.mark.parametrize(
+    "owner, name, note, expected",
+    [
+        pytest.param(HTTPConnectionPool, "urlopen", _note_as_opentelemetry, (200, 11, "9"), id="urllib3"),
+        pytest.param(
+            http.client.HTTPConnection, "getresponse", _note_as_sentry, (200, "", False, None, "9"), id="http.client"
+        ),
+    ],
+)
+def test_who_instruments_a_library_sees_our_calls(
+    plain: Relaying,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    note: Callable[[Any], object],
+    expected: object,
+) -> None:
+    """What they did not find made every request fail."""
+    seen, function = [], getattr(owner, name)
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        given = function(*args, **kwargs)
+        seen.append(note(given))
+        return given
+
+    monkeypatch.setattr(owner, name, wrapper)
+    for _ in range(2):
+        assert plain.read(lambda connection: answer(EVENT, framing="length")(connection)) == EVENT
+    assert seen == [expected] * 2
+    assert len(plain.upstream.connections) == 1
+
+
+def test_it_is_retried_once(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+
+    def send(self: object, request: object, **_: object) -> object:
+        tries.append(request)
+        raise StaleConnection(nothing_sent=True)
+
+    monkeypatch.setattr(RelayAdapter, "send", send)
+    with pytest.raises(StaleConnection):
+        plain.open(answer())
+    assert len(tries) == 2
+
+
+def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstream]) -> None:
+    target = upstream()
+    refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
+    wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
+    with pytest.raises(TargetNotAllowed):
+        Upstreams(RelayAdapter(refusing, pool_size=1)).open(wanted, Watch(None, Limits()))
+    assert not target.connections
+
+
+def test_a_kept_connection_is_nobody_else_s(upstream: Callable[..., Upstream], plain: Relaying) -> None:
+    other = upstream(answer(b"data: other\n\n"))
+    assert plain.read(answer(EVENT)) == EVENT
+    plain.upstream, first = other, plain.upstream
+    assert plain.read(answer(b"data: other\n\n")) == b"data: other\n\n"
+    assert (len(first.connections), len(other.connections)) == (1, 1)
+
+
+def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callable[..., Upstream]) -> None:
+    def script(connection: Connection) -> None:
+        connection.send(b"220 smtp.example ESMTP\r\n")
+        connection.wait_closed()
+
+    ring = Relaying(upstream(script))
+    ring.upstream.url = ring.upstream.url.replace("http:", "https:")
+    with pytest.raises(UpstreamUnreachable):
+        ring.open(script)
+    assert ring.watch.stage is Stage.OPEN
+
+
+def test_the_head_is_bounded(plain: Relaying) -> None:
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\n")
+        connection.flood(b"X-Field: " + b"y" * 1000 + b"\r\n")
+
+    with pytest.raises(UpstreamBadResponse):
+        plain.open(script)
+
+
+def test_a_head_just_within_the_bound_passes(plain: Relaying) -> None:
+    fields = [f"X-Field-{number}: {'y' * 600}" for number in range(MAX_HEAD // 700)]
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head(200, EVENT_STREAM, "Content-Length: 9", *fields) + EVENT)
+
+    with plain.open(script) as response:
+        assert len(response.fields) == len(fields) + 2
+        assert b"".join(response.iter_chunks()) == EVENT
+
+
+def test_repeated_fields_stay_apart(plain: Relaying) -> None:
+    with plain.open(answer(EVENT, fields=["X-A: 1", "X-A: 2", "x-a: 3"])) as response:
+        assert [value for name, value in response.fields if name.lower() == "x-a"] == ["1", "2", "3"]
+
+
+def test_the_request_is_what_was_judged(plain: Relaying) -> None:
+    plain.read(in_turn(answer(EVENT)))
+    request = plain.upstream.requests[0]
+    assert request.target == "/path?query"
+    assert request.field("Host") == f"127.0.0.1:{plain.upstream.port}"
+    assert request.field("Accept") == "*/*"
+
+
+@pytest.mark.parametrize("path", ["/a%2Bb", "/%C3%A4", "/a%20b", "/a;b=c", "/~x", "/a%25b", "/?a=%20&b=/?"])
+def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
+    """urllib3 and requests each have an opinion on what a URL should be."""
+    plain.upstream.script = answer(EVENT)
+    target = parse_target(plain.upstream.url + path)
+    with plain.upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as got:
+        list(got.iter_chunks())
+    assert plain.upstream.requests[0].target == target.request_target
+
+
+def test_a_body_goes_on_when_its_head_was_the_last_use_of_the_connection(plain: Relaying) -> None:
+    """http.client closes its socket as soon as it has read a head that says close."""
+    go = threading.Event()
+    data = head(200, EVENT_STREAM, "Content-Length: 9", "Connection: close")
+    with plain.open(in_two(data + EVENT, len(data), go)) as response:
+        go.set()
+        assert b"".join(response.iter_chunks()) == EVENT

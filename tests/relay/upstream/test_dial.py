@@ -1,0 +1,282 @@
+"""Look up, judge, connect, look again: what a resolver may say, and when nobody is connected."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sse.errors import TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from sse.protocol.target.parse import parse_target
+from sse.protocol.target.table import UpstreamTable, parse_upstream
+from sse.relay.exchange import EndReason, Limits, Watch, current
+from sse.relay.upstream import dial
+from sse.relay.upstream.adapter import RelayAdapter
+from sse.relay.upstream.client import UpstreamRequest, Upstreams
+from sse.relay.upstream.dial import MAX_LOOKUPS, Dialer
+
+from ...support.upstream import SilentListener, Upstream, answer
+
+#: One that the operator named and that is nobody's in public, one that he named and is public, and one that he did not.
+TABLE = UpstreamTable(
+    [parse_upstream("inside", "http://ollama/"), parse_upstream("outside", "http://api.example.com/")],
+    allow_public=True,
+)
+
+
+class Resolver:
+    """Stands for getaddrinfo(3): gives the answers in turn, the last one for good, and notes what it was asked."""
+
+    def __init__(self, *answers: list[str] | OSError) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, port: int, *args: Any, **options: Any) -> list[Any]:
+        self.asked.append(host)
+        found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(found, OSError):
+            raise found
+        families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in found]
+        return [(family, socket.SOCK_STREAM, 6, "", (text, port)) for family, text in zip(families, found, strict=True)]
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resolver]:
+    def install(*answers: list[str] | OSError) -> Resolver:
+        resolver = Resolver(*answers)
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        return resolver
+
+    return install
+
+
+def dialer(table: UpstreamTable = TABLE, *, timeout: float = 5) -> Dialer:
+    return Dialer(allows=table.allows, lists=table.lists, timeout=timeout)
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that anybody tries to connect to; nobody gets there."""
+    tried: list[str] = []
+
+    class Socket(socket.socket):
+        def connect(self, address: Any) -> None:
+            tried.append(address[0])
+            raise ConnectionRefusedError
+
+    monkeypatch.setattr(dial.socket, "socket", Socket)
+    return tried
+
+
+PRIVATE = ["127.0.0.1", "127.8.8.8", "10.0.0.1", "172.16.0.1", "192.168.0.1", "fd00::1", "::1"]
+NEVER = """
+    0.0.0.0 169.254.169.254 169.254.0.1 100.100.100.200 168.63.129.16 192.0.0.192 224.0.0.1 255.255.255.255 240.0.0.1
+    198.18.0.1 192.0.2.1 :: fe80::1 fe80::1%eth0 fec0::1 ff02::1 ::ffff:127.0.0.1 ::ffff:8.8.8.8 ::ffff:169.254.169.254
+    ::127.0.0.1 64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 2002:7f00:1:: 2001:0:7f00:1:: 2001:db8::1 fd00:ec2::254 100::1
+    ::ffff:0:127.0.0.1 2606:4700::5efe:127.0.0.1
+""".split()
+PUBLIC = ["8.8.8.8", "2606:4700:4700::1111"]
+
+
+@pytest.mark.parametrize("address", PRIVATE + NEVER)
+@pytest.mark.parametrize("host", ["api.example.com", "anybody.example.org"])
+def test_a_public_name_leads_nowhere_inside(
+    resolve: Callable[..., Resolver], dialled: list[str], host: str, address: str
+) -> None:
+    resolve([address])
+    with pytest.raises(TargetNotAllowed):
+        dialer().dial(host, 80)
+    assert not dialled
+
+
+@pytest.mark.parametrize("address", NEVER)
+def test_a_private_name_leads_to_no_metadata_service(
+    resolve: Callable[..., Resolver], dialled: list[str], address: str
+) -> None:
+    resolve([address])
+    with pytest.raises(TargetNotAllowed):
+        dialer().dial("ollama", 80)
+    assert not dialled
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("bad", [*PRIVATE, *NEVER])
+def test_one_bad_answer_condemns_all(
+    resolve: Callable[..., Resolver], dialled: list[str], bad: str, place: int
+) -> None:
+    """requests-hardened judges the first answer alone."""
+    answers = [*PUBLIC]
+    answers.insert(place, bad)
+    resolve(answers)
+    with pytest.raises(TargetNotAllowed):
+        dialer().dial("api.example.com", 80)
+    assert not dialled
+
+
+def test_what_is_dialled_is_what_was_judged(resolve: Callable[..., Resolver], dialled: list[str]) -> None:
+    for host, address in [("api.example.com", "8.8.8.8"), ("ollama", "10.0.0.1"), ("ollama", "8.8.8.8")]:
+        resolver = resolve([address], ["127.0.0.1"])
+        with pytest.raises(UpstreamUnreachable):
+            dialer().dial(host, 80)
+        assert dialled == [address]
+        assert resolver.asked == [host]
+        dialled.clear()
+
+
+def test_a_name_that_changes_its_mind_is_asked_once_for_each_connection(
+    resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]
+) -> None:
+    """DNS rebinding: one answer for the check, and another one for the connection."""
+    inside = upstream(answer(b"data: x\n\n"))
+    resolver = resolve(["127.0.0.1"], ["169.254.169.254"])
+    table = UpstreamTable([parse_upstream("inside", f"http://ollama:{inside.port}/")])
+    upstreams = Upstreams(RelayAdapter(dialer(table), pool_size=4))
+
+    def get() -> bytes:
+        target = parse_target(f"http://ollama:{inside.port}/")
+        with upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as response:
+            return b"".join(response.iter_chunks())
+
+    # A kept connection leads where it led when it was judged: nothing is asked.
+    assert [get(), get()] == [b"data: x\n\n"] * 2
+    assert (resolver.asked, len(inside.connections)) == (["ollama"], 1)
+    inside.settle()
+    with pytest.raises(TargetNotAllowed):
+        get()
+    assert (resolver.asked, len(inside.connections)) == (["ollama"] * 2, 0)
+
+
+def test_the_peer_is_looked_at_when_the_connection_is_there(
+    resolve: Callable[..., Resolver], upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something on the way (a proxy that hooks connect(2), say) may lead elsewhere."""
+    inside = upstream()
+    resolve(["127.0.0.1"])
+
+    class Diverted(socket.socket):
+        def getpeername(self) -> Any:
+            return ("127.0.0.2", inside.port)
+
+    monkeypatch.setattr(dial.socket, "socket", Diverted)
+    with pytest.raises(TargetNotAllowed):
+        dialer().dial("ollama", inside.port)
+    assert inside.wait_connection().wait_closed()
+
+
+def test_a_literal_is_not_looked_up(resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]) -> None:
+    inside = upstream()
+    resolver = resolve(["169.254.169.254"])
+    table = UpstreamTable([parse_upstream("inside", inside.url)])
+    dialer(table).dial("127.0.0.1", inside.port).close()
+    for host in ("127.0.0.2", "10.0.0.1", "169.254.169.254", "::1", "fe80::1"):
+        with pytest.raises(TargetNotAllowed):
+            dialer(table).dial(host, inside.port)
+    assert not resolver.asked
+
+
+@pytest.mark.parametrize("failure", [socket.gaierror(-2, "Name or service not known"), OSError("broken"), []])
+def test_only_of_a_name_in_the_table_is_it_told_that_it_does_not_resolve(
+    resolve: Callable[..., Resolver], failure: Any
+) -> None:
+    resolve(failure)
+    with pytest.raises(TargetNotAllowed):
+        dialer().dial("anybody.example.org", 80)
+    for host in ("ollama", "api.example.com"):
+        with pytest.raises(UpstreamUnreachable):
+            dialer().dial(host, 80)
+
+
+def test_the_next_address_is_tried_where_nobody_listens(
+    resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]
+) -> None:
+    inside = upstream()
+    resolve(["127.0.0.9", "::1", "127.0.0.1"])
+    connection = dialer().dial("ollama", inside.port)
+    assert connection.getpeername()[0] == "127.0.0.1"
+    assert connection.gettimeout() is None
+    connection.close()
+
+
+def test_a_connection_has_its_time(resolve: Callable[..., Resolver]) -> None:
+    with SilentListener() as silent:
+        resolve(["127.0.0.1"])
+        began = time.monotonic()
+        with pytest.raises(UpstreamTimeout):
+            dialer(timeout=0.3).dial("ollama", silent.port)
+        assert 0.2 < time.monotonic() - began < 2
+
+
+def test_slow_look_ups_end_in_time_and_hold_nobody_else_up(
+    monkeypatch: pytest.MonkeyPatch, upstream: Callable[..., Upstream]
+) -> None:
+    """The resolver has ten threads: twelve slow names delayed a request to an address by 7.5 s."""
+    inside = upstream()
+    released = threading.Event()
+    asked = threading.Semaphore(0)
+    asking: list[str] = []
+
+    def slow(host: str, *args: Any, **options: Any) -> list[Any]:
+        asking.append(host)
+        asked.release()
+        released.wait(10)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    table = UpstreamTable([parse_upstream("literal", inside.url)], allow_public=True)
+    shared = dialer(table, timeout=0.5)
+    refused: list[type[BaseException]] = []
+
+    def call(number: int) -> None:
+        try:
+            shared.dial(f"n{number}.example.org", 80)
+        except TargetNotAllowed as error:
+            refused.append(type(error))
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(MAX_LOOKUPS + 4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(MAX_LOOKUPS):
+        assert asked.acquire(timeout=5)
+    began = time.monotonic()
+    shared.dial("127.0.0.1", inside.port).close()
+    assert time.monotonic() - began < 0.3
+    for thread in threads:
+        thread.join(5)
+    assert refused == [TargetNotAllowed] * len(threads)
+    assert len(asking) == MAX_LOOKUPS < 10
+    released.set()
+
+
+def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Resolver]) -> None:
+    everything = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=1)
+    began = time.monotonic()
+    with SilentListener() as silent, socket.create_server(("127.0.0.2", silent.port)):
+        resolve(["127.0.0.1", "127.0.0.2"])
+        with everything.dial("ollama", silent.port) as connection:
+            assert connection.getpeername()[0] == "127.0.0.2"
+    assert time.monotonic() - began < 0.9
+
+
+def test_an_exchange_that_was_cut_dials_nobody(upstream: Callable[..., Upstream]) -> None:
+    inside = upstream()
+    table = UpstreamTable([parse_upstream("literal", inside.url)])
+    watch = Watch(None, Limits())
+    watch.cut(EndReason.CLIENT_GONE)
+    token = current.set(watch)
+    try:
+        with pytest.raises(UpstreamUnreachable):
+            dialer(table).dial("127.0.0.1", inside.port)
+    finally:
+        current.reset(token)
+    assert not inside.connections
+
+
+def test_a_connection_has_no_time_limit_of_its_own(upstream: Callable[..., Upstream]) -> None:
+    """From there on the watch keeps the time; a limit for each read would be a second, other one."""
+    inside = upstream()
+    with dialer(UpstreamTable([parse_upstream("literal", inside.url)])).dial("127.0.0.1", inside.port) as connection:
+        assert connection.gettimeout() is None
