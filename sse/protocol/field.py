@@ -102,7 +102,7 @@ def encode_request_fields(
     :raises InvalidRequest: a field is invalid, or there are too many.
     """
     given = [_checked(name, value) for name, value in pairs]
-    if len(given) > MAX_FIELDS or sum(len(name) + len(value) + 4 for name, value in given) > MAX_FIELD_BYTES:
+    if len(given) > MAX_FIELDS or sum([len(name) + len(value) + 4 for name, value in given]) > MAX_FIELD_BYTES:
         raise InvalidRequest(f"more than {MAX_FIELDS} fields, or than {MAX_FIELD_BYTES} bytes of them")
     # The body reaches the reader as the upstream wrote it, so a coding would only delay what it reads.
     forced = {"accept-encoding": ("Accept-Encoding", "identity")}
@@ -113,7 +113,7 @@ def encode_request_fields(
     dropped = _NEVER_SENT.union(_nominated(given), names, forced)
     fields = [pair for pair in given if (same := _same(pair[0])) not in dropped and not same.startswith(_NEVER_BEGINS)]
     fields += [pair for same, pair in forced.items() if same not in names] + replace
-    if has_body and not any(_same(name) == "content-type" for name, _ in fields):
+    if has_body and "content-type" not in {name.lower() for name, _ in fields}:
         fields.append(("Content-Type", "application/json"))
     return fields
 
