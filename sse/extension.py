@@ -17,7 +17,7 @@ from .settings import Settings
 from .web.access.access import Authorize
 from .web.cors import share
 from .web.docs import docs_blueprint
-from .web.page import page_blueprint
+from .web.page import page_blueprint, static_blueprint
 from .web.relay import close_dropped
 from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
 
@@ -62,6 +62,7 @@ class SSE:
     :param limiter: your own Limiter, if it is to keep our counts too; it should use the moving window.
     :param relay: whether there are the relay's endpoints; without them there are streams of the site's own alone.
     :param demonstration: whether there is `GET /sse`, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :param client: whether `sse.js`, the browser client, is served: `url_for("sse_static.file", name="sse.js")`.
     :param playground: whether the page at `/` is served.
     :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
     """
@@ -75,6 +76,7 @@ class SSE:
         limiter: Limiter | None = None,
         relay: bool = True,
         demonstration: bool = False,
+        client: bool = True,
         playground: bool = False,
         docs: bool = False,
     ) -> None:
@@ -83,6 +85,7 @@ class SSE:
         self._limiter = limiter
         self._relay = relay
         self._demonstration = demonstration
+        self._client = client
         self._playground = playground
         self._docs = docs
         if app is not None:
@@ -117,6 +120,8 @@ class SSE:
             yield relay_blueprint()
         if self._demonstration:
             yield ticker_blueprint()
+        if self._client or self._playground:
+            yield static_blueprint(has_page=self._playground)
         if self._playground:
             yield page_blueprint()
         if self._docs:

@@ -25,14 +25,10 @@ STREAM_FIELDS = (
 
 
 class RelayedResponse(Response):
-    """A response whose fields are final; werkzeug would copy them, to correct what an upstream's never need.
+    """A response whose fields are final; werkzeug would copy them, to correct what an upstream's never need."""
 
-    :param call: the request's; its `close_unsent` is cleared when the server gets the response.
-    """
-
-    def __init__(self, body: Iterable[bytes], status: int, headers: Headers, call: Call) -> None:
-        super().__init__(body, status=status, headers=headers, direct_passthrough=True)
-        self._call = call
+    #: The request's, whose `close_unsent` is cleared when the server gets the response.
+    call: Call
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         # RFC 9110, sections 15.3.5 and 15.4.5: a response without content has no fields that describe it.
@@ -40,7 +36,7 @@ class RelayedResponse(Response):
         return self.headers if has_content else super().get_wsgi_headers(environ)
 
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
-        self._call.close_unsent = None
+        self.call.close_unsent = None
         return super().get_app_iter(environ)
 
 
@@ -52,7 +48,9 @@ def stream_response(body: Iterable[bytes], *, status: int, fields: Iterable[tupl
     # A response has one request id: the upstream's own gets another name.
     fields = [("X-Upstream-Request-Id" if name.lower() == "x-request-id" else name, value) for name, value in fields]
     headers = Headers([*fields, *STREAM_FIELDS, ("X-Request-Id", call.id)])
-    return RelayedResponse(body, status, headers, call)
+    response = RelayedResponse(body, status, headers, direct_passthrough=True)
+    response.call = call
+    return response
 
 
 def problem(error: SSEError, call: Call) -> Response:

@@ -105,7 +105,7 @@ class Access:
         if credentials and self._digests and not self.is_open and self._may_have_guessed():
             # Whoever has failed too often is not told either when it guesses right.
             self._throttle.count(request, self._guessed)
-        name = self._find(credentials)
+        name = self._find(credentials) if credentials else None
         if name is None and not self.is_open:
             if credentials:
                 self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from flask import Response, request
 
 from ...errors import MethodNotAllowed, SSEError
+from ...relay.linger import discard
 from ..call import current_call
+from ..own import client_socket
 from ..report import report_refusal
 from ..response import problem
 from ..state import current_state
@@ -21,6 +24,8 @@ def refuse(error: SSEError) -> Response:
     call = current_call()
     report_refusal(error)
     response = problem(error, call)
+    if request.content_length or "chunked" in request.headers.get("Transfer-Encoding", ""):
+        response.call_on_close(partial(discard, request.environ["wsgi.input"], client_socket(request)))
     if error.retry_after is not None or error.status < 500:
         response.headers.extend(current_state().access.rate_limit_fields(request))
     if isinstance(error, MethodNotAllowed):
