@@ -15,10 +15,9 @@ from .cli.command import register_commands, told_plainly
 from .relay.drain import FAREWELL, Drain, Phase
 from .settings import Settings
 from .web.access.access import Authorize
-from .web.cors import share
+from .web.call import close_dropped
 from .web.docs import docs_blueprint
 from .web.page import page_blueprint, static_blueprint
-from .web.relay import close_dropped
 from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
 
 #: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
@@ -101,7 +100,7 @@ class SSE:
             raise RuntimeError(f"the app {app.name!r} has an SSE already")
         with told_plainly():
             settings = Settings.from_config(app.config)
-            app.extensions["sse"] = build(
+            state = app.extensions["sse"] = build(
                 settings,
                 authorize=self._authorize,
                 limiter=self._limiter,
@@ -109,7 +108,7 @@ class SSE:
             )
         register_commands(app)
         for part in self._blueprints():
-            part.after_request(share)
+            part.after_request(state.cross_origin.share)
             app.register_blueprint(part, url_prefix=self._url_prefix or None)
         if settings.metrics:
             app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)

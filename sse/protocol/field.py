@@ -111,7 +111,12 @@ def encode_request_fields(
     replace = list(replace)
     names = {_same(name) for name, _ in replace}
     dropped = _NEVER_SENT.union(_nominated(given), names, forced)
-    fields = [pair for pair in given if (same := _same(pair[0])) not in dropped and not same.startswith(_NEVER_BEGINS)]
+    # `_same`, written out: it is called for each field of each request.
+    fields = [
+        pair
+        for pair in given
+        if (same := pair[0].lower().replace("_", "-")) not in dropped and not same.startswith(_NEVER_BEGINS)
+    ]
     fields += [pair for same, pair in forced.items() if same not in names] + replace
     if has_body and "content-type" not in {name.lower() for name, _ in fields}:
         fields.append(("Content-Type", "application/json"))
@@ -154,12 +159,11 @@ def _same(name: str) -> str:
 def _nominated(pairs: Iterable[tuple[str, str]]) -> set[str]:
     # 7.6.1: "for each connection-option in this field, remove any header or trailer field(s) from the message with the
     # same name as the connection-option".
-    return {
-        _same(option.strip(_OWS))
-        for name, value in pairs
-        if name.lower() == "connection"
-        for option in value.split(",")
-    }
+    options: set[str] = set()
+    for name, value in pairs:
+        if name.lower() == "connection":
+            options.update(_same(option.strip(_OWS)) for option in value.split(","))
+    return options
 
 
 def _checked(name: str, value: str) -> tuple[str, str]:

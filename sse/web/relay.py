@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import ExitStack
 
-from flask import Flask, Request, Response, request
+from flask import Request, Response
 
 from ..errors import ClientGone, Draining, SSEError
 from ..protocol.field import is_event_stream, response_fields
@@ -14,7 +13,7 @@ from ..relay.drain import Phase
 from ..relay.exchange import EndReason, Stage, Watch
 from ..relay.stream.pump import Pump, StreamEnd
 from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
-from .call import Call, current_call
+from .call import Call
 from .own import client_socket
 from .report import StreamReport
 from .response import stream_response
@@ -22,8 +21,6 @@ from .state import State
 
 #: Bytes of an upstream's error response that are relayed.
 MAX_ERROR_BODY = 64 * 1024
-#: Seconds after which a response that the server has not got is closed: a site may send its body in another response.
-UNSENT_TIMEOUT = 1.0
 
 
 class Relay:
@@ -34,8 +31,7 @@ class Relay:
     """
 
     def __init__(self, request: Request, call: Call, state: State) -> None:
-        self._method = request.method
-        self._is_framed = request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
+        self._request = request
         self._call = call
         self._state = state
         self._stack = ExitStack()
@@ -74,7 +70,7 @@ class Relay:
         pump = self._pump(upstream, named, report)
         try:
             # The upstream's own limits go before those of the gateway.
-            limits = self._state.access.rate_limit_fields(request)
+            limits = self._state.access.rate_limit_fields(self._request)
             fields.extend([field for field in limits if field[0].lower() not in named])
             return self._response(upstream.status, fields, pump)
         except BaseException:
@@ -96,8 +92,8 @@ class Relay:
             is_event_stream=not is_error and is_event_stream(named["content-type"]) and "content-encoding" not in named,
             heartbeat=self._state.settings.relay_heartbeat,
             limit=MAX_ERROR_BODY if is_error else 0,
-            has_body=self._method != "HEAD" and upstream.status not in (204, 304),
-            is_framed=self._is_framed,
+            has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
+            is_framed=self._request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
             on_end=on_end,
         )
         held.push(self._stack.pop_all())
@@ -119,15 +115,6 @@ def _close_unsent(watch: Watch, pump: Pump) -> None:
     if watch.stage is Stage.HEAD:
         watch.cut(EndReason.INTERNAL_ERROR)
         pump.close()
-
-
-def close_dropped(_: Flask, **__: object) -> None:
-    """Close the response of the current request if the site has dropped it; Flask then never closes it."""
-    close = current_call().close_unsent
-    if close is not None:
-        timer = threading.Timer(UNSENT_TIMEOUT, close)
-        timer.daemon = True
-        timer.start()
 
 
 def _unopened(error: SSEError, watch: Watch) -> StreamEnd:

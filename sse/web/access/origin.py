@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from werkzeug.datastructures import Headers
+from flask import Response, request
+
+#: Seconds for which a browser keeps the result of a preflight.
+PREFLIGHT_AGE = "600"
 
 #: Fields that scripts may read; they are named also where a response has them not, so that most need no longer list.
 EXPOSED = (
@@ -31,21 +34,38 @@ class CrossOrigin:
     """
 
     def __init__(self, origins: Sequence[str]) -> None:
-        self.allows_all = "*" in origins
+        self._allows_all = "*" in origins
         self._named = frozenset(origins) - {"*"}
 
     def names(self, origin: str) -> bool:
         """Tell whether an origin is named; `*` names none."""
         return origin in self._named
 
-    def share(self, headers: Headers, origin: str) -> bool:
-        """Add to a response's fields that scripts of the origin may read them; return whether they may."""
-        if not self.allows_all:
+    def share(self, response: Response) -> Response:
+        """Let scripts of the allowed origins read a response; if it answers a preflight, let them send the request."""
+        headers, environ = response.headers, request.environ
+        names = {name.lower(): name for name, _ in headers}
+        if "access-control-allow-origin" in names:
+            # The site has decided.
+            return response
+        origin = environ.get("HTTP_ORIGIN", "")
+        if not self._allows_all:
             # A cache must not send the response for one origin to another.
             headers.add("Vary", "Origin")
             if origin not in self._named:
-                return False
-        more = [name for name in headers.keys() if name.lower() not in _UNNAMED]  # iterating gives pairs
-        headers["Access-Control-Allow-Origin"] = "*" if self.allows_all else origin
-        headers["Access-Control-Expose-Headers"] = ", ".join((_EXPOSED, *dict.fromkeys(more))) if more else _EXPOSED
-        return True
+                return response
+        headers.add("Access-Control-Allow-Origin", "*" if self._allows_all else origin)
+        more = () if names.keys() <= _UNNAMED else [names[name] for name in names.keys() - _UNNAMED]
+        headers.add("Access-Control-Expose-Headers", ", ".join((_EXPOSED, *more)))
+        if environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+            headers.extend(self._preflight_fields(origin, headers.get("Allow", "")))
+        return response
+
+    def _preflight_fields(self, origin: str, methods: str) -> Iterator[tuple[str, str]]:
+        asked = request.headers
+        yield "Access-Control-Allow-Methods", methods
+        yield "Access-Control-Allow-Headers", asked.get("Access-Control-Request-Headers", "")
+        yield "Access-Control-Max-Age", PREFLIGHT_AGE
+        # `*` is not enough: it would open a private network to every page of the public one.
+        if asked.get("Access-Control-Request-Private-Network") == "true" and self.names(origin):
+            yield "Access-Control-Allow-Private-Network", "true"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flask import Response, request
+from flask import Response
 
 from ...protocol.field import encode_request_fields, parse_fields, with_trace
 from ...protocol.target.parse import parse_target
 from ...relay.upstream.client import UpstreamRequest
-from ..call import current_call
+from ..call import current_request
 from ..parsing import parse_call, read_document
 from ..relay import Relay
 from ..report import PUBLIC
@@ -21,7 +21,7 @@ def forward() -> Response:
     """Relay the request that the JSON describes."""
     if (options := check_method(ALLOWED)) is not None:
         return options
-    state, call = current_state(), current_call()
+    (request, call), state = current_request(), current_state()
     with Relay(request, call, state) as relay:
         document, failure = read_document(request, relay.watch, state.settings.max_body)
         passcode = document.get("passcode") if isinstance(document, dict) else None

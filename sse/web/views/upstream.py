@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flask import Response, request
+from flask import Response
 
 from ...errors import NotFound
 from ...protocol.field import encode_request_fields
 from ...relay.upstream.client import UpstreamRequest
-from ..call import current_call
+from ..call import current_request
 from ..parsing import client_fields, raw_path, read_body
 from ..relay import Relay
 from ..state import current_state
@@ -15,7 +15,7 @@ from ..state import current_state
 
 def upstream(name: str, path: str = "") -> Response:
     """Relay the request to an upstream of the table."""
-    state, call = current_state(), current_call()
+    (request, call), state = current_request(), current_state()
     with Relay(request, call, state) as relay:
         state.access.admit(request, call, None)
         entry = state.table.get(name)
