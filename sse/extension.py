@@ -24,7 +24,7 @@ from .relay.upstream.dial import Dialer
 from .settings import Settings
 from .web.access.access import Access, Authorize
 from .web.docs import docs_blueprint
-from .web.page import page_blueprint
+from .web.page import page_blueprint, static_blueprint
 from .web.response import EXPOSED_FIELDS, shared_fields
 from .web.state import State
 from .web.views import relay_blueprint, ticker_blueprint
@@ -93,6 +93,7 @@ class SSE:
     :param limiter: your own Limiter, if it is to keep our counts too; it should use the moving window.
     :param relay: whether there are the relay's endpoints; without them there are streams of the site's own alone.
     :param demonstration: whether there is `GET /sse`, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :param client: whether `sse.js`, the browser client, is served: `url_for("sse_static.file", name="sse.js")`.
     :param playground: whether the page at `/` is served.
     :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
     """
@@ -106,6 +107,7 @@ class SSE:
         limiter: Limiter | None = None,
         relay: bool = True,
         demonstration: bool = False,
+        client: bool = True,
         playground: bool = False,
         docs: bool = False,
     ) -> None:
@@ -114,6 +116,7 @@ class SSE:
         self._limiter = limiter
         self._relay = relay
         self._demonstration = demonstration
+        self._client = client
         self._playground = playground
         self._docs = docs
         if app is not None:
@@ -134,6 +137,8 @@ class SSE:
         parts = [relay_blueprint()] if self._relay else []
         if self._demonstration:
             parts.append(ticker_blueprint())
+        if self._client or self._playground:
+            parts.append(static_blueprint(has_page=self._playground))
         if self._playground:
             parts.append(page_blueprint())
         if self._docs:

@@ -48,7 +48,9 @@ def relay_blueprint() -> Blueprint:
 def ticker_blueprint() -> Blueprint:
     """Return the demonstration event stream."""
     blueprint = Blueprint("sse_ticker", __name__)
-    blueprint.add_url_rule("/sse", view_func=ticks, methods=(*METHODS, "OPTIONS"))
+    # Front ends that were written for this stream call `/hackathon/sse` and `/forward-sse` below one base URL.
+    for path in ("/sse", "/hackathon/sse"):
+        blueprint.add_url_rule(path, view_func=ticks, methods=(*METHODS, "OPTIONS"))
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 
