@@ -79,7 +79,7 @@ def _metrics(settings: Settings) -> Metrics | None:
     return new_metrics()
 
 
-def _on_absence(metrics: Metrics | None, part: str) -> Callable[[], object]:
+def _on_unavailable(metrics: Metrics | None, part: str) -> Callable[[], object]:
     """Return what counts that a part of ours needed the shared store in vain."""
     return metrics.store_errors.labels(part).inc if metrics is not None else nothing
 
@@ -169,7 +169,7 @@ class SSE:
             store,
             total=settings.max_streams,
             per_client=settings.max_streams_per_client,
-            on_absence=_on_absence(metrics, "leases"),
+            on_unavailable=_on_unavailable(metrics, "leases"),
         )
         drain = Drain()
         dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
@@ -197,7 +197,7 @@ class SSE:
                 limiter=self._limiter,
                 is_open=settings.is_open(has_authorize=self._authorize is not None),
                 store=store,
-                on_absence=_on_absence(metrics, "throttle"),
+                on_unavailable=_on_unavailable(metrics, "throttle"),
             ),
             demonstration=demonstration,
         )
