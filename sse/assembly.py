@@ -54,7 +54,7 @@ def build(
             store,
             total=settings.max_streams,
             per_client=settings.max_streams_per_client,
-            on_absence=_on_absence(metrics, "leases"),
+            on_unavailable=_on_unavailable(metrics, "leases"),
         ),
         metrics=metrics,
         watches=Watches(drain),
@@ -69,7 +69,7 @@ def build(
             limiter=limiter,
             is_open=settings.is_open(has_authorize=authorize is not None),
             store=store,
-            on_absence=_on_absence(metrics, "throttle"),
+            on_unavailable=_on_unavailable(metrics, "throttle"),
         ),
         demonstration=demonstration,
     )
@@ -100,6 +100,6 @@ def _metrics(settings: Settings) -> Metrics | None:
     return new_metrics()
 
 
-def _on_absence(metrics: Metrics | None, part: str) -> Callable[[], object]:
+def _on_unavailable(metrics: Metrics | None, part: str) -> Callable[[], object]:
     """Return what counts that a part needed the shared store while it was unavailable."""
     return metrics.store_errors.labels(part).inc if metrics is not None else nothing
