@@ -79,11 +79,11 @@ def parse_fields(obj: object) -> list[tuple[str, str]]:
             raise InvalidRequest("header: the string does not hold JSON") from None
     if not isinstance(obj, dict):
         raise InvalidRequest("header: not an object")
-    return [
-        _checked(str(name), text)
+    return _checked(
+        (str(name), text)
         for name, value in obj.items()
         for text in ([value] if isinstance(value, str) else _iter_texts(str(name), value))
-    ]
+    )
 
 
 def encode_request_fields(
@@ -101,7 +101,7 @@ def encode_request_fields(
     :param accept: the one media type that is asked for; None leaves the client's choice.
     :raises InvalidRequest: a field is invalid, or there are too many.
     """
-    given = [_checked(name, value) for name, value in pairs]
+    given = _checked(pairs)
     if len(given) > MAX_FIELDS or sum([len(name) + len(value) + 4 for name, value in given]) > MAX_FIELD_BYTES:
         raise InvalidRequest(f"more than {MAX_FIELDS} fields, or than {MAX_FIELD_BYTES} bytes of them")
     # The body reaches the reader as the upstream wrote it, so a coding would only delay what it reads.
@@ -166,12 +166,15 @@ def _nominated(pairs: Iterable[tuple[str, str]]) -> set[str]:
     return options
 
 
-def _checked(name: str, value: str) -> tuple[str, str]:
-    if _FIELD_NAME.fullmatch(name) is None:
-        raise InvalidRequest(f"header: {name[:64]!r} is not a field name")
-    if _FIELD_VALUE.fullmatch(value) is None:
-        raise InvalidRequest(f"header: the value of {name[:64]!r} has a character that no field can carry")
-    return name, value.strip(_OWS)
+def _checked(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    checked = []
+    for name, value in pairs:
+        if _FIELD_NAME.fullmatch(name) is None:
+            raise InvalidRequest(f"header: {name[:64]!r} is not a field name")
+        if _FIELD_VALUE.fullmatch(value) is None:
+            raise InvalidRequest(f"header: the value of {name[:64]!r} has a character that no field can carry")
+        checked.append((name, value.strip(_OWS)))
+    return checked
 
 
 def _iter_texts(name: str, value: object) -> Iterator[str]:
