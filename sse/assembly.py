@@ -13,9 +13,10 @@ from .relay.drain import Drain
 from .relay.exchange import Limits, Watches
 from .relay.lease import leases_in
 from .relay.redis import SharedStore, nothing
-from .relay.upstream.adapter import RelayAdapter
-from .relay.upstream.client import Upstreams
+from .relay.upstream.adapter import UpstreamAdapter, tls_context
+from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
+from .relay.upstream.pool import Pool
 from .settings import Settings
 from .web.access.access import Access, Authorize
 from .web.access.origin import CrossOrigin
@@ -75,10 +76,10 @@ def build(
     )
 
 
-def _upstreams(settings: Settings, table: UpstreamTable) -> Upstreams:
+def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
     dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
-    pool_size = settings.max_streams or POOL_SIZE
-    return Upstreams(RelayAdapter(dialer, pool_size=pool_size, ca_file=settings.ca_file))
+    pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
+    return UpstreamClient(UpstreamAdapter(pool))
 
 
 def _limits(settings: Settings) -> Limits:

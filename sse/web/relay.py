@@ -12,7 +12,8 @@ from ..protocol.field import is_event_stream, response_fields
 from ..relay.drain import Phase
 from ..relay.exchange import EndReason, Stage, Watch
 from ..relay.stream.pump import Pump, StreamEnd
-from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
+from ..relay.upstream.adapter import UpstreamRequest
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
 from .own import client_socket
 from .report import StreamReport

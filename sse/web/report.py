@@ -69,6 +69,8 @@ def report_refusal(error: SSEError) -> None:
         event, fields = "stream", _stream_fields(call.end, call.upstream, call.name)
         if (metrics := current_state().metrics) is not None:
             metrics.observe(call.upstream, call.end)
+    if error.cause:
+        fields["cause"] = error.cause
     log_event(log, logging.INFO, event, {**fields, "code": error.code, "request_id": call.id})
 
 

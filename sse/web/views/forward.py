@@ -6,7 +6,7 @@ from flask import Response
 
 from ...protocol.field import encode_request_fields, parse_fields, with_trace
 from ...protocol.target.parse import parse_target
-from ...relay.upstream.client import UpstreamRequest
+from ...relay.upstream.adapter import UpstreamRequest
 from ..call import current_request
 from ..parsing import parse_call, read_document
 from ..relay import Relay
@@ -37,6 +37,8 @@ def forward() -> Response:
         fields = encode_request_fields(
             with_trace(parse_fields(wanted.header), request.headers.get),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", call.id)),
-            has_body=body is not None,
+            has_body=bool(body),
         )
-        return relay.respond(UpstreamRequest(method=wanted.method, target=target, fields=fields, body=body))
+        return relay.respond(
+            UpstreamRequest(method=wanted.method, target=target, fields=fields, body=body, client=call.client)
+        )

@@ -6,7 +6,7 @@ from flask import Response
 
 from ...errors import NotFound
 from ...protocol.field import encode_request_fields
-from ...relay.upstream.client import UpstreamRequest
+from ...relay.upstream.adapter import UpstreamRequest
 from ..call import current_request
 from ..parsing import client_fields, raw_path, read_body
 from ..relay import Relay
@@ -27,7 +27,9 @@ def upstream(name: str, path: str = "") -> Response:
         fields = encode_request_fields(
             client_fields(request, is_open=state.access.is_open),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
-            has_body=body is not None,
+            has_body=bool(body),
             accept=None,
         )
-        return relay.respond(UpstreamRequest(method=request.method, target=target, fields=fields, body=body))
+        return relay.respond(
+            UpstreamRequest(method=request.method, target=target, fields=fields, body=body, client=call.client)
+        )
