@@ -29,16 +29,16 @@ def forward() -> Response:
         state.access.admit(request, call, passcode if isinstance(passcode, str) else None)
         if failure is not None:
             raise failure
-        wanted = parse_call(document)
-        target = parse_target(wanted.targetUrl)
+        asked = parse_call(document)
+        target = parse_target(asked.targetUrl)
         upstream = state.table.match(target)
         call.upstream = upstream.name if upstream else PUBLIC
-        body = wanted.encode_body()
+        body = asked.encode_body()
         fields = encode_request_fields(
-            with_trace(parse_fields(wanted.header), request.headers.get),
+            with_trace(parse_fields(asked.header), request.headers.get),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", call.id)),
             has_body=bool(body),
         )
         return relay.respond(
-            UpstreamRequest(method=wanted.method, target=target, fields=fields, body=body, client=call.client)
+            UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=call.client)
         )
