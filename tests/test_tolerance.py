@@ -8,10 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .support.ending import eventually
 from .support.relay import Relay
 from .support.service import Service, call, forward
 from .support.upstream import (
@@ -213,3 +215,33 @@ def test_an_early_response_is_the_response(relay: Relay) -> None:
     with relay.call(script, "POST", fields={"Content-Type": "text/plain"}, body=bytes(8_000_000)) as client:
         assert client.read_head().status == 401
         assert client.read_body() == b"key"
+
+
+def has_keep_alive(near: int, far: int) -> bool:
+    """Return whether the system probes the connection between two ports, as seen by the first (proc(5), net/tcp)."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, _, timer, *_ = line.split()
+        if (int(local.split(":")[1], 16), int(remote.split(":")[1], 16)) == (near, far):
+            return timer.startswith("02:")
+    raise LookupError(f"no connection between the ports {near} and {far}")
+
+
+def test_both_connections_of_a_silent_stream_are_probed(relay: Relay) -> None:
+    """NATs forget a silent connection after minutes, and neither end is told."""
+
+    def silent(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(head(200, EVENT_STREAM))
+        connection.wait_closed()
+
+    with relay.forward(silent) as client:
+        client.read_head()
+        ports = {
+            (int(far.split(":")[1], 16), int(near.split(":")[1], 16))
+            for _, far, near, state, *_ in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:])
+            if state == "01" and int(near.split(":")[1], 16) == relay.upstream.port
+        }
+        ports.add((relay.service.port, client.sock.getsockname()[1]))
+        assert len(ports) > 1
+        # What was sent has its own timer until it is acknowledged.
+        eventually(lambda: all(has_keep_alive(near, far) for near, far in ports), "a connection is not probed")

@@ -71,6 +71,8 @@ def new_socket(family: int) -> socket.socket:
 
 def enable_keep_alive(connection: socket.socket) -> None:
     """Let the system probe a silent TCP connection; for a listener, each connection that it accepts."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEP_ALIVE:
         if (option := getattr(socket, name, None)) is not None:
