@@ -33,13 +33,8 @@ def response_of(start_response: Any) -> Any:
 
 def encode_head(response: Any) -> bytes:
     """Return the head that gunicorn would send."""
-    lines = [*response.default_headers(), *(f"{name}: {value}\r\n" for name, value in response.headers), "\r\n"]
-    return "".join(lines).encode("latin-1")
-
-
-def has_length(response: Any) -> bool:
-    """Return whether the app has set a Content-Length, which gunicorn keeps to."""
-    return any(name.lower() == "content-length" for name, _ in response.headers)
+    fields = [f"{name}: {value}\r\n" for name, value in response.headers]
+    return "".join([*response.default_headers(), *fields, "\r\n"]).encode("latin-1")
 
 
 def has_read_ahead(response: Any) -> bool:
@@ -83,7 +78,9 @@ def unexpected() -> list[str]:
     if not isinstance(getattr(Logger, "access_log_enabled", None), property):
         found.append("gunicorn's Logger has no property access_log_enabled")
     source = inspect.getsource(wsgi.Response)
-    found += [f"gunicorn's Response has no {name}" for name in ("req", "sent", "headers") if f"self.{name} =" not in source]
+    found += [
+        f"gunicorn's Response has no {name}" for name in ("req", "sent", "headers") if f"self.{name} =" not in source
+    ]
     return [f"{sentence} (gunicorn {gunicorn.__version__})" for sentence in found]
 
 

@@ -43,21 +43,22 @@ class Stream:
     :param connection: the client's.
     :param pump: decides what is sent.
     :param close: closes the body, as WSGI has it.
-    :param response: gunicorn's.
+    :param head: as it is sent.
     :param log: gunicorn's.
+    :param logged: gunicorn's response and the environ if the access log is kept: a stream may be open for hours, and
+        needs neither.
     """
 
     __slots__ = (
         "_close",
         "_connection",
         "_data",
-        "_environ",
         "_is_chunked",
         "_is_last",
         "_is_taken",
         "_log",
+        "_logged",
         "_pump",
-        "_response",
         "_sent",
         "_started",
         "_step",
@@ -66,7 +67,13 @@ class Stream:
     )
 
     def __init__(
-        self, connection: Connection, pump: Pump, close: Callable[[], None], response: Any, environ: Environ, log: Any
+        self,
+        connection: Connection,
+        pump: Pump,
+        close: Callable[[], None],
+        head: bytes,
+        log: Any,
+        logged: tuple[Any, Environ] | None,
     ) -> None:
         self._connection = connection
         #: Whether the greenlet that has accepted the connection has lost it.
@@ -74,26 +81,24 @@ class Stream:
         self._pump = pump
         self._close = close
         # What is to be sent, and the step after it. The head goes out together with what came with the upstream's.
-        self._data = compat.encode_head(response)
+        self._data = head
         self._step: Step = WAIT
-        self._is_chunked = b"\r\nTransfer-Encoding: chunked\r\n" in self._data
-        self._is_last = b"\r\nConnection: close\r\n" in self._data
+        self._is_chunked = b"\r\nTransfer-Encoding: chunked\r\n" in head
+        self._is_last = b"\r\nConnection: close\r\n" in head
         self._sent = 0
         self._started = datetime.now()
         #: What ends the calls of the event loop, while the stream is parked.
         self._unsubscribe: Callable[[], None] | None = None
         self._timer: Any = None
         self._log = log
-        # A stream may be open for hours, and needs these for the access log only.
-        is_logged = compat.logs_access(log)
-        self._response = response if is_logged else None
-        self._environ = environ if is_logged else None
+        self._logged = logged
 
     def serve(self) -> bool:
         """Send what there is, in a greenlet; return whether its connection is ready for another request.
 
         It is not if the stream has been parked.
         """
+        self._connection.socket.setblocking(False)
         try:
             return self._run() and not self._is_last
         except OSError as error:
@@ -103,6 +108,8 @@ class Stream:
             pass
         except Exception:
             self._log.exception("Error handling request")
+        finally:
+            self._connection.socket.setblocking(self._unsubscribe is None)
         return False
 
     def _run(self) -> bool:
@@ -153,17 +160,26 @@ class Stream:
         self._data += b"%X\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece
 
     def _flush(self) -> None:
-        data, self._data = self._data, b""
-        if data:
+        """Send all there is to be sent, and wait for the client where it does not fit."""
+        self._send_now()
+        if self._data:
+            client, data, self._data = self._connection.socket, self._data, b""
+            client.setblocking(True)
             with self._pump.writing():
-                # Mostly all of it fits; `sendall` would first look how much the system's buffer holds.
-                sent = self._connection.socket.send(data)
-                if sent < len(data):
-                    self._connection.socket.sendall(memoryview(data)[sent:])
+                client.sendall(data)
+            client.setblocking(False)
+
+    def _send_now(self) -> None:
+        """Send what fits."""
+        try:
+            if self._data:
+                self._data = self._data[self._connection.socket.send(self._data) :]
+        except BlockingIOError:
+            return
 
     def _end(self) -> None:
-        if self._environ is not None:
-            compat.log_access(self._log, self._response, self._environ, self._sent, datetime.now() - self._started)
+        if self._logged is not None:
+            compat.log_access(self._log, *self._logged, self._sent, datetime.now() - self._started)
         self._close()
 
     def _park(self) -> bool:
@@ -178,16 +194,14 @@ class Stream:
             # The greenlet is left with a closed one, and so may end as it always does.
             connection.socket = socket.socket(old.family, old.type, old.proto, fileno=old.detach())
             self._pump.exchange.client.connection = connection.socket
-        connection.socket.setblocking(False)
         connection.pool.park(self)
-        self._start_timer()
+        if self._pump.heartbeat:
+            self._start_timer()
         return True
 
     def _start_timer(self) -> None:
-        patience = self._pump.patience()
-        if patience is not None:
-            self._timer = gevent.get_hub().loop.timer(patience)
-            self._timer.start(self._on_timer)
+        self._timer = gevent.get_hub().loop.timer(self._pump.patience())
+        self._timer.start(self._on_timer)
 
     def _on_timer(self) -> None:
         """Look whether a heartbeat is due; called by the event loop."""
@@ -202,10 +216,9 @@ class Stream:
             return
         step = self._gather()
         try:
-            if self._data:
-                self._data = self._data[self._connection.socket.send(self._data) :]
+            self._send_now()
         except OSError:
-            # It does not fit, or the client has left; what is left is sent in a greenlet, where either may be seen to.
+            # The client has left; the same error comes again in a greenlet, where it ends the stream.
             pass
         if self._data or step is not WAIT:
             self._step = step
@@ -218,7 +231,6 @@ class Stream:
         self._unsubscribe = None
         if self._timer is not None:
             self._timer.close()
-        self._connection.socket.setblocking(True)
 
     def _resume(self) -> None:
         """Go on in a new greenlet, and then with the connection."""

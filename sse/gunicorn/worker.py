@@ -31,6 +31,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             self.log.warning("Streams are served by gunicorn's own gevent worker: %s", "; ".join(found))
         else:
             self._connections: dict[Any, Connection] = {}
+            self._logs_access = compat.logs_access(self.log)
             # Here, because until now it was the app itself, which hooks want to see.
             self.wsgi = partial(self._call, self.wsgi)
             self.server_class = self._listen
@@ -77,6 +78,11 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         if handover is None or handover.body is not body or connection is None or response is None:
             return None
         # What has been read of another request would be lost with the greenlet.
-        if self._has_prologue or compat.has_length(response) or compat.has_read_ahead(response):
+        if self._has_prologue or compat.has_read_ahead(response):
             return None
-        return Stream(connection, handover.pump, handover.body.close, response, environ, self.log)
+        head = compat.encode_head(response)
+        if b"\r\ncontent-length:" in head.lower():
+            # gunicorn keeps to a length that somebody has set.
+            return None
+        logged = (response, environ) if self._logs_access else None
+        return Stream(connection, handover.pump, handover.body.close, head, self.log, logged)

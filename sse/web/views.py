@@ -185,9 +185,7 @@ def _answer(
     # What our throttle says, unless the upstream speaks of its own under the same names.
     fields.extend(field for field in state.access.rate_limit_fields(request) if field[0].lower() not in named)
     fields.extend(state.shared_fields)
-    response = stream_response(pump, status=answer.status, fields=fields, request_id=request_id(request))
-    response.call_on_close(pump.close)
-    return response
+    return stream_response(pump, status=answer.status, fields=fields, request_id=request_id(request))
 
 
 def _not_opened(error: SSEError, exchange: Exchange) -> StreamEnd:

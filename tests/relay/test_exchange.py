@@ -12,8 +12,8 @@ import pytest
 
 from sse.protocol.boundary import Boundary
 from sse.relay.drain import Drain, Phase
-from sse.relay.exchange import FINAL_WRITE_TIMEOUT, MIN_BODY_RATE, STOPPED, Exchange, Limits, Side, Stage
-from sse.relay.monitor import LATE, LOOK_INTERVAL, Monitor
+from sse.relay.exchange import FINAL_WRITE_TIMEOUT, MIN_BODY_RATE, Exchange, Limits, Stage
+from sse.relay.monitor import LOOK_INTERVAL, Monitor
 from sse.relay.stream.end import EndReason
 from sse.relay.tcp import is_gone, reset_on_close, shut_down, unsent
 

@@ -103,7 +103,7 @@ class Pump:
         self._status = status
         self._boundary = exchange.boundary = Boundary() if is_event_stream else None
         self._taps: Sequence[Tap] = (*([self._boundary] if self._boundary is not None else ()), *taps)
-        self._heartbeat = heartbeat if is_event_stream else 0.0
+        self.heartbeat = heartbeat if is_event_stream else 0.0
         self._limit = limit
         self._is_framed = is_framed
         self._on_end: Callable[[StreamEnd], None] | None = on_end
@@ -118,7 +118,7 @@ class Pump:
         self._last = 0.0
         exchange.upstream.stage = Stage.READ
         exchange.upstream.stop()
-        self._pieces = self._drive()
+        self._pieces: Generator[bytes, None, None] | None = None
 
     def step(self) -> Step:
         """Decide what comes next."""
@@ -139,7 +139,7 @@ class Pump:
         if upstream.reason is not None:
             return self._abort(upstream.reason)
         if piece is None:
-            return WAIT if not self._heartbeat else self._silence(time.monotonic())
+            return WAIT if not self.heartbeat else self._silence(time.monotonic())
         if not piece:
             return self._complete()
         return self._pass(piece, time.monotonic())
@@ -165,16 +165,16 @@ class Pump:
 
     def _silence(self, now: float) -> Step:
         """Return a heartbeat if it is time for one; it is no sign of life of the upstream, whose clock goes on."""
-        if now - self._last < self._heartbeat:
+        if now - self._last < self.heartbeat:
             return WAIT
         self._last = now
         return HEARTBEAT if self._boundary is not None and self._boundary.at_boundary else WAIT
 
     def patience(self) -> float | None:
         """Return for how many seconds nothing but the source can bring a step, None if there is no limit."""
-        if not self._heartbeat:
+        if not self.heartbeat:
             return None
-        return max(self._last + self._heartbeat - time.monotonic(), 0.0)
+        return max(self._last + self.heartbeat - time.monotonic(), 0.0)
 
     def _complete(self) -> End:
         self._outcome = EndReason.COMPLETE
@@ -214,6 +214,8 @@ class Pump:
             upstream.since = since + time.monotonic() - begin
 
     def __iter__(self) -> Generator[bytes, None, None]:
+        if self._pieces is None:
+            self._pieces = self._drive()
         return self._pieces
 
     def _drive(self) -> Generator[bytes, None, None]:
@@ -258,7 +260,8 @@ class Pump:
 
     def close(self) -> None:
         """End the stream if it has not ended; servers call it always, also when they never iterated."""
-        self._pieces.close()
+        if self._pieces is not None:
+            self._pieces.close()
         self._report(self.exchange.reason or self._outcome)
 
     def _report(self, reason: EndReason) -> None:

@@ -6,6 +6,7 @@ import http.client
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import requests
 from urllib3.exceptions import HTTPError, SSLError
@@ -63,22 +64,16 @@ class _Prepared(requests.PreparedRequest):
 class UpstreamResponse:
     """An upstream's answer, whose head has come; whoever got it closes it."""
 
-    __slots__ = ("_pieces", "_raw", "fields", "status")
+    __slots__ = ("_raw", "fields", "read", "status")
 
     def __init__(self, response: requests.Response) -> None:
         self._raw: RawBody = response.raw
-        # requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
-        self._pieces = response.iter_content(None)
+        #: Returns what one read of the socket brought, None if nothing has come, b"" at the end; raises TruncatedBody.
+        #: requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
+        self.read: Callable[[], bytes | None] = partial(next, response.iter_content(None), b"")
         self.status = self._raw.status
         #: All fields as they came, repeated ones apart.
         self.fields = self._raw.fields
-
-    def read(self) -> bytes | None:
-        """Return what one read of the socket brought, None if nothing has come, b"" at the end.
-
-        :raises TruncatedBody: if the body ends before its framing says so.
-        """
-        return next(self._pieces, b"")
 
     def wait(self, timeout: float | None) -> None:
         """Wait until there is something to read, or for so many seconds."""

@@ -26,7 +26,7 @@ Item = bytes | Exception | EndReason | Callable[[Exchange], object]
 
 
 class FakeSource:
-    """A source that follows a script: give bytes, be silent (b""), raise, be cancelled, or do something to the exchange."""
+    """A source that follows a script: give bytes, be silent (b""), raise, be cancelled, or change the exchange."""
 
     def __init__(self, exchange: Exchange, *script: Item) -> None:
         self._exchange = exchange

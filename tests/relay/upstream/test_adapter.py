@@ -21,13 +21,15 @@ from sse.errors import (
     UpstreamUnreachable,
 )
 from sse.protocol.target.parse import Target, parse_target
-from sse.relay.exchange import EndReason, Limits, Stage, Watch
+from sse.relay.exchange import Side, Stage
+from sse.relay.stream.end import EndReason
+from sse.relay.stream.source import TruncatedBody
 from sse.relay.upstream.adapter import RelayAdapter
-from sse.relay.upstream.body import TruncatedBody
 from sse.relay.upstream.client import UpstreamRequest, UpstreamResponse, Upstreams
 from sse.relay.upstream.connection import MAX_HEAD, StaleConnection, _Relayed
 from sse.relay.upstream.dial import Dialer
 
+from ...support.source import pieces_of
 from ...support.upstream import (
     EVENT_STREAM,
     LAST_CHUNK,
@@ -53,18 +55,18 @@ class Relaying:
         dialer = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=PATIENCE)
         self.adapter = RelayAdapter(dialer, pool_size=10, ca_file=upstream.ca_file)
         self.upstreams = Upstreams(self.adapter)
-        self.watch = Watch(None, Limits())
+        self.side = Side(Stage.OPEN)
 
     def open(self, script: Script, *, method: str = "GET", body: bytes | None = None) -> UpstreamResponse:
         self.upstream.script = script
         target: Target = parse_target(self.upstream.url + "/path?query")
-        self.watch = Watch(None, Limits())
+        self.side = Side(Stage.OPEN)
         wanted = UpstreamRequest(method=method, target=target, fields=[("Accept", "*/*")], body=body)
-        return self.upstreams.open(wanted, self.watch)
+        return self.upstreams.open(wanted, self.side)
 
     def read(self, script: Script) -> bytes:
         with self.open(script) as response:
-            return b"".join(response.iter_chunks())
+            return b"".join(pieces_of(response))
 
     def close(self) -> None:
         self.adapter.close()
@@ -121,7 +123,7 @@ def test_a_piece_does_not_wait_for_the_next(framing: str, relaying: str, request
     data = framed(EVENT + EVENT, framing)
     script = in_two(data, data.index(b"a\n\n") + 3, go)
     with request.getfixturevalue(relaying).open(script) as response:
-        pieces = response.iter_chunks()
+        pieces = pieces_of(response)
         first = b""
         while not first.endswith(b"a\n\n"):
             first += next(pieces)
@@ -134,7 +136,7 @@ def test_a_silence_is_told_of_and_the_body_goes_on(plain: Relaying) -> None:
     go = threading.Event()
     data = framed(EVENT, "chunked")
     with plain.open(in_two(data, len(data) - 12, go)) as response:
-        pieces = response.iter_chunks(silence=0.02)
+        pieces = pieces_of(response, silence=0.02)
         got = [next(pieces)]
         while got[-1]:
             got.append(next(pieces))
@@ -147,7 +149,7 @@ def test_a_silence_is_told_of_over_tls(tls: Relaying) -> None:
     go = threading.Event()
     data = framed(EVENT, "chunked")
     with tls.open(in_two(data, len(data) - 12, go)) as response:
-        pieces = response.iter_chunks(silence=0.02)
+        pieces = pieces_of(response, silence=0.02)
         got = [next(pieces)]
         while got[-1]:
             got.append(next(pieces))
@@ -167,11 +169,11 @@ def test_a_kept_connection_has_no_time_limit_of_the_stream_before(plain: Relayin
         connection.send(framed(EVENT, "length"))
 
     with plain.open(script) as response:
-        assert b"".join(response.iter_chunks(silence=0.02)) == EVENT
+        assert b"".join(pieces_of(response, silence=0.02)) == EVENT
     timer = threading.Timer(0.1, go.set)
     timer.start()
     with plain.open(script) as response:
-        assert list(response.iter_chunks()) == [EVENT]
+        assert list(pieces_of(response)) == [EVENT]
     timer.join()
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
 
@@ -190,7 +192,7 @@ def test_an_answer_that_ends_early_is_truncated_wherever_it_is_cut(
             connection.send(data[:cut])
 
         with request.getfixturevalue(relaying).open(script) as response, pytest.raises(TruncatedBody):
-            for piece in response.iter_chunks():
+            for piece in pieces_of(response):
                 assert piece in EVENT
 
 
@@ -203,10 +205,10 @@ def test_cutting_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequ
 
     ring = request.getfixturevalue(relaying)
     with ring.open(script) as response:
-        timer = threading.Timer(0.05, ring.watch.cut, [EndReason.CLIENT_GONE])
+        timer = threading.Timer(0.05, ring.side.cancel, [EndReason.CLIENT_GONE])
         timer.start()
         with pytest.raises(TruncatedBody):
-            list(response.iter_chunks())
+            list(pieces_of(response))
         timer.join()
 
 
@@ -221,7 +223,7 @@ def test_cutting_ends_the_wait_for_a_head(
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        ring.watch.cut(reason)
+        ring.side.cancel(reason)
         connection.wait_closed()
 
     with pytest.raises(error):
@@ -241,12 +243,12 @@ def test_a_connection_is_kept_after_a_whole_answer_and_its_watch_lets_go(plain: 
         connection.send(answered[-20:])
 
     assert plain.read(script) == EVENT
-    before = plain.watch
+    before = plain.side
     with plain.open(script) as response:
         # The watch of the exchange before has nothing to do with this one, although the connection is the same.
-        before.cut(EndReason.CLIENT_GONE)
+        before.cancel(EndReason.CLIENT_GONE)
         go.set()
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces_of(response)) == EVENT
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
 
 
@@ -258,7 +260,7 @@ def test_an_answer_that_is_closed_before_its_end_takes_the_connection_with_it(pl
         connection.wait_closed()
 
     with plain.open(script) as response:
-        pieces = response.iter_chunks()
+        pieces = pieces_of(response)
         for _ in range(count):
             next(pieces)
     plain.upstream.wait_connection().wait_closed()
@@ -275,7 +277,7 @@ def test_an_answer_without_a_body_gives_its_connection_back_at_once(plain: Relay
             connection.send(head(status))
 
     first, second = plain.open(script, method=method), plain.open(script, method=method)
-    assert list(first.iter_chunks()) == list(second.iter_chunks()) == []
+    assert list(pieces_of(first)) == list(pieces_of(second)) == []
     first.close()
     second.close()
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
@@ -314,7 +316,7 @@ def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
     assert plain.read(answer(EVENT)) == EVENT
     refused = breaking(monkeypatch, after=0)
     with plain.open(answer(EVENT), method="POST", body=b"once") as response:
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces_of(response)) == EVENT
     assert refused
     assert [request.body for request in plain.upstream.requests] == [b"", b"once"]
 
@@ -340,7 +342,7 @@ def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_rep
             plain.open(script, method=method, body=b"once")
     else:
         with plain.open(script, method=method) as response:
-            assert b"".join(response.iter_chunks()) == EVENT
+            assert b"".join(pieces_of(response)) == EVENT
     assert refused
 
 
@@ -446,7 +448,7 @@ def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstrea
     refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
     wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
     with pytest.raises(TargetNotAllowed):
-        Upstreams(RelayAdapter(refusing, pool_size=1)).open(wanted, Watch(None, Limits()))
+        Upstreams(RelayAdapter(refusing, pool_size=1)).open(wanted, Side(Stage.OPEN))
     assert not target.connections
 
 
@@ -467,7 +469,7 @@ def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callab
     ring.upstream.url = ring.upstream.url.replace("http:", "https:")
     with pytest.raises(UpstreamUnreachable):
         ring.open(script)
-    assert ring.watch.stage is Stage.OPEN
+    assert ring.side.stage is Stage.OPEN
 
 
 def test_the_head_is_bounded(plain: Relaying) -> None:
@@ -489,7 +491,7 @@ def test_a_head_just_within_the_bound_passes(plain: Relaying) -> None:
 
     with plain.open(script) as response:
         assert len(response.fields) == len(fields) + 2
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces_of(response)) == EVENT
 
 
 def test_repeated_fields_stay_apart(plain: Relaying) -> None:
@@ -510,8 +512,8 @@ def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
     """urllib3 and requests each have an opinion on what a URL should be."""
     plain.upstream.script = answer(EVENT)
     target = parse_target(plain.upstream.url + path)
-    with plain.upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as got:
-        list(got.iter_chunks())
+    with plain.upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Side(Stage.OPEN)) as got:
+        list(pieces_of(got))
     assert plain.upstream.requests[0].target == target.request_target
 
 
@@ -521,4 +523,4 @@ def test_a_body_goes_on_when_its_head_was_the_last_use_of_the_connection(plain: 
     data = head(200, EVENT_STREAM, "Content-Length: 9", "Connection: close")
     with plain.open(in_two(data + EVENT, len(data), go)) as response:
         go.set()
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces_of(response)) == EVENT

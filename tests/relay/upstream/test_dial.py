@@ -13,12 +13,14 @@ import pytest
 from sse.errors import TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
 from sse.protocol.target.parse import parse_target
 from sse.protocol.target.table import UpstreamTable, parse_upstream
-from sse.relay.exchange import EndReason, Limits, Watch, current
+from sse.relay.exchange import Side, Stage, current
+from sse.relay.stream.end import EndReason
 from sse.relay.upstream import dial
 from sse.relay.upstream.adapter import RelayAdapter
 from sse.relay.upstream.client import UpstreamRequest, Upstreams
 from sse.relay.upstream.dial import MAX_LOOKUPS, Dialer
 
+from ...support.source import pieces_of
 from ...support.upstream import SilentListener, Upstream, answer
 
 #: One that the operator named and that is nobody's in public, one that he named and is public, and one that he did not.
@@ -138,8 +140,8 @@ def test_a_name_that_changes_its_mind_is_asked_once_for_each_connection(
 
     def get() -> bytes:
         target = parse_target(f"http://ollama:{inside.port}/")
-        with upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as response:
-            return b"".join(response.iter_chunks())
+        with upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Side(Stage.OPEN)) as response:
+            return b"".join(pieces_of(response))
 
     # A kept connection leads where it led when it was judged: nothing is asked.
     assert [get(), get()] == [b"data: x\n\n"] * 2
@@ -264,9 +266,9 @@ def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Reso
 def test_an_exchange_that_was_cut_dials_nobody(upstream: Callable[..., Upstream]) -> None:
     inside = upstream()
     table = UpstreamTable([parse_upstream("literal", inside.url)])
-    watch = Watch(None, Limits())
-    watch.cut(EndReason.CLIENT_GONE)
-    token = current.set(watch)
+    side = Side(Stage.OPEN)
+    side.cancel(EndReason.CLIENT_GONE)
+    token = current.set(side)
     try:
         with pytest.raises(UpstreamUnreachable):
             dialer(table).dial("127.0.0.1", inside.port)
