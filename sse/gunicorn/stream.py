@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 import gevent
-from gevent import socket
 
 from ..compat import gunicorn as compat
 from ..relay.stream.pump import WAIT, End, Last, Pump, Step
 from .pool import ConnectionPool
+from .socket import Client
 
 #: What WSGI gives an app of a request.
 Environ = dict[str, Any]
@@ -31,7 +31,7 @@ class Connection:
     :param serve: serves it, given the socket and the address, and closes it.
     """
 
-    socket: Any
+    socket: Client
     address: Any
     pool: ConnectionPool
     serve: Callable[[Any, Any], None]
@@ -190,9 +190,8 @@ class Stream:
         connection = self._connection
         if not self._is_taken:
             self._is_taken = True
-            old = connection.socket
             # The greenlet is left with a closed one, and so may end as it always does.
-            connection.socket = socket.socket(old.family, old.type, old.proto, fileno=old.detach())
+            connection.socket = Client(connection.socket)
             self._pump.exchange.client.connection = connection.socket
         connection.pool.park(self)
         if self._pump.heartbeat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 from flask import Blueprint, Request, Response
 
@@ -14,6 +15,7 @@ from ..protocol.field import encode_request_fields, is_event_stream, parse_field
 from ..protocol.target.parse import parse_target
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
+from ..relay.linger import discard
 from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.stream.pump import Pump
 from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
@@ -47,7 +49,9 @@ def relay_blueprint() -> Blueprint:
 def ticker_blueprint() -> Blueprint:
     """Return the demonstration event stream."""
     blueprint = Blueprint("sse_ticker", __name__)
-    blueprint.add_url_rule("/sse", view_func=ticks, methods=(*METHODS, "OPTIONS"))
+    # Front ends that were written for this stream call `/hackathon/sse` and `/forward-sse` below one base URL.
+    for path in ("/sse", "/hackathon/sse"):
+        blueprint.add_url_rule(path, view_func=ticks, methods=(*METHODS, "OPTIONS"))
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 
@@ -56,6 +60,8 @@ def refuse(error: SSEError) -> Response:
     request = current_request()
     report_refusal(error)
     response = problem(error)
+    if request.content_length or "chunked" in request.headers.get("Transfer-Encoding", ""):
+        response.call_on_close(partial(discard, request.environ["wsgi.input"], client_socket(request)))
     if error.retry_after is not None or error.status < 500:
         response.headers.extend(current_state().access.rate_limit_fields(request))
     if isinstance(error, MethodNotAllowed):
