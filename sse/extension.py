@@ -19,9 +19,10 @@ from .relay.exchange import Limits
 from .relay.lease import leases_in
 from .relay.monitor import Monitor
 from .relay.redis import SharedStore, nothing
-from .relay.upstream.adapter import RelayAdapter
-from .relay.upstream.client import Upstreams
+from .relay.upstream.adapter import UpstreamAdapter, tls_context
+from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
+from .relay.upstream.pool import Pool
 from .settings import Settings
 from .web.access.access import Access, Authorize
 from .web.docs import docs_blueprint
@@ -174,12 +175,11 @@ class SSE:
         )
         drain = Drain()
         dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
+        pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
         return State(
             settings=settings,
             table=table,
-            upstreams=Upstreams(
-                RelayAdapter(dialer, pool_size=settings.max_streams or POOL_SIZE, ca_file=settings.ca_file)
-            ),
+            upstreams=UpstreamClient(UpstreamAdapter(pool)),
             leases=leases,
             metrics=metrics,
             monitor=Monitor(drain),

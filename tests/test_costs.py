@@ -22,7 +22,7 @@ MANY = 600
 #: Calls of functions in `sse/` for one read of the upstream, whatever it brings, up to the system call of the write.
 CALLS_PER_READ = 12
 #: Calls in `sse/` for a request over a kept connection, with a body and without an event.
-CALLS_PER_REQUEST = 241
+CALLS_PER_REQUEST = 245
 #: Writes to the upstream for the head and the body of a request.
 UPSTREAM_SENDS = 1
 #: Reads that look whether a kept connection is still good.

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 
 from ..compat import gunicorn as compat
-from ..relay.stream.pump import WAIT, End, Last, Pump, Step
+from ..relay.stream.pump import WAIT, End, Pause, Pump, Step
 from .pool import ConnectionPool
 from .socket import Client
 
@@ -80,9 +80,10 @@ class Stream:
         self._is_taken = False
         self._pump = pump
         self._close = close
-        # What is to be sent, and the step after it. The head goes out together with what came with the upstream's.
+        # What is to be sent, and the step after it where that is known. The head goes out together with what came with
+        # the upstream's.
         self._data = head
-        self._step: Step = WAIT
+        self._step: Step | None = None
         self._is_chunked = b"\r\nTransfer-Encoding: chunked\r\n" in head
         self._is_last = b"\r\nConnection: close\r\n" in head
         self._sent = 0
@@ -134,48 +135,40 @@ class Stream:
     def _advance(self) -> End | None:
         """Send what there is, and wait; return how the stream ended, None if it has been parked."""
         while True:
-            step, self._step = self._step if self._step is not WAIT else self._gather(), WAIT
-            if isinstance(step, Last):
-                self._frame(step.data)
-            elif isinstance(step, End) and step.error is None and self._is_chunked:
-                self._data += LAST_CHUNK
-            self._flush()
+            step = self._step or self._pass_on()
+            self._step = None
+            if self._data:
+                self._send_rest()
             if isinstance(step, End):
                 return step
-            if isinstance(step, Last):
-                gevent.sleep(step.delay)
+            if isinstance(step, Pause):
+                gevent.sleep(step.seconds)
             elif self._park():
                 return None
             else:
                 self._pump.source.wait(self._pump.patience())
 
-    def _gather(self) -> Step:
-        """Frame what there is to pass on now, and return the step after that: what was read at once is sent at once."""
+    def _pass_on(self) -> Step:
+        """Send what there is to pass on now, as far as it fits, and return the step after that."""
         while isinstance(step := self._pump.step(), bytes):
-            self._frame(step)
+            self._sent += len(step)
+            self._data += b"%X\r\n%b\r\n" % (len(step), step) if self._is_chunked else step
+        if isinstance(step, End) and step.error is None and self._is_chunked:
+            self._data += LAST_CHUNK
+        if self._data:
+            try:
+                self._data = self._data[self._connection.socket.send(self._data) :]
+            except BlockingIOError:
+                pass
         return step
 
-    def _frame(self, piece: bytes) -> None:
-        self._sent += len(piece)
-        self._data += b"%X\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece
-
-    def _flush(self) -> None:
-        """Send all there is to be sent, and wait for the client where it does not fit."""
-        self._send_now()
-        if self._data:
-            client, data, self._data = self._connection.socket, self._data, b""
-            client.setblocking(True)
-            with self._pump.writing():
-                client.sendall(data)
-            client.setblocking(False)
-
-    def _send_now(self) -> None:
-        """Send what fits."""
-        try:
-            if self._data:
-                self._data = self._data[self._connection.socket.send(self._data) :]
-        except BlockingIOError:
-            return
+    def _send_rest(self) -> None:
+        """Wait for a client that has not taken everything."""
+        client, data, self._data = self._connection.socket, self._data, b""
+        client.setblocking(True)
+        with self._pump.writing():
+            client.sendall(data)
+        client.setblocking(False)
 
     def _end(self) -> None:
         if self._logged is not None:
@@ -213,12 +206,11 @@ class Stream:
         """Pass on what has come; called by the event loop, so nothing in here may wait."""
         if self._unsubscribe is None:
             return
-        step = self._gather()
         try:
-            self._send_now()
+            step = self._pass_on()
         except OSError:
             # The client has left; the same error comes again in a greenlet, where it ends the stream.
-            pass
+            step = WAIT
         if self._data or step is not WAIT:
             self._step = step
             self._leave_loop()

@@ -18,7 +18,8 @@ from ..relay.exchange import Exchange
 from ..relay.linger import discard
 from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.stream.pump import Pump
-from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
+from ..relay.upstream.adapter import UpstreamRequest
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .own import EventSourceResponse, client_socket, last_event_id
 from .parsing import client_fields, parse_call, raw_path, read_body, read_document
 from .report import PUBLIC, StreamReport, note_unopened, note_upstream, report_refusal
@@ -99,9 +100,9 @@ def forward() -> Response:
         fields = encode_request_fields(
             with_trace(parse_fields(asked.header), request.headers.get),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", request_id(request))),
-            has_body=body is not None,
+            has_body=bool(body),
         )
-        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body)
+        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=client)
         return _relay(request, state, stack, exchange, wanted, client=client)
 
 
@@ -123,10 +124,11 @@ def upstream(name: str, path: str = "") -> Response:
             fields=encode_request_fields(
                 client_fields(request, state),
                 replace=(*entry.headers, ("X-Request-Id", request_id(request))),
-                has_body=body is not None,
+                has_body=bool(body),
                 accept=None,
             ),
             body=body,
+            client=client,
         )
         return _relay(request, state, stack, exchange, wanted, client=client)
 

@@ -1,4 +1,4 @@
-"""Reads sources as a pump does that may block."""
+"""Reads a source to its end, as a driver does."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ from collections.abc import Iterator
 from sse.relay.stream.source import Source
 
 
-def pieces_of(source: Source, *, silence: float | None = None) -> Iterator[bytes]:
-    """Yield what a source gives until its end.
-
-    :param silence: seconds after which b"" is yielded where nothing has come; None: never.
-    """
+def pieces(source: Source) -> Iterator[bytes]:
+    """Yield what a source gives until it ends, and wait where it has nothing."""
     while (piece := source.read()) != b"":
-        if piece is not None:
+        if piece is None:
+            source.wait(None)
+        else:
             yield piece
-            continue
-        source.wait(silence)
-        if silence is not None:
-            piece = source.read()
-            if piece == b"":
-                return
-            yield piece or b""

@@ -47,11 +47,10 @@ WAIT = Wait.WAIT
 
 
 @dataclass(frozen=True, slots=True)
-class Last:
-    """Send the last bytes, and end after so many seconds."""
+class Pause:
+    """Wait so many seconds: what was sent before is the last of the stream."""
 
-    data: bytes
-    delay: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class End:
 
 
 #: What is to be done next; bytes are to be sent.
-Step = bytes | Wait | Last | End
+Step = bytes | Wait | Pause | End
 
 
 class Pump:
@@ -110,6 +109,7 @@ class Pump:
         # What close() reports if nothing else has been found until then.
         self._outcome = EndReason.CLIENT_GONE if has_body else EndReason.COMPLETE
         self._end: End | None = None
+        self._pause: Pause | None = None
         self._bytes = 0
         self._head = time.monotonic() - exchange.started
         self._first: float | None = None
@@ -123,7 +123,8 @@ class Pump:
     def step(self) -> Step:
         """Decide what comes next."""
         if self._end is not None:
-            return self._end
+            pause, self._pause = self._pause, None
+            return pause or self._end
         exchange, upstream, boundary = self.exchange, self.exchange.upstream, self._boundary
         if upstream.since == STOPPED:
             upstream.since = self._last = time.monotonic()
@@ -189,7 +190,8 @@ class Pump:
             tap.finish()
         self._end = End(error or StreamAborted(reason))
         if self._boundary is not None and self._boundary.at_boundary and self.exchange.client.reason is None:
-            return Last(encode_error(reason), ERROR_EVENT_DELAY)
+            self._pause = Pause(ERROR_EVENT_DELAY)
+            return encode_error(reason)
         return self._end
 
     def fail(self, error: BaseException) -> End:
@@ -227,15 +229,15 @@ class Pump:
         client.stop()
         try:
             while not isinstance(step := self.step(), End):
-                if isinstance(step, Wait):
+                if isinstance(step, bytes):
+                    # `writing()`, written out: this is what is done for each piece.
+                    client.enter(Stage.WRITE)
+                    yield step
+                    client.stop()
+                elif isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                else:
                     self.source.wait(self.patience())
-                    continue
-                # `writing()`, written out: this is what is done for each piece.
-                client.enter(Stage.WRITE)
-                yield step if isinstance(step, bytes) else step.data
-                if isinstance(step, Last):
-                    time.sleep(step.delay)
-                client.stop()
         except GeneratorExit:
             # The server closes a body that it could not write to the end; close() reports why.
             raise

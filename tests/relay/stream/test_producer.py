@@ -14,7 +14,7 @@ from gevent.event import Event
 
 from sse.relay.stream.producer import IterableFailed, Producer, ThreadProducer
 
-from ...support.source import pieces_of
+from ...support.source import pieces
 
 PATIENCE = 10.0
 
@@ -59,32 +59,32 @@ def failing(error: Exception) -> Callable[[], None]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_items_are_encoded_and_the_iterable_is_closed(kind: Kind) -> None:
     items = Items("a", "b")
-    assert list(pieces_of(produce(items, kind))) == [b"a", b"b"]
+    assert list(pieces(produce(items, kind))) == [b"a", b"b"]
     assert items.closed.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_item_is_taken_before_the_one_before_it_was_passed_on(kind: Kind) -> None:
     items = Items(*"abcd")
-    chunks = pieces_of(produce(items, kind))
+    chunks = pieces(produce(items, kind))
     assert [(next(chunks), items.taken) for _ in range(3)] == [(b"a", 1), (b"b", 2), (b"c", 3)]
 
 
 def test_without_silence_the_iterable_runs_in_the_thread_that_asks() -> None:
     items = Items("a")
-    list(pieces_of(produce(items)))
+    list(pieces(produce(items)))
     assert items.thread is threading.current_thread()
 
 
 def test_a_wait_ends_with_its_time_and_no_item_is_lost() -> None:
     gate = threading.Event()
     producer = produce(Items("a", then=lambda: gate.wait(PATIENCE)), ThreadProducer)
-    assert next(pieces_of(producer)) == b"a"
+    assert next(pieces(producer)) == b"a"
     for _ in range(2):
         assert producer.read() is None
         producer.wait(0.01)
     gate.set()
-    assert list(pieces_of(producer)) == []
+    assert list(pieces(producer)) == []
 
 
 def test_what_cannot_be_subscribed_to_has_to_be_waited_for() -> None:
@@ -114,7 +114,7 @@ def test_a_subscriber_is_woken_for_each_item_and_for_the_end() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_iterable_raises_is_raised(kind: Kind) -> None:
     items = Items("a", then=failing(LookupError("of the iterable")))
-    chunks = pieces_of(produce(items, kind))
+    chunks = pieces(produce(items, kind))
     assert next(chunks) == b"a"
     with pytest.raises(LookupError, match="of the iterable"):
         next(chunks)
@@ -123,7 +123,7 @@ def test_what_the_iterable_raises_is_raised(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_oserror_of_the_iterable_is_not_taken_for_one_of_the_clients(kind: Kind) -> None:
-    chunks = pieces_of(produce(Items(then=failing(BrokenPipeError())), kind))
+    chunks = pieces(produce(Items(then=failing(BrokenPipeError())), kind))
     with pytest.raises(IterableFailed) as found:
         next(chunks)
     assert isinstance(found.value.__cause__, BrokenPipeError)
@@ -133,7 +133,7 @@ def test_an_oserror_of_the_iterable_is_not_taken_for_one_of_the_clients(kind: Ki
 def test_closing_between_two_items_closes_the_iterable(kind: Kind) -> None:
     items = Items("a", "b")
     producer = produce(items, kind)
-    assert next(pieces_of(producer)) == b"a"
+    assert next(pieces(producer)) == b"a"
     producer.close()
     assert items.closed.wait(PATIENCE)
     assert items.taken == 1
@@ -150,7 +150,7 @@ def test_closing_before_the_first_item_closes_the_iterable() -> None:
 def test_a_stream_that_is_cut_as_it_starts_takes_no_item_and_closes_the_iterable(kind: Kind) -> None:
     items = Items("a")
     producer = produce(items, kind, Producer.cancel)
-    assert list(pieces_of(producer)) == []
+    assert list(pieces(producer)) == []
     producer.close()
     assert items.closed.wait(PATIENCE)
     assert items.taken == 0
@@ -169,7 +169,7 @@ def test_a_cut_ends_the_wait_for_a_silent_thread_at_once() -> None:
 
     items = Items("a", then=wait)
     producer = produce(items, ThreadProducer)
-    chunks = pieces_of(producer)
+    chunks = pieces(producer)
     assert next(chunks) == b"a"
     cutter = threading.Thread(target=cut)
     cutter.start()
@@ -193,7 +193,7 @@ def test_a_cut_interrupts_what_a_greenlet_waits_for_and_its_finally_runs() -> No
             seen.append("finally")
 
     producer = produce(items())
-    reader = gevent.spawn(lambda: list(pieces_of(producer)))
+    reader = gevent.spawn(lambda: list(pieces(producer)))
     gevent.sleep(0)
     assert not reader.ready()
     producer.cancel()
@@ -208,7 +208,7 @@ def test_a_greenlet_that_does_not_wait_for_the_iterable_is_not_interrupted() -> 
     passed: list[bytes] = []
 
     def read() -> str:
-        for chunk in pieces_of(producer):
+        for chunk in pieces(producer):
             passed.append(chunk)
             gevent.sleep(0.01)  # the write to the client
         return "ended by itself"
@@ -227,4 +227,4 @@ def test_the_context_of_the_reader_is_that_of_the_iterable() -> None:
         yield variable.get()
 
     variable.set("of the reader")
-    assert list(pieces_of(produce(items(), ThreadProducer))) == [b"of the reader"]
+    assert list(pieces(produce(items(), ThreadProducer))) == [b"of the reader"]
