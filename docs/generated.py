@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from sse import SSE
 from sse.errors import REFUSALS, ClientGone
-from sse.relay.exchange import EndReason
+from sse.relay.stream.end import EndReason
 from sse.settings import PREFIX, Settings
 from sse.web.metrics import Metrics
 

@@ -10,7 +10,7 @@ import pytest
 
 from docs.generated import END_REASONS, PARTS, endpoints, metrics, openapi, refusals, settings
 from sse.errors import REFUSALS, ClientGone
-from sse.relay.exchange import EndReason
+from sse.relay.stream.end import EndReason
 from sse.settings import PREFIX, Settings
 
 from ..support.document import PAGES, ROOT, block, codes, named_blocks, page, table

@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Mapping
 
 from ...protocol.target.parse import Target
+from ..exchange import Side
 from .connection import Connection, Key
 from .dial import Dialer
-from .transport import Side, TLSTransport, Transport
+from .transport import TLSTransport, Transport
 
 #: Seconds after which an idle connection is not used again: NATs and load balancers forget it without a word.
 IDLE_LIMIT = 30.0
