@@ -578,7 +578,7 @@ describe("fetchSSE", () => {
 		"throws at once": () => {
 			throw new TypeError("mine");
 		},
-		"rejects": () => Promise.reject(new TypeError("mine")),
+		rejects: () => Promise.reject(new TypeError("mine")),
 		"rejects without a reason": () => Promise.reject(undefined),
 	})) {
 		test(`a fetch that ${name} is an error`, async () => {
