@@ -84,7 +84,7 @@ def _source_url() -> str:
         urls = metadata.metadata("flask-sse-relay").get_all("Project-URL") or []
     except metadata.PackageNotFoundError:
         return ""
-    found = dict(url.split(", ", 1) for url in urls)
+    found: dict[str, str] = dict(url.split(", ", 1) for url in urls)
     return found.get("Source", found.get("Repository", ""))
 
 
