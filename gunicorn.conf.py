@@ -7,7 +7,7 @@ monkey.patch_all()
 
 import sys  # noqa: E402  # patched first, see above
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036  # without it, an older one fails at an import
     sys.exit(f"flask-sse-relay needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
 import atexit  # noqa: E402
@@ -51,8 +51,8 @@ def _setting(key: str) -> str:
 def _load(name: str) -> dict[str, Any]:
     """Return the names of a file of the package, which is read anew at each reload.
 
-    It is not imported: what this process imports of the service would stay in it over a SIGHUP, and the new workers would
-    run the old code.
+    It is not imported: what this process imports of the service would stay in it over a SIGHUP, and the new workers
+    would run the old code.
     """
     package = importlib.util.find_spec("sse")
     if package is None or package.origin is None:
@@ -79,8 +79,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
 
     def init_process(self) -> None:
         """Become that worker, in its process."""
-        from sse.errors import SettingError
         from sse.gunicorn import StreamWorker
+        from sse.settings import SettingError
 
         self.__class__ = StreamWorker
         try:

@@ -11,7 +11,7 @@ from flask import Flask
 from flask_cors import CORS
 from flask_limiter import Limiter
 
-from .cli.command import register_commands, told_plainly
+from .cli.command import register_commands
 from .demo.server import DemonstrationServer
 from .protocol.target.table import UpstreamTable, parse_upstream
 from .relay.drain import FAREWELL, Drain, Phase
@@ -21,7 +21,7 @@ from .relay.redis import SharedStore, nothing
 from .relay.upstream.adapter import RelayAdapter
 from .relay.upstream.client import Upstreams
 from .relay.upstream.dial import Dialer
-from .settings import Settings
+from .settings import SettingError, Settings
 from .web.access.access import Access, Authorize
 from .web.docs import docs_blueprint
 from .web.page import page_blueprint, static_blueprint
@@ -130,9 +130,11 @@ class SSE:
         """
         if "sse" in app.extensions:
             raise RuntimeError(f"the app {app.name!r} has an SSE already")
-        with told_plainly():
+        try:
             settings = Settings.from_config(app.config)
             app.extensions["sse"] = self._state(settings)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         register_commands(app)
         parts = [relay_blueprint()] if self._relay else []
         if self._demonstration:

@@ -66,4 +66,6 @@ def lock_files(directory: str, *, is_writer: bool = False) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX if is_writer else fcntl.LOCK_SH)
         yield
     finally:
+        # Not by closing it, which gevent puts off until its event loop runs.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

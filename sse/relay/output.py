@@ -1,8 +1,8 @@
 """Write log lines without ever waiting for who reads them.
 
-A log usually goes to a pipe or a socket. If its reader stops reading, a plain write waits for ever and with it the event
-loop, every stream and gunicorn's master. This module imports nothing of the package, because gunicorn.conf.py loads it
-into the master.
+A log usually goes to a pipe or a socket. If its reader stops, a plain write waits for ever, and with it the event loop,
+every stream and gunicorn's master. This module imports nothing of the package, because gunicorn.conf.py loads it into
+the master.
 """
 
 from __future__ import annotations
