@@ -18,9 +18,10 @@ from .relay.drain import FAREWELL, Drain, Phase
 from .relay.exchange import Limits, Watches
 from .relay.lease import leases_in
 from .relay.redis import SharedStore, nothing
-from .relay.upstream.adapter import RelayAdapter
-from .relay.upstream.client import Upstreams
+from .relay.upstream.adapter import UpstreamAdapter, tls_context
+from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
+from .relay.upstream.pool import Pool
 from .settings import SettingError, Settings
 from .web.access.access import Access, Authorize
 from .web.docs import docs_blueprint
@@ -175,12 +176,11 @@ class SSE:
         )
         drain = Drain()
         dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
+        pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
         return State(
             settings=settings,
             table=table,
-            upstreams=Upstreams(
-                RelayAdapter(dialer, pool_size=settings.max_streams or POOL_SIZE, ca_file=settings.ca_file)
-            ),
+            upstreams=UpstreamClient(UpstreamAdapter(pool)),
             leases=leases,
             metrics=metrics,
             watches=Watches(drain),

@@ -146,9 +146,9 @@ class Settings:
     #: Seconds until an upstream must be connected, its name looked up and TLS agreed.
     connect_timeout: float = _key(_positive_seconds, 5.0)
     #: Seconds until the upstream's head must be there. 0: no limit.
-    response_timeout: float = _key(_seconds, 60.0)
+    response_timeout: float = _key(_seconds, 600.0)
     #: Seconds between two reads of a stream. 0: no limit.
-    idle_timeout: float = _key(_seconds, 120.0)
+    idle_timeout: float = _key(_seconds, 300.0)
     #: Seconds a client may take no byte at all, and its request body may take to arrive. 0: no limit.
     send_timeout: float = _key(_seconds, 30.0)
     #: Seconds the longest stream may live. 0: no limit.

@@ -96,6 +96,8 @@ def problem(error: SSEError) -> Response:
     response.headers["X-Request-Id"] = id_
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
+    if error.should_retry is not None:
+        response.headers["X-Should-Retry"] = str(error.should_retry).lower()
     if error.status == HTTPStatus.UNAUTHORIZED:
         # RFC 9110, section 15.5.2: "The server generating a 401 response MUST send a WWW-Authenticate header field".
         response.headers["WWW-Authenticate"] = 'Bearer realm="sse"'

@@ -12,7 +12,7 @@ from ..protocol.target.table import UpstreamTable
 from ..relay.drain import Drain
 from ..relay.exchange import Limits, Watches
 from ..relay.lease import Leases
-from ..relay.upstream.client import Upstreams
+from ..relay.upstream.client import UpstreamClient
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class State:
 
     settings: Settings
     table: UpstreamTable
-    upstreams: Upstreams
+    upstreams: UpstreamClient
     leases: Leases
     watches: Watches
     drain: Drain

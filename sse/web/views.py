@@ -17,7 +17,8 @@ from ..relay.drain import Phase
 from ..relay.exchange import EndReason, Watch
 from ..relay.linger import discard
 from ..relay.stream.pump import Pump, StreamEnd
-from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
+from ..relay.upstream.adapter import UpstreamRequest
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .own import EventSourceResponse, client_socket, last_event_id
 from .parsing import client_fields, parse_call, raw_path, read_body, read_document
 from .report import PUBLIC, StreamReport, note_unopened, note_upstream, report_refusal
@@ -98,9 +99,9 @@ def forward() -> Response:
         fields = encode_request_fields(
             with_trace(parse_fields(asked.header), request.headers.get),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", request_id(request))),
-            has_body=body is not None,
+            has_body=bool(body),
         )
-        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body)
+        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=client)
         return _relay(request, state, stack, watch, wanted, client=client)
 
 
@@ -122,10 +123,11 @@ def upstream(name: str, path: str = "") -> Response:
             fields=encode_request_fields(
                 client_fields(request, state),
                 replace=(*entry.headers, ("X-Request-Id", request_id(request))),
-                has_body=body is not None,
+                has_body=bool(body),
                 accept=None,
             ),
             body=body,
+            client=client,
         )
         return _relay(request, state, stack, watch, wanted, client=client)
 

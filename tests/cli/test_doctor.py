@@ -407,7 +407,7 @@ def upstreams_report() -> Iterator[Report]:
         ("mute", "fail .*no answer in time"),
         ("garbage", "fail .*does not speak HTTP.*scheme and port"),
         ("unknown-name", "fail .*name does not resolve.*resolver"),
-        ("closed", "fail .*no connection see that it runs"),
+        ("closed", "fail .*no connection: connection refused see that it runs"),
         ("unanswered", "fail .*no connection in time.*firewall.*SSE_CONNECT_TIMEOUT"),
     ],
 )
