@@ -1,4 +1,4 @@
-"""What is counted, and `GET /metrics`, where Prometheus reads it.
+"""What is counted, for Prometheus.
 
 Imported only where SSE_METRICS is on, so that the others need not pay for the library.
 """
@@ -9,15 +9,13 @@ import http
 import os
 from functools import cache, partial
 
-from flask import Blueprint, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
 from ..errors import ClientGone
 from ..relay.stream.pump import StreamEnd
-from .state import current_state
 
 #: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -109,17 +107,3 @@ def new_metrics() -> Metrics:
     other's counts, so the apps of a process then count in one place.
     """
     return _of_process() if IS_SHARED else Metrics()
-
-
-def metrics_blueprint() -> Blueprint:
-    """Return the endpoint that Prometheus reads."""
-    blueprint = Blueprint("sse_metrics", __name__)
-    blueprint.add_url_rule("/metrics", view_func=metrics)
-    return blueprint
-
-
-def metrics() -> Response:
-    """Serve what was counted."""
-    counted = current_state().metrics
-    assert counted is not None, "registered only where SSE_METRICS is on"
-    return Response(counted.expose(), content_type=CONTENT_TYPE_LATEST)
