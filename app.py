@@ -55,7 +55,8 @@ def _read_file(app: Flask, path: str) -> None:
     :raises ValueError: if that is not possible.
     """
     try:
-        app.config.from_file(os.path.abspath(path), load=tomllib.load, text=False)
+        with open(path, "rb") as file:
+            app.config.from_mapping(tomllib.load(file))
     except OSError as error:
         raise SettingError(f"SSE_CONFIG names {path}, which cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:

@@ -24,7 +24,7 @@ INTERVAL = 0.05
 #: Seconds that new workers may take to end if one of them has not started.
 STOP_TIME = 5.0
 #: What gunicorn's documentation does not name; see tests/compat.
-_NAMES = ("WORKERS", "kill_worker", "manage_workers", "num_workers", "reap_workers", "reload", "worker_age")
+NAMES = ("WORKERS", "kill_worker", "manage_workers", "num_workers", "reap_workers", "reload", "worker_age")
 _METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -33,7 +33,7 @@ def guard_reload(server: Any) -> None:
 
     Without the names that it needs of gunicorn's master, a reload stays what gunicorn makes of it.
     """
-    if not all(hasattr(server, name) for name in _NAMES):
+    if not all(hasattr(server, name) for name in NAMES):
         server.log.warning("This gunicorn reloads in its own way: new code is not tried first")
         return
     reload, manage_workers = server.reload, server.manage_workers
