@@ -17,6 +17,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from ..relay.linger import linger
 from ..relay.stream.pump import Pump
+from ..relay.upstream.transport import enable_keep_alive
 from .request import RequestBody, track_body
 from .socket import Client, Listener
 from .stream import Environ, Stream
@@ -67,6 +68,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
+        enable_keep_alive(listener)
         return server
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
