@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
 from ..errors import ClientGone
-from ..relay.stream.pump import StreamEnd
+from ..relay.stream.end import StreamEnd
 
 #: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
