@@ -60,7 +60,8 @@ def test_a_reload_onto_broken_code_is_refused(site: Path, started: Callable[...,
     assert (serves(service), service.worker_pids()) == (True, before)
     (site / "app.py").write_text((ROOT / "app.py").read_text())
     reload(service, "Booting worker")
-    eventually(lambda: not set(before) & set(service.worker_pids()), "the old workers stay")
+    for pid in before:
+        service.wait_log(rf"Worker exiting \(pid: {pid}\)", 30)
     assert serves(service)
 
 
