@@ -17,8 +17,6 @@ from ..support.program import free_port
 from ..support.service import ROOT, RawClient, Service, _environment, call
 from ..support.upstream import Upstream, answer
 
-pytestmark = pytest.mark.fault
-
 FULL = """
 import os
 there = os.open("/dev/full", os.O_WRONLY)
