@@ -8,8 +8,8 @@ from __future__ import annotations
 import ssl
 
 from ...protocol.http1.head import Head, HeadReader, InvalidResponse
-from ..exchange import Stage
-from .transport import READ, WRITE, Side, Transport
+from ..exchange import Side, Stage
+from .transport import READ, WRITE, Transport
 
 #: Bytes read at a time for a head.
 HEAD_READ_SIZE = 8 * 1024

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 
 from ...errors import AtCapacity, SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from ..exchange import Side
 from .lookup import Addresses, LookUpTimeout, Resolver
-from .transport import Side, Transport, connect, enable_keep_alive, new_socket
+from .transport import Transport, connect, enable_keep_alive, new_socket
 
 #: Seconds after which a socket may have been closed.
 RETRY_AFTER = 1

@@ -12,7 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 import gevent.monkey
@@ -28,33 +28,6 @@ READ, WRITE = 1, 2
 #: Seconds without data after which a connection is probed, seconds between two probes, and how many may be lost: NATs
 #: forget a silent connection after 2 to 6 minutes.
 KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
-
-
-class Cancellable(Protocol):
-    """What an exchange waits for."""
-
-    def cancel(self) -> None:
-        """End it, waking its reader; idempotent, never waits, callable from any thread."""
-
-
-class Side(Protocol):
-    """The upstream side of an exchange: its stage, its deadlines and why it was cancelled."""
-
-    @property
-    def reason(self) -> Any:
-        """The end reason if the side was cancelled, else None."""
-
-    def enter(self, stage: Any, /) -> None:
-        """Begin a stage, and with it the stage's clock."""
-
-    def attach(self, cancellable: Any, /) -> None:
-        """Register what is cancelled with the side.
-
-        :raises ConnectionAbortedError: if the side was cancelled before.
-        """
-
-    def detach(self) -> None:
-        """Forget what was registered."""
 
 
 def uses_gevent() -> bool:
@@ -151,8 +124,13 @@ class Transport:
             self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READ)
         return _wait(self._watcher, timeout)
 
-    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake()` from gevent's event loop while the connection is readable; return what ends that."""
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Call `wake()` from gevent's event loop while the connection is readable; return what ends that.
+
+        None: there is no event loop.
+        """
+        if not self._in_gevent:
+            return None
         self._unsubscribe()
         watcher = self._subscription = gevent.get_hub().loop.io(self._socket.fileno(), READ)
         watcher.start(wake)
@@ -176,10 +154,6 @@ class Transport:
         except OSError:
             # ENOTCONN, EBADF: it has ended already.
             return
-
-    def shutdown(self, how: int = 0, /) -> None:
-        """Do what `cancel` does, under the name that sockets give it."""
-        self.cancel()
 
     def close(self) -> None:
         """Close the connection; idempotent."""

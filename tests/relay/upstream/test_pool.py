@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sse.protocol.target.parse import parse_target
-from sse.relay.exchange import Limits, Watch
+from sse.relay.exchange import Side, Stage
 from sse.relay.upstream import pool as pool_module
 from sse.relay.upstream.adapter import tls_context
 from sse.relay.upstream.connection import Connection
@@ -45,7 +45,7 @@ def pool() -> Iterator[Pool]:
 
 
 def connect(pool: Pool, upstream: Upstream) -> Connection:
-    return pool.connect(parse_target(upstream.url), Watch(None, Limits()))
+    return pool.connect(parse_target(upstream.url), Side(Stage.OPEN))
 
 
 @pytest.mark.parametrize(("idle", "is_kept"), [(IDLE_LIMIT - 1, True), (IDLE_LIMIT + 1, False)])
