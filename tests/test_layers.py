@@ -35,7 +35,7 @@ PARTS: dict[str, set[str]] = {
 #: What a module may import beside what its folder may.
 EXCEPTIONS: dict[str, set[str]] = {
     # A site's gunicorn.conf.py, which calls the public API in its hooks.
-    "sse.gunicorn.settings": {""},
+    "sse.gunicorn.settings": {"", "settings"},
 }
 
 #: What each part may import from outside, beside the standard library; those that are not named may import anything.
