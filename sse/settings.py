@@ -8,12 +8,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import click
 import limits
 
 from .protocol.target.table import Upstream, parse_upstream
 from .relay.redis import check_storage_uri
 
 PREFIX = "SSE_"
+
+
+class SettingError(click.ClickException, ValueError):
+    """A wrong setting; its text names the key. Flask's command line shows it as one line, without a traceback."""
+
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -140,9 +146,9 @@ class Settings:
     #: Seconds until an upstream must be connected, its name looked up and TLS agreed.
     connect_timeout: float = _key(_positive_seconds, 5.0)
     #: Seconds until the upstream's head must be there. 0: no limit.
-    response_timeout: float = _key(_seconds, 60.0)
+    response_timeout: float = _key(_seconds, 600.0)
     #: Seconds between two reads of a stream. 0: no limit.
-    idle_timeout: float = _key(_seconds, 120.0)
+    idle_timeout: float = _key(_seconds, 300.0)
     #: Seconds a client may take no byte at all, and its request body may take to arrive. 0: no limit.
     send_timeout: float = _key(_seconds, 30.0)
     #: Seconds the longest stream may live. 0: no limit.

@@ -323,17 +323,22 @@ def test_the_sites_cors_for_all_routes_is_the_sites_for_the_gateways_too(site: C
 # Parts and apps.
 
 
+#: Neither the relay nor the browser client.
+ALONE = {"relay": False, "client": False}
+
+
 @pytest.mark.parametrize(
     ("parts", "config", "paths"),
     [
-        pytest.param({}, {}, {"/forward-sse", "/upstream/<name>/", "/upstream/<name>/<path:path>"}, id="relay"),
-        pytest.param({"relay": False}, {}, set(), id="own-streams-alone"),
-        pytest.param({"relay": False, "demonstration": True}, {}, {"/sse"}, id="demonstration"),
-        pytest.param({"relay": False}, {"SSE_METRICS": True}, {"/metrics"}, id="metrics"),
-        pytest.param({"relay": False, "docs": True}, {}, {"/openapi.json", "/docs", "/docs/<name>"}, id="docs"),
         pytest.param(
-            {"relay": False, "playground": True}, {}, {"/", "/sse-static/<name>", "/playground.json"}, id="page"
+            {"client": False}, {}, {"/forward-sse", "/upstream/<name>/", "/upstream/<name>/<path:path>"}, id="relay"
         ),
+        pytest.param(ALONE, {}, set(), id="own-streams-alone"),
+        pytest.param({"relay": False}, {}, {"/sse-static/<name>"}, id="browser-client"),
+        pytest.param({**ALONE, "demonstration": True}, {}, {"/sse", "/hackathon/sse"}, id="demonstration"),
+        pytest.param(ALONE, {"SSE_METRICS": True}, {"/metrics"}, id="metrics"),
+        pytest.param({**ALONE, "docs": True}, {}, {"/openapi.json", "/docs", "/docs/<name>"}, id="docs"),
+        pytest.param({**ALONE, "playground": True}, {}, {"/", "/sse-static/<name>", "/playground.json"}, id="page"),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "/ai"])
@@ -355,8 +360,8 @@ def test_one_instance_serves_many_apps_that_share_nothing(upstream: Callable[...
     assert forward(one.test_client(), there.url).status_code == 401
     with forward(one.test_client(), there.url, **{"X-Passcode": "of one"}) as response:
         assert response.data == b"data: 1\n\n"
-        assert len(one.extensions["sse"].watches) == 1
-        assert len(two.extensions["sse"].watches) == 0
+        assert len(one.extensions["sse"].monitor) == 1
+        assert len(two.extensions["sse"].monitor) == 0
     # What is not allowed there, and used up there, is neither here.
     assert [forward(two.test_client(), there.url).status_code for _ in range(2)] == [403, 429]
     assert forward(one.test_client(), there.url, **{"X-Passcode": "of one"}).status_code == 200

@@ -163,8 +163,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "max_streams_per_client": 32,
         "max_body": 10 * 1024 * 1024,
         "connect_timeout": 5,
-        "response_timeout": 60,
-        "idle_timeout": 120,
+        "response_timeout": 600,
+        "idle_timeout": 300,
         "send_timeout": 30,
         "max_duration": 0,
         "ca_file": "",
@@ -221,7 +221,7 @@ def test_open_with_something_at_stake_is_refused_unless_it_is_meant(config: Mapp
 )
 def test_the_service_does_not_start_and_says_why_without_a_secret(settings: dict[str, Any], key: str) -> None:
     said = start_refused(**settings)
-    assert f"ValueError: {key}" in said
+    assert f"Error: {key}" in said and "Traceback" not in said
     assert CANARY not in said
 
 

@@ -1,4 +1,4 @@
-"""What is counted, and `GET /metrics`, where Prometheus reads it.
+"""What is counted, for Prometheus.
 
 Imported only where SSE_METRICS is on, so that the others need not pay for the library.
 """
@@ -6,23 +6,16 @@ Imported only where SSE_METRICS is on, so that the others need not pay for the l
 from __future__ import annotations
 
 import http
+import os
 from functools import cache, partial
-from typing import TypeVar
 
-from flask import Blueprint, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.values import MutexValue, ValueClass
 
+from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
 from ..errors import ClientGone
-from ..relay.stream.pump import StreamEnd
-from .state import current_state
-
-#: Whether what is counted is kept in files that all processes read. The library has decided it when it was imported, by
-#: PROMETHEUS_MULTIPROC_DIR in the environment.
-IS_SHARED = ValueClass is not MutexValue
+from ..relay.stream.end import StreamEnd
 
 #: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -30,8 +23,6 @@ FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 _STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
-
-Metric = TypeVar("Metric", bound=MetricWrapperBase)
 
 
 class Metrics:
@@ -62,7 +53,7 @@ class Metrics:
         )
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
-        self._of = cache(_labelled)
+        self._of = cache(labelled)
 
     def begin_stream(self, upstream: str) -> None:
         """Count a stream as open."""
@@ -95,11 +86,8 @@ class Metrics:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
-
-
-def _labelled(metric: Metric, *labels: str) -> Metric:
-    return metric.labels(*labels)
+        with lock_files(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
+            return generate_latest(registry)
 
 
 def _status(status: int) -> str:
@@ -119,17 +107,3 @@ def new_metrics() -> Metrics:
     other's counts, so the apps of a process then count in one place.
     """
     return _of_process() if IS_SHARED else Metrics()
-
-
-def metrics_blueprint() -> Blueprint:
-    """Return the endpoint that Prometheus reads."""
-    blueprint = Blueprint("sse_metrics", __name__)
-    blueprint.add_url_rule("/metrics", view_func=metrics)
-    return blueprint
-
-
-def metrics() -> Response:
-    """Serve what was counted."""
-    counted = current_state().metrics
-    assert counted is not None, "registered only where SSE_METRICS is on"
-    return Response(counted.expose(), content_type=CONTENT_TYPE_LATEST)

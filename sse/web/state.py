@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from flask import Request, current_app, request
+from flask import current_app
 
 from ..protocol.target.table import UpstreamTable
 from ..relay.drain import Drain
-from ..relay.exchange import Limits, Watches
+from ..relay.exchange import Limits
 from ..relay.lease import Leases
-from ..relay.upstream.client import Upstreams
+from ..relay.monitor import Monitor
+from ..relay.upstream.client import UpstreamClient
 from ..settings import Settings
+from .access.access import Access
+from .access.origin import CrossOrigin
 
 if TYPE_CHECKING:
-    from ..demo.server import DemonstrationServer
-    from .access.access import Access
     from .metrics import Metrics
+
+
+class Demonstration(Protocol):
+    """The demonstration upstream, which runs from its first call on."""
+
+    def ensure_started(self) -> None:
+        """Start it, unless it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,25 +34,15 @@ class State:
 
     settings: Settings
     table: UpstreamTable
-    upstreams: Upstreams
+    upstreams: UpstreamClient
     leases: Leases
-    watches: Watches
+    monitor: Monitor
     drain: Drain
     limits: Limits
-    #: Fields of every relayed answer that tell scripts of other origins that they may read it.
-    shared_fields: Sequence[tuple[str, str]]
+    cross_origin: CrossOrigin
     access: Access
     metrics: Metrics | None
-    demonstration: DemonstrationServer | None
-
-
-def current_request() -> Request:
-    """Return the current request itself, to be handed on: every look at Flask's `request` finds it anew in four calls.
-
-    :raises RuntimeError: if there is none.
-    """
-    # Flask gives the proxy the type of what is behind it, which has no such method.
-    return cast(Request, request._get_current_object())  # type: ignore[attr-defined]
+    demonstration: Demonstration | None
 
 
 def current_state() -> State:

@@ -407,7 +407,7 @@ def upstreams_report() -> Iterator[Report]:
         ("mute", "fail .*no answer in time"),
         ("garbage", "fail .*does not speak HTTP.*scheme and port"),
         ("unknown-name", "fail .*name does not resolve.*resolver"),
-        ("closed", "fail .*no connection see that it runs"),
+        ("closed", "fail .*no connection: connection refused see that it runs"),
         ("unanswered", "fail .*no connection in time.*firewall.*SSE_CONNECT_TIMEOUT"),
     ],
 )
@@ -592,7 +592,7 @@ def test_nobody_at_the_url_is_a_failure() -> None:
 
 def test_a_stream_of_ones_own_can_be_looked_at(upstream: Callable[..., Upstream], tmp_path: Path) -> None:
     """A site has no demonstration; what its stream should send by when is for its author to know."""
-    (tmp_path / "gunicorn.conf.py").write_text((ROOT / "gunicorn.conf.py").read_text())
+    (tmp_path / "gunicorn.conf.py").write_text("from sse.gunicorn.settings import *\n")
     (tmp_path / "app.py").write_text(
         "import time\nfrom flask import Flask\nfrom sse import SSE, EventSourceResponse\n"
         "app = Flask(__name__)\napp.config.from_prefixed_env()\nSSE(app, url_prefix='/ai')\n"

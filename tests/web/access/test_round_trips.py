@@ -43,7 +43,8 @@ class CountingProxy:
     def _pass(self, source: socket.socket, sink: socket.socket, count: int) -> None:
         with suppress(OSError), source, sink:
             while data := source.recv(1 << 20):
-                self.round_trips += count
+                # Two messages with which redis-py introduces itself on a new connection are not a request's.
+                self.round_trips += count and b"SETINFO" not in data
                 sink.sendall(data)
 
 
@@ -73,7 +74,6 @@ def test_a_request_waits_twice_for_the_shared_store(settings: dict[str, Any], re
             Service("--workers", "1", SSE_UPSTREAMS={"test": upstream.url}, SSE_STORAGE_URI=uri, **settings)
         )
         counts = []
-        # The first request opens the connection, which takes messages of its own.
         for _ in range(3):
             before = proxy.round_trips
             with call(service, "GET", "/upstream/test/", fields) as client:
@@ -84,4 +84,4 @@ def test_a_request_waits_twice_for_the_shared_store(settings: dict[str, Any], re
             eventually(lambda before=before, n=at_head: proxy.round_trips - before > n, "the lease is not released")
             counts.append((at_head, proxy.round_trips - before))
     # Nothing waits for the third, which releases the lease when the stream has ended.
-    assert counts[1:] == [(2, 3), (2, 3)]
+    assert counts == [(2, 3)] * 3
