@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, jsonify, request, send_from_directory
 
-from ..errors import Throttled, Unauthenticated
+from ..errors import CrossSite, Throttled, Unauthenticated
 from .call import current_call
 from .state import State, current_state
 
@@ -76,8 +76,8 @@ def playground() -> Response:
 def _may_call(state: State) -> bool:
     """Return whether the client of the current request may call upstreams; a wrong passcode counts as one tried."""
     try:
-        state.access.admit(request, current_call(), None)
-    except (Unauthenticated, Throttled):
+        state.access.admit(request, current_call())
+    except (CrossSite, Throttled, Unauthenticated):
         return False
     return True
 
