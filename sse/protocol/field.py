@@ -44,7 +44,7 @@ _PASSED_BACK = re.compile(
 # Fields of a response that never pass: they would speak for the gateway's origin, or frame its own connection.
 _NEVER_PASSED = re.compile(
     r"set-cookie2?|access-control-.*|location|content-(?:length|type|security-policy)|clear-site-data|refresh"
-    r"|strict-transport-security|connection|keep-alive|te|trailer|transfer-encoding|upgrade|proxy-.*|x-request-id"
+    r"|strict-transport-security|service-worker-allowed|alt-svc|x-accel-.*|x-sendfile|connection|keep-alive|te|trailer|transfer-encoding|upgrade|proxy-.*|x-request-id"
 )
 # 5.3: "a sender MUST NOT generate multiple field lines with the same name in a message [...] unless that field's
 # definition allows multiple field line values to be recombined as a comma-separated list".

@@ -13,7 +13,8 @@ from pydantic_core import from_json
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
 from ..errors import Draining, InvalidRequest, LengthRequired, SSEError, TooLarge, UnsupportedMediaType
-from ..relay.exchange import EndReason, Watch
+from ..relay.exchange import Exchange
+from ..relay.stream.end import EndReason
 from ..relay.upstream.client import RETRY_AFTER
 from .model import ForwardRequest
 
@@ -24,7 +25,7 @@ FIELDS = "sse.fields"
 MAX_JSON_DEPTH = 64
 
 
-def read_body(request: Request, watch: Watch, most: int) -> bytes | None:
+def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
     """Return a request's body, None if it has none.
 
     :param most: bytes that it may have.
@@ -46,7 +47,7 @@ def read_body(request: Request, watch: Watch, most: int) -> bytes | None:
     except RequestEntityTooLarge as error:
         raise TooLarge(f"the request body is longer than {most} bytes") from error
     except (ClientDisconnected, BadRequest, OSError) as error:
-        raise _not_arrived(watch) from error
+        raise _not_arrived(exchange) from error
     except Exception as error:
         # What a server raises for a malformed body is its own affair: gunicorn has six kinds, none of them an OSError.
         raise InvalidRequest("the request body is malformed") from error
@@ -56,17 +57,17 @@ def read_body(request: Request, watch: Watch, most: int) -> bytes | None:
         raise InvalidRequest("the site has read the request body already, so that nothing is left to relay")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.
     if len(body) < (length or 0):
-        raise _not_arrived(watch)
+        raise _not_arrived(exchange)
     return body or (b"" if length == 0 and request.method not in ("GET", "HEAD") else None)
 
 
-def _not_arrived(watch: Watch) -> SSEError:
-    if watch.reason is EndReason.DRAINING:
+def _not_arrived(exchange: Exchange) -> SSEError:
+    if exchange.reason is EndReason.DRAINING:
         return Draining(retry_after=RETRY_AFTER)
     return InvalidRequest("the request body did not arrive whole")
 
 
-def read_document(request: Request, watch: Watch, most: int) -> Any:
+def read_document(request: Request, exchange: Exchange, most: int) -> Any:
     """Return the JSON of a request.
 
     :param most: bytes that it may have.
@@ -77,7 +78,7 @@ def read_document(request: Request, watch: Watch, most: int) -> Any:
     """
     if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
         raise UnsupportedMediaType("the request body must be application/json")
-    return _parse_json(read_body(request, watch, most) or b"")
+    return _parse_json(read_body(request, exchange, most) or b"")
 
 
 def _parse_json(body: bytes) -> Any:

@@ -9,7 +9,7 @@ from flask import Request, Response
 from ...errors import InvalidRequest, LengthRequired, Throttled, TooLarge, Unauthenticated, UnsupportedMediaType
 from ...protocol.field import encode_request_fields, parse_fields, with_trace
 from ...protocol.target.parse import parse_target
-from ...relay.exchange import Watch
+from ...relay.exchange import Exchange
 from ...relay.upstream.adapter import UpstreamRequest
 from ..access.access import Access
 from ..access.unknown import MAX_BODY
@@ -29,7 +29,7 @@ def forward() -> Response:
         return options
     (request, call), state = current_request(), current_state()
     with Relay(request, call, state) as relay:
-        document = _read(request, call, state, relay.watch)
+        document = _read(request, call, state, relay.exchange)
         asked = parse_call(document)
         target = parse_target(asked.targetUrl.strip(" \t\r\n"))
         upstream = state.table.match(target)
@@ -44,26 +44,26 @@ def forward() -> Response:
         return relay.respond(wanted, upstream)
 
 
-def _read(request: Request, call: Call, state: State, watch: Watch) -> Any:
+def _read(request: Request, call: Call, state: State, exchange: Exchange) -> Any:
     """Return the JSON of a request that has been admitted, by its fields or by its passcode.
 
     A request that makes no sense counts too, so who calls and how often comes first.
     """
     access, most = state.access, state.settings.max_body
     if access.recognize(request, call):
-        document = read_document(request, watch, most)
+        document = read_document(request, exchange, most)
         access.confirm(request, call, _passcode(document))
         return document
     try:
-        return _read_unknown(request, call, access, watch, most)
+        return _read_unknown(request, call, access, exchange, most)
     except (Throttled, TooLarge, Unauthenticated):
         access.unknown_bodies.count(call.address, min(request.content_length or MAX_BODY, MAX_BODY))
         raise
 
 
-def _read_unknown(request: Request, call: Call, access: Access, watch: Watch, most: int) -> Any:
+def _read_unknown(request: Request, call: Call, access: Access, exchange: Exchange, most: int) -> Any:
     try:
-        document = read_document(request, watch, min(most, MAX_BODY))
+        document = read_document(request, exchange, min(most, MAX_BODY))
     except TooLarge as error:
         hint = "" if most <= MAX_BODY else "; with the passcode in X-Passcode it may be longer"
         raise TooLarge(error.detail + hint) from error

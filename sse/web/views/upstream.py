@@ -26,7 +26,7 @@ def upstream(target: str) -> Response:
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
         call.upstream = name
-        body = read_body(request, relay.watch, state.settings.max_body)
+        body = read_body(request, relay.exchange, state.settings.max_body)
         fields = encode_request_fields(
             client_fields(request, is_open=state.access.is_open),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
