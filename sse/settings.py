@@ -12,7 +12,8 @@ import limits
 
 from .protocol.target.table import Upstream, parse_upstream
 from .relay.redis import check_storage_uri
-from .setting_name import PREFIX, check_below, find_key
+from .setting_name import PREFIX as PREFIX
+from .setting_name import check_below, find_key
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.

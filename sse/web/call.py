@@ -42,8 +42,6 @@ class Call:
     upstream: str = UNKNOWN
     #: How the stream ended, if it did before its response was made.
     end: StreamEnd | None = None
-    #: Whether the refusal of the request has been logged.
-    is_reported: bool = False
     #: Closes the body of the response for as long as the server has not got it.
     close_unsent: Callable[[], None] | None = None
 

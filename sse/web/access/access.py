@@ -94,19 +94,25 @@ class Access:
         if not self.recognize(request, call):
             self.admit_by_passcode(request, call, None)
 
+    def name(self, request: Request, call: Call, name: str | None) -> None:
+        """Set who sent a request that the site has admitted itself.
+
+        :param name: the client's; None for what `authorize` returns, or else its address.
+        """
+        call.address = request.environ[_ADDRESS] = client_address(request, trusted_proxies=self._trusted_proxies)
+        self._set(request, call, name if name is not None else self._authorized(request))
+
     def recognize(self, request: Request, call: Call) -> bool:
         """Do what `admit` does, except that False is returned if the fields hold no credential and the body may.
 
         :raises Throttled: also if so many requests of the address were refused that no further body is read.
         """
         call.address = request.environ[_ADDRESS] = client_address(request, trusted_proxies=self._trusted_proxies)
-        name = self._authorize(request) if self._authorize is not None else None
-        if isinstance(name, str) and name:
+        name = self._authorized(request)
+        if name is not None:
             self._cross_origin.check_site(request)
             self._count(request, call, name)
             return True
-        if name:
-            log.warning("authorize returned %s instead of a name, so the client counts as unknown", type(name).__name__)
         if credentials := _field_credentials(request):
             self._admit_by(request, call, credentials)
         elif self.is_open:
@@ -155,9 +161,20 @@ class Access:
         else:
             self._count(request, call, name)
 
-    def _count(self, request: Request, call: Call, name: str | None, *limits: Limit) -> None:
+    def _authorized(self, request: Request) -> str | None:
+        name: object = self._authorize(request) if self._authorize is not None else None
+        if isinstance(name, str) and name:
+            return name
+        if name:
+            log.warning("authorize returned %s, not a str, so the client counts as unknown", type(name).__name__)
+        return None
+
+    def _set(self, request: Request, call: Call, name: str | None) -> None:
         call.name = name and name[:MAX_LOGGED_NAME]
         call.client = request.environ[_CLIENT] = f"name:{name}" if name is not None else f"address:{call.address}"
+
+    def _count(self, request: Request, call: Call, name: str | None, *limits: Limit) -> None:
+        self._set(request, call, name)
         if self._calls is not None:
             limits = (*limits, self._calls)
         if limits:
