@@ -14,6 +14,7 @@ from ..errors import (
     AtCapacity,
     CrossSite,
     Draining,
+    FieldsTooLarge,
     InvalidRequest,
     LengthRequired,
     MethodNotAllowed,
@@ -29,6 +30,7 @@ from ..errors import (
     UpstreamBadResponse,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UriTooLong,
 )
 from .model import ForwardRequest, Problem
 from .page import STATIC, protect
@@ -49,6 +51,8 @@ RELAY_REFUSALS = (
     MethodNotAllowed,
     LengthRequired,
     TooLarge,
+    UriTooLong,
+    FieldsTooLarge,
     Throttled,
     TooManyStreams,
     UpstreamUnreachable,
