@@ -18,8 +18,21 @@ class EndReason(enum.StrEnum):
     SEND_TIMEOUT = "send_timeout"
     MAX_DURATION = "max_duration"
     DRAINING = "draining"
+    CREDENTIAL_EXPIRED = "credential_expired"
     UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response says why
     INTERNAL_ERROR = "internal_error"
+
+
+#: What the error event says to people.
+MESSAGES = {
+    EndReason.UPSTREAM_TRUNCATED: "the upstream's response broke off",
+    EndReason.IDLE_TIMEOUT: "the upstream sent nothing for too long",
+    EndReason.MAX_DURATION: "the stream was open for as long as it may be",
+    EndReason.DRAINING: "the gateway is about to stop",
+    EndReason.CREDENTIAL_EXPIRED: "the credential has expired or was revoked",
+}
+#: HTTP statuses that mean the same; of the others, 500.
+STATUSES = {EndReason.DRAINING: 503, EndReason.CREDENTIAL_EXPIRED: 401}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import SSEError, error_object
 from ...protocol.boundary import Boundary
 from ...protocol.event import ServerSentEvent, encode_comment
 from ..exchange import FINAL_WRITE_TIMEOUT, STOPPED, Exchange, Stage
 from ..tcp import reset_on_close
-from .end import EndReason, StreamAborted, StreamEnd
+from .end import MESSAGES, STATUSES, EndReason, StreamAborted, StreamEnd
 from .source import Source, Tap, TruncatedBody
 
 #: The key of WSGI's environ by which an app gives its server a `Handover`.
@@ -34,6 +35,8 @@ ERROR_EVENT_DELAY = 0.1
 #: Milliseconds after which a client of a stopping process may come back: not all of them at once.
 RETRY_TIMES = range(1000, 5000)
 
+#: A field in an event stream whose colons have no space behind them.
+_UNSPACED = re.compile(rb"^(?:event|data|id):[^ \r\n]", re.MULTILINE)
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
@@ -113,6 +116,7 @@ class Pump:
         self._bytes = 0
         self._head = time.monotonic() - exchange.started
         self._first: float | None = None
+        self._is_spaced = True
         self._gap = 0.0
         #: When the last piece came or the last heartbeat was sent.
         self._last = 0.0
@@ -149,6 +153,7 @@ class Pump:
         upstream, boundary = self.exchange.upstream, self._boundary
         if self._first is None:
             self._first = now - self.exchange.started
+            self._is_spaced = _UNSPACED.search(piece) is None
         elif now - upstream.since > self._gap:
             self._gap = now - upstream.since
         # The client is waited for now, not the upstream.
@@ -194,7 +199,7 @@ class Pump:
         self._end = End(error or StreamAborted(reason))
         if self._boundary is not None and self._boundary.at_boundary and self.exchange.client.reason is None:
             self._pause = Pause(ERROR_EVENT_DELAY)
-            return encode_error(reason)
+            return encode_error(reason, is_spaced=self._is_spaced)
         return self._end
 
     def fail(self, error: BaseException) -> End:
@@ -317,7 +322,14 @@ def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
     return piece
 
 
-def encode_error(reason: EndReason) -> bytes:
-    """Return the event that precedes the abort where one can be sent."""
+def encode_error(reason: EndReason, *, is_spaced: bool = True) -> bytes:
+    """Return the event that precedes the abort where one can be sent.
+
+    :param is_spaced: whether a space stands behind colons. DashScope's stream has none, and its SDK knows no other.
+    """
     retry = random.choice(RETRY_TIMES) if reason is EndReason.DRAINING else None
-    return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)}), retry=retry).encode()
+    message = MESSAGES.get(reason, SSEError.title)
+    error = error_object(str(reason), message, status=STATUSES.get(reason, 500))
+    data = {"code": str(reason), "error": error}
+    event = ServerSentEvent(event="error", data=json.dumps(data), retry=retry).encode()
+    return event if is_spaced else re.sub(rb"^(\w+): ", rb"\1:", event, flags=re.MULTILINE)
