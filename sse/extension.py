@@ -14,9 +14,10 @@ from flask_limiter import Limiter
 from .cli.command import register_commands, told_plainly
 from .demo.server import DemonstrationServer
 from .protocol.target.table import UpstreamTable, parse_upstream
-from .relay.drain import FAREWELL, Drain, Phase
-from .relay.exchange import Limits, Watches
+from .relay.drain import DRAIN_WRITE_WINDOW, Drain
+from .relay.exchange import Limits
 from .relay.lease import leases_in
+from .relay.monitor import Monitor
 from .relay.redis import SharedStore, nothing
 from .relay.upstream.adapter import RelayAdapter
 from .relay.upstream.client import Upstreams
@@ -59,16 +60,16 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     if "sse" not in app.extensions:
         raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
-    grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - FAREWELL
+    grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
     drain: Drain = app.extensions["sse"].drain
-    drain.begin_when(lambda: not worker.alive, grace=grace)
-    threading.Thread(target=_notice, args=(drain,), name="sse-drain", daemon=True).start()
+    threading.Thread(target=_begin_with, args=(drain, worker, grace), name="sse-drain", daemon=True).start()
 
 
-def _notice(drain: Drain) -> None:
-    """Let the time run from the stopping on, not from when a stream asks next."""
-    while drain.phase() is Phase.SERVING:
+def _begin_with(drain: Drain, worker: Any, grace: float) -> None:
+    """Begin to drain when gunicorn's worker begins to stop; nothing but polling shows that."""
+    while worker.alive:
         time.sleep(NOTICE_INTERVAL)
+    drain.begin(grace)
 
 
 def _metrics(settings: Settings) -> Metrics | None:
@@ -176,7 +177,7 @@ class SSE:
             ),
             leases=leases,
             metrics=metrics,
-            watches=Watches(drain),
+            monitor=Monitor(drain),
             drain=drain,
             limits=Limits(
                 open=settings.connect_timeout,

@@ -11,7 +11,8 @@ from flask import Request
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
 from ..errors import Draining, InvalidRequest, SSEError, TooLarge, UnsupportedMediaType
-from ..relay.exchange import EndReason, Watch
+from ..relay.exchange import Exchange
+from ..relay.stream.end import EndReason
 from ..relay.upstream.client import RETRY_AFTER
 from .model import ForwardRequest
 from .state import State
@@ -29,7 +30,7 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
+def read_body(request: Request, state: State, exchange: Exchange) -> bytes | None:
     """Return a request's body, None if it has none.
 
     :raises TooLarge: beyond SSE_MAX_BODY.
@@ -44,22 +45,22 @@ def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
     except RequestEntityTooLarge as error:
         raise TooLarge(f"the request body is longer than {most} bytes") from error
     except (ClientDisconnected, BadRequest, OSError) as error:
-        raise _not_arrived(watch) from error
+        raise _not_arrived(exchange) from error
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.
     if len(body) < (length or 0):
-        raise _not_arrived(watch)
+        raise _not_arrived(exchange)
     return body or (b"" if length == 0 and request.method not in ("GET", "HEAD") else None)
 
 
-def _not_arrived(watch: Watch) -> SSEError:
-    if watch.reason is EndReason.DRAINING:
+def _not_arrived(exchange: Exchange) -> SSEError:
+    if exchange.reason is EndReason.DRAINING:
         return Draining(retry_after=RETRY_AFTER)
     return InvalidRequest("the request body did not arrive whole")
 
 
-def read_document(request: Request, state: State, watch: Watch) -> tuple[Any, SSEError | None]:
+def read_document(request: Request, state: State, exchange: Exchange) -> tuple[Any, SSEError | None]:
     """Return the JSON of a request, or why there is none.
 
     :raises Draining: if the process stops before it has arrived; who calls is not known then.
@@ -67,7 +68,7 @@ def read_document(request: Request, state: State, watch: Watch) -> tuple[Any, SS
     try:
         if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
             raise UnsupportedMediaType("the request body must be application/json")
-        return _parse_json(read_body(request, state, watch) or b""), None
+        return _parse_json(read_body(request, state, exchange) or b""), None
     except Draining:
         raise
     except SSEError as error:

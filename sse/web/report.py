@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Request
 
 from ..errors import SSEError
-from ..relay.stream.pump import StreamEnd
+from ..relay.stream.end import StreamEnd
 from .log import log_event
 from .response import request_id
 from .state import current_request, current_state

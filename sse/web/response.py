@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from flask import Request, Response
 from werkzeug.datastructures import Headers
+from werkzeug.wsgi import ClosingIterator
 
 from ..errors import SSEError
+from ..relay.stream.pump import HANDOVER, Handover, Pump
 from .model import Problem
 from .state import current_request
 
@@ -63,8 +65,31 @@ def request_id(request: Request) -> str:
     return str(known)
 
 
-class RelayedResponse(Response):
+class PumpResponse(Response):
+    """A response whose body is a pump, which it offers to the server."""
+
+    # A stream has no length, so nothing (an `after_request` that measures, say) may try to read it whole.
+    implicit_sequence_conversion = False
+
+    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        body = super().get_app_iter(environ)
+        if body is self.response:
+            # werkzeug leaves what is passed through as it is, and `call_on_close` without effect.
+            body = ClosingIterator(body, self.close)
+        if isinstance(self.response, Pump) and self.response.has_body and self.has_read(environ):
+            environ[HANDOVER] = Handover(body, self.response)
+        return body
+
+    def has_read(self, environ: WSGIEnvironment) -> bool:
+        """Return whether the request has been read whole: what is left of it would be taken for the next one."""
+        return "HTTP_TRANSFER_ENCODING" not in environ and environ.get("CONTENT_LENGTH", "") in ("", "0")
+
+
+class RelayedResponse(PumpResponse):
     """A response whose fields are final; werkzeug would copy them, to mend what an upstream's answer never has."""
+
+    def has_read(self, environ: WSGIEnvironment) -> bool:
+        return True
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         # RFC 9110, sections 15.3.5 and 15.4.5: what has no content says nothing of it.

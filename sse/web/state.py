@@ -10,8 +10,9 @@ from flask import Request, current_app, request
 
 from ..protocol.target.table import UpstreamTable
 from ..relay.drain import Drain
-from ..relay.exchange import Limits, Watches
+from ..relay.exchange import Limits
 from ..relay.lease import Leases
+from ..relay.monitor import Monitor
 from ..relay.upstream.client import Upstreams
 from ..settings import Settings
 
@@ -29,7 +30,7 @@ class State:
     table: UpstreamTable
     upstreams: Upstreams
     leases: Leases
-    watches: Watches
+    monitor: Monitor
     drain: Drain
     limits: Limits
     #: Fields of every relayed answer that tell scripts of other origins that they may read it.

@@ -13,8 +13,9 @@ from ..protocol.event import ServerSentEvent
 from ..protocol.field import encode_request_fields, is_event_stream, parse_fields, response_fields, with_trace
 from ..protocol.target.parse import parse_target
 from ..relay.drain import Phase
-from ..relay.exchange import EndReason, Watch
-from ..relay.stream.pump import Pump, StreamEnd
+from ..relay.exchange import Exchange
+from ..relay.stream.end import EndReason, StreamEnd
+from ..relay.stream.pump import Pump
 from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
 from .own import EventSourceResponse, client_socket, last_event_id
 from .parsing import client_fields, parse_call, raw_path, read_body, read_document
@@ -77,8 +78,8 @@ def forward() -> Response:
         raise MethodNotAllowed
     state = current_state()
     with ExitStack() as stack:
-        watch = _watch(request, state, stack)
-        document, failure = read_document(request, state, watch)
+        exchange = _exchange(request, state, stack)
+        document, failure = read_document(request, state, exchange)
         passcode = document.get("passcode") if isinstance(document, dict) else None
         # A request that makes no sense counts too, so who calls and how often comes first.
         client = state.access.admit(request, passcode if isinstance(passcode, str) else None)
@@ -95,20 +96,20 @@ def forward() -> Response:
             has_body=body is not None,
         )
         wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body)
-        return _relay(request, state, stack, watch, wanted, client=client)
+        return _relay(request, state, stack, exchange, wanted, client=client)
 
 
 def upstream(name: str, path: str = "") -> Response:
     """Relay the request itself to an upstream of the table."""
     request, state = current_request(), current_state()
     with ExitStack() as stack:
-        watch = _watch(request, state, stack)
+        exchange = _exchange(request, state, stack)
         client = state.access.admit(request, None)
         entry = state.table.get(name)
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
         note_upstream(request, name)
-        body = read_body(request, state, watch)
+        body = read_body(request, state, exchange)
         target = state.table.join(entry, raw_path(request, name), request.query_string.decode("latin-1"))
         wanted = UpstreamRequest(
             method=request.method,
@@ -121,20 +122,20 @@ def upstream(name: str, path: str = "") -> Response:
             ),
             body=body,
         )
-        return _relay(request, state, stack, watch, wanted, client=client)
+        return _relay(request, state, stack, exchange, wanted, client=client)
 
 
-def _watch(request: Request, state: State, stack: ExitStack) -> Watch:
-    if state.drain.phase() >= Phase.ENDING:
+def _exchange(request: Request, state: State, stack: ExitStack) -> Exchange:
+    if state.drain.phase() >= Phase.FINISHING:
         raise Draining(retry_after=RETRY_AFTER)
-    watch = Watch(client_socket(request), state.limits)
-    state.watches.add(watch)
-    stack.callback(state.watches.discard, watch)
-    return watch
+    exchange = Exchange(client_socket(request), state.limits)
+    state.monitor.add(exchange)
+    stack.callback(state.monitor.discard, exchange)
+    return exchange
 
 
 def _relay(
-    request: Request, state: State, stack: ExitStack, watch: Watch, wanted: UpstreamRequest, *, client: str
+    request: Request, state: State, stack: ExitStack, exchange: Exchange, wanted: UpstreamRequest, *, client: str
 ) -> Response:
     """Open the upstream and answer with what it says; `stack` holds what is given back at the end."""
     report = StreamReport(request, state.metrics)
@@ -143,11 +144,11 @@ def _relay(
     stack.callback(report.finish)
     if state.demonstration is not None:
         state.demonstration.ensure_started()
-    watch.watch_client()
+    exchange.watch_client()
     try:
-        answer = state.upstreams.open(wanted, watch)
+        answer = state.upstreams.open(wanted, exchange.upstream)
     except SSEError as error:
-        note_unopened(request, _not_opened(error, watch))
+        note_unopened(request, _not_opened(error, exchange))
         raise
     report.answer(answer.status)
 
@@ -155,20 +156,21 @@ def _relay(
         cleanup.close()
         report.tell(end)
 
-    response = _answer(request, state, watch, answer, on_end)
+    response = _answer(request, state, exchange, answer, on_end)
     cleanup = stack.pop_all()
     return response
 
 
 def _answer(
-    request: Request, state: State, watch: Watch, answer: UpstreamResponse, on_end: Callable[[StreamEnd], None]
+    request: Request, state: State, exchange: Exchange, answer: UpstreamResponse, on_end: Callable[[StreamEnd], None]
 ) -> Response:
     fields = response_fields(answer.fields)
     named = {name.lower(): value for name, value in fields}
     is_error = answer.status >= 400
     pump = Pump(
         answer,
-        watch,
+        exchange,
+        status=answer.status,
         # Nothing can be put between the events of a stream that is compressed.
         is_event_stream=not is_error and is_event_stream(named["content-type"]) and "content-encoding" not in named,
         heartbeat=state.settings.relay_heartbeat,
@@ -188,10 +190,10 @@ def _answer(
     return response
 
 
-def _not_opened(error: SSEError, watch: Watch) -> StreamEnd:
+def _not_opened(error: SSEError, exchange: Exchange) -> StreamEnd:
     ours = {ClientGone: EndReason.CLIENT_GONE, Draining: EndReason.DRAINING}
     reason = ours.get(type(error), EndReason.UPSTREAM_FAILED)
-    elapsed = time.monotonic() - watch.started
+    elapsed = time.monotonic() - exchange.started
     return StreamEnd(
         reason=reason,
         status=error.status,

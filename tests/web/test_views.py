@@ -23,4 +23,4 @@ def test_a_stream_whose_answer_cannot_be_made_is_given_back(
     monkeypatch.setattr(sse.web.views, "stream_response", fail)
     assert app.test_client().get("/upstream/there/").status_code == 500
     state = app.extensions["sse"]
-    assert (len(state.leases), len(state.watches)) == (0, 0)
+    assert (len(state.leases), len(state.monitor)) == (0, 0)

@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout
 from ...protocol.target.table import Upstream
-from ...relay.exchange import Limits, Stage, Watch, current
+from ...relay.exchange import Exchange, Limits, Side, Stage, current
 from ...relay.upstream.adapter import tls_context
 from ...relay.upstream.client import USER_AGENT
 from ...relay.upstream.connection import connection_classes
@@ -58,21 +58,22 @@ def _check(state: State, upstream: Upstream, connection: HTTPConnection) -> Iter
     what, base = f"upstream {upstream.name}", upstream.base
     where = f"{base.scheme}://{base.authority}"
     limit = state.settings.connect_timeout
-    watch = Watch(None, Limits(open=limit, head=limit))
-    state.watches.add(watch)
-    token = current.set(watch)
-    watch.enter(Stage.OPEN)
+    exchange = Exchange(None, Limits(open=limit, head=limit))
+    side = exchange.upstream
+    state.monitor.add(exchange)
+    token = current.set(side)
+    side.enter(Stage.OPEN)
     try:
         connection.connect()
         call = Call(days=_days(connection), skew=_skew(connection, base.authority))
     except (SSEError, OSError, HTTPError, http.client.HTTPException, ValueError) as error:
-        text, remedy = _explain(error, watch)
+        text, remedy = _explain(error, side)
         yield fail(what, f"{where}: {text}", remedy)
     else:
         yield from _judge(what, where, call)
     finally:
         current.reset(token)
-        state.watches.discard(watch)
+        state.monitor.discard(exchange)
         connection.close()
 
 
@@ -96,11 +97,11 @@ def _skew(connection: Any, authority: str) -> float | None:
     return time.time() - told
 
 
-def _explain(error: Exception, watch: Watch) -> tuple[str, str]:
+def _explain(error: Exception, side: Side) -> tuple[str, str]:
     """Return what went wrong, and what to do; in words of ours, for those of others may hold anything."""
     reach = "see that it runs, and that no firewall is between"
-    if watch.reason is not None or isinstance(error, UpstreamTimeout):
-        stage = "answer" if watch.stage is Stage.HEAD else "connection"
+    if side.reason is not None or isinstance(error, UpstreamTimeout):
+        stage = "answer" if side.stage is Stage.HEAD else "connection"
         return f"no {stage} in time", f"{reach}; or a higher SSE_CONNECT_TIMEOUT"
     if isinstance(error, TargetNotAllowed):
         remedy = "a public name must lead to public addresses; write the address itself into SSE_UPSTREAMS"

@@ -5,34 +5,28 @@ urllib3 gives one piece for each chunk, or holds everything back until the end w
 
 from __future__ import annotations
 
+import select
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 from gevent import socket as gevent_socket
 from urllib3 import HTTPHeaderDict
 
 from ...protocol.http1.framing import Framing, MalformedBody, parse_framing
 from ..exchange import current
+from ..stream.source import TruncatedBody
 from .connection import Answer, take_turns
 
 #: Bytes asked of the socket at a time.
 READ_SIZE = 64 * 1024
 
 
-class TruncatedBody(Exception):
-    """The upstream's body ended, or went wrong, before its framing said so."""
-
-
-def _go_on() -> None:
-    """Do not wait."""
-
-
 class RawBody:
     """What `requests.Response.raw` is here: `stream()` yields what one read of the socket brought, at once.
 
-    It yields b"" when a read was given a time-out and nothing came, or, after `wait_outside()`, when it would have to
-    wait; the caller may then read on.
+    It yields None when it would have to wait; the caller waits, with `wait()` or `subscribe()`, and reads on.
     """
 
     def __init__(self, answer: Answer, connection: Any, release: Callable[[Any], None], *, method: str) -> None:
@@ -44,7 +38,8 @@ class RawBody:
         #: All fields as they came, repeated ones apart.
         self.fields = answer.head.fields
         self._watch = current.get()
-        self._waits = True
+        self._may_read = False
+        self._turns = take_turns()
         try:
             self._framing: Framing = parse_framing(self.fields, method=method, status=self.status)
         except ValueError:
@@ -63,24 +58,39 @@ class RawBody:
     def version(self) -> int:
         return self._answer.version
 
-    def settimeout(self, seconds: float | None) -> None:
-        """Set how long a read waits before it yields b""; None is for ever."""
-        self._answer.connection.settimeout(seconds)
+    def wait(self, timeout: float | None) -> None:
+        """Wait until there is something to read, or for so many seconds."""
+        connection = self._answer.connection
+        if self._answer.isclosed():
+            return
+        self._may_read = True
+        if isinstance(connection, ssl.SSLSocket) and connection.pending():
+            return
+        if not isinstance(connection, gevent_socket.socket):
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            poll.poll(None if timeout is None else timeout * 1000)
+            self._turns()
+            return
+        hub = gevent.get_hub()
+        with hub.loop.io(connection.fileno(), 1) as io, gevent.Timeout(timeout, False):
+            hub.wait(io)
 
-    def wait_outside(self) -> int | None:
-        """Let `stream()` yield b"" where it would wait; whoever asks for it waits until there is something to read.
-
-        :return: the descriptor to wait for, None where the connection is not gevent's: then nothing has changed.
-        """
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Call `wake()` when there is something to read; None where the connection is not gevent's."""
         connection = self._answer.connection
         if self._answer.isclosed() or not isinstance(connection, gevent_socket.socket):
             return None
-        self._waits = False
-        self._answer.wait = _go_on
-        connection.settimeout(0.0)
-        return int(connection.fileno())
+        io = gevent.get_hub().loop.io(connection.fileno(), 1)
+        io.start(self._on_readable, wake)
+        unsubscribe: Callable[[], None] = io.close
+        return unsubscribe
 
-    def stream(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:
+    def _on_readable(self, wake: Callable[[], None]) -> None:
+        self._may_read = True
+        wake()
+
+    def stream(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[Any]:
         """Yield the body's bytes as they come, still encoded, and keep the connection if it ended as it should.
 
         :param amt: ignored, as is decode_content; they are requests' arguments.
@@ -90,8 +100,8 @@ class RawBody:
         if self._answer.isclosed():
             return
         decoder = self._framing.decoder()
-        wait, recv = self._reading()
-        pending = self._pending()
+        recv, pending = self._answer.recv, self._pending()
+        self._answer.connection.settimeout(0.0)
         data, self._answer.buffer = self._answer.buffer, b""
         reusable = False
         # One generator does it all: each that hands on what another yields costs as much as the work itself.
@@ -103,15 +113,13 @@ class RawBody:
                         yield piece
                     data = b""
                     continue
-                if not (self._waits or pending()):
-                    yield b""
+                if not (self._may_read or pending()):
+                    yield None
+                    continue
+                self._may_read = False
                 try:
-                    wait()
                     data = recv(READ_SIZE)
                 except (BlockingIOError, ssl.SSLWantReadError):
-                    continue
-                except TimeoutError:
-                    yield b""
                     continue
                 if not data:
                     decoder.end()
@@ -125,13 +133,6 @@ class RawBody:
             raise TruncatedBody("the connection broke") from error
         finally:
             self._release(reusable=reusable)
-
-    def _reading(self) -> tuple[Callable[[], object], Callable[[int], bytes]]:
-        """Return what waits for a read, and the read; one with a time-out waits itself."""
-        connection = self._answer.connection
-        if self._waits and connection.gettimeout() is not None:
-            return take_turns(), connection.recv
-        return self._answer.wait, self._answer.recv
 
     def _pending(self) -> Callable[[], int]:
         """Return what tells how many bytes TLS has read that its descriptor does not tell of any more; else 0."""
@@ -150,7 +151,7 @@ class RawBody:
             return
         self._answer.close()
         if reusable and self._framing.reusable and self._answer.head.persists:
-            self.settimeout(None)
+            self._answer.connection.settimeout(None)
             if self._watch is not None:
                 self._watch.detach()
             self._connection.keep()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import requests
@@ -19,7 +19,8 @@ from ...errors import (
     UpstreamUnreachable,
 )
 from ...protocol.target.parse import Target
-from ..exchange import EndReason, Stage, Watch, current
+from ..exchange import Side, Stage, current
+from ..stream.end import EndReason
 from .adapter import RelayAdapter
 from .body import RawBody
 from .connection import StaleConnection
@@ -62,29 +63,33 @@ class _Prepared(requests.PreparedRequest):
 class UpstreamResponse:
     """An upstream's answer, whose head has come; whoever got it closes it."""
 
-    __slots__ = ("_raw", "_response", "fields", "status")
+    __slots__ = ("_pieces", "_raw", "fields", "status")
 
     def __init__(self, response: requests.Response) -> None:
-        self._response = response
         self._raw: RawBody = response.raw
+        # requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
+        self._pieces = response.iter_content(None)
         self.status = self._raw.status
         #: All fields as they came, repeated ones apart.
         self.fields = self._raw.fields
 
-    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
-        """Yield the body as it arrives, one piece a read of the socket.
+    def read(self) -> bytes | None:
+        """Return what one read of the socket brought, None if nothing has come, b"" at the end.
 
-        :param silence: seconds after which b"" is yielded when nothing came; None: never.
         :raises TruncatedBody: if the body ends before its framing says so.
         """
-        if silence:
-            self._raw.settimeout(silence)
-        # requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
-        return self._response.iter_content(None)
+        return next(self._pieces, b"")
 
-    def wait_outside(self) -> int | None:
-        """Let `iter_chunks()` yield b"" where it would wait; return the descriptor to wait for, None if it cannot."""
-        return self._raw.wait_outside()
+    def wait(self, timeout: float | None) -> None:
+        """Wait until there is something to read, or for so many seconds."""
+        self._raw.wait(timeout)
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Call `wake()` when there is something to read; return what ends that, None if it has to be waited for."""
+        return self._raw.subscribe(wake)
+
+    def cancel(self) -> None:
+        """Do nothing: what cancels it is the side that it was opened for."""
 
     def close(self) -> None:
         """Let go of the connection; may be called again."""
@@ -103,10 +108,10 @@ class Upstreams:
     def __init__(self, adapter: RelayAdapter) -> None:
         self._adapter = adapter
 
-    def open(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
+    def open(self, request: UpstreamRequest, side: Side) -> UpstreamResponse:
         """Send a request and return the answer as soon as its head is there.
 
-        :param watch: may cut the attempt; the time-outs are its.
+        :param side: may cut the attempt; the time-outs are its.
         :raises AtCapacity: if there is no socket left for it.
         :raises TargetNotAllowed: if the address is refused.
         :raises UpstreamUnreachable: if there is no connection, or TLS does not come about.
@@ -115,27 +120,27 @@ class Upstreams:
         :raises Draining: if the process stops before there is an answer.
         :raises ClientGone: if nobody waits for the answer any more.
         """
-        token = current.set(watch)
+        token = current.set(side)
         try:
-            return self._send(request, watch)
+            return self._send(request, side)
         except SSEError as error:
             # What was cut while it dialled looks like an upstream that nobody answers at.
-            if watch.reason is None:
+            if side.reason is None:
                 raise
-            raise _refusal(error, watch) from error
+            raise _refusal(error, side) from error
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-            raise _refusal(error, watch) from error
+            raise _refusal(error, side) from error
         finally:
             current.reset(token)
 
-    def _send(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
-        watch.enter(Stage.OPEN)
+    def _send(self, request: UpstreamRequest, side: Side) -> UpstreamResponse:
+        side.enter(Stage.OPEN)
         try:
             response = self._try(request)
         except StaleConnection as stale:
-            if watch.reason or not (stale.nothing_sent or request.method in IDEMPOTENT):
+            if side.reason or not (stale.nothing_sent or request.method in IDEMPOTENT):
                 raise http.client.HTTPException("the upstream closed the connection") from stale
-            watch.enter(Stage.OPEN)
+            side.enter(Stage.OPEN)
             response = self._try(request)
         if 300 <= response.status < 400 and response.status != 304:
             response.close()
@@ -149,15 +154,15 @@ class Upstreams:
         return UpstreamResponse(self._adapter.send(_Prepared(request)))
 
 
-def _refusal(error: Exception, watch: Watch) -> SSEError:
+def _refusal(error: Exception, side: Side) -> SSEError:
     """Tell what a failure means for the client. The texts are ours: those of requests hold URLs with their queries."""
-    if watch.reason is EndReason.CLIENT_GONE:
+    if side.reason is EndReason.CLIENT_GONE:
         return ClientGone()
-    if watch.reason is EndReason.DRAINING:
+    if side.reason is EndReason.DRAINING:
         return Draining(retry_after=RETRY_AFTER)
-    if watch.reason is EndReason.UPSTREAM_TIMEOUT:
-        return UpstreamTimeout("no response head in time" if watch.stage is Stage.HEAD else "no connection in time")
-    if watch.stage is Stage.OPEN:
+    if side.reason is EndReason.UPSTREAM_TIMEOUT:
+        return UpstreamTimeout("no response head in time" if side.stage is Stage.HEAD else "no connection in time")
+    if side.stage is Stage.OPEN:
         is_tls = isinstance(error, ssl.SSLError | SSLError)
         return UpstreamUnreachable("TLS does not come about" if is_tls else "no connection")
     return UpstreamBadResponse()
