@@ -6,21 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from .base import (
-    CLIENT_GONE,
-    MAX_READERS,
-    STOPPED,
-    TOMBSTONE,
-    Claim,
-    Expired,
-    Header,
-    LocalReader,
-    NotKept,
-    Own,
-    Recording,
-    Snapshot,
-    TooManyReaders,
-)
+from ..stream.end import EndReason
+from .base import MAX_READERS, TOMBSTONE, Claim, Expired, Header, NotKept, Snapshot, TooManyReaders
+from .ring import LocalReader, Own, Recording
 
 #: Seconds between two looks for what has expired or has no reader.
 SWEEP_INTERVAL = 1.0
@@ -52,13 +40,13 @@ class MemoryLog:
         """Bytes that recordings take."""
         return self._own.used()
 
-    def create(self, id: str, header: Header, cancel: Callable[[str], None]) -> Recording | None:
+    def create(self, id: str, header: Header, cancel: Callable[[EndReason], None]) -> Recording | None:
         recording = self._own.admit(id, header, cancel, self._drop)
         if recording is not None:
             self._ensure_sweeping()
         return recording
 
-    def finish(self, recording: Recording, reason: str) -> None:
+    def finish(self, recording: Recording, reason: EndReason) -> None:
         self._own.finish(recording, reason)
 
     def attend(self, recording: Recording) -> LocalReader:
@@ -81,7 +69,7 @@ class MemoryLog:
         if recording is None:
             return
         if recording.reason is None:
-            recording.cancel(STOPPED)
+            recording.cancel(EndReason.STOPPED)
         if erase:
             self._drop(id)
 
@@ -123,7 +111,7 @@ class MemoryLog:
 
     def _on_left(self, recording: Recording) -> None:
         if not recording.header.leave:
-            recording.cancel(CLIENT_GONE)
+            recording.cancel(EndReason.CLIENT_GONE)
 
     def sweep(self) -> None:
         """Forget what has expired, and stop what has had no reader for too long."""
@@ -137,7 +125,7 @@ class MemoryLog:
                 break
             self._tombstones.pop(id, None)
         for recording in self._own.lonely(now):
-            recording.cancel(CLIENT_GONE)
+            recording.cancel(EndReason.CLIENT_GONE)
 
     def _ensure_sweeping(self) -> None:
         with self._lock:

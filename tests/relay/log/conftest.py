@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import redis
 
-from sse.relay.log.base import Header, Log, Reader, Recording
+from sse.relay.log.base import Header, Log, Reader
 from sse.relay.log.memory import MemoryLog
-from sse.relay.log.redis import RedisLog, Timing
+from sse.relay.log.redis import RedisLog
+from sse.relay.log.ring import Recording
+from sse.relay.log.store import Timing
 
 from ...support.program import RedisServer, program
 
@@ -113,7 +115,7 @@ def store(request: pytest.FixtureRequest) -> Store:
     client = redis.Redis.from_url(url)
 
     def expire_now(id: str) -> None:
-        from sse.relay.log.redis import Keys
+        from sse.relay.log.store import Keys
 
         client.delete(Keys.of(id).data)
 

@@ -9,10 +9,7 @@ import threading
 import pytest
 
 from sse.relay.log.base import (
-    CLIENT_GONE,
-    COMPLETE,
     MAX_READERS,
-    STOPPED,
     Claim,
     Expired,
     Interrupted,
@@ -20,6 +17,7 @@ from sse.relay.log.base import (
     TooManyReaders,
     Trimmed,
 )
+from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
 from .conftest import Store, header, read_all
@@ -31,7 +29,7 @@ def test_every_position_gives_exactly_the_rest(store: Store) -> None:
     recording = store.create()
     for at in range(0, len(BODY), 3):
         recording.append(BODY[at : at + 3])
-    store.log.finish(recording, COMPLETE)
+    store.log.finish(recording, EndReason.COMPLETE)
     for at in range(len(BODY) + 1):
         reader = store.reader(recording.id, at)
         assert read_all(reader) == BODY[at:]
@@ -81,7 +79,7 @@ def test_the_last_bytes_and_the_end_come_together(store: Store) -> None:
         recording.append(b"first")
         reader.wait(10)
         recording.append(b"last")
-        store.log.finish(recording, COMPLETE)
+        store.log.finish(recording, EndReason.COMPLETE)
         assert read_all(reader) == b"firstlast"
         reader.close()
 
@@ -104,7 +102,7 @@ def test_readers_that_come_while_it_grows_miss_nothing(store: Store) -> None:
             recording.append(body[at : at + 1000])
             if number % 2 == 0 and number < 2 * MAX_READERS:
                 threads[number // 2].start()
-        store.log.finish(recording, COMPLETE)
+        store.log.finish(recording, EndReason.COMPLETE)
         for thread in threads:
             thread.join(20)
             assert not thread.is_alive()
@@ -114,7 +112,7 @@ def test_readers_that_come_while_it_grows_miss_nothing(store: Store) -> None:
 def test_an_interrupted_recording_never_looks_complete(store: Store) -> None:
     recording = store.create()
     recording.append(b"ab")
-    store.log.finish(recording, "upstream_truncated")
+    store.log.finish(recording, EndReason.UPSTREAM_TRUNCATED)
     eventually(lambda: store.other.look(recording.id).reason is not None, "the end is not in the store")
     reader = store.reader(recording.id, 1)
     while (piece := reader.read()) is None:
@@ -127,7 +125,7 @@ def test_an_interrupted_recording_never_looks_complete(store: Store) -> None:
 
 def test_an_empty_recording_can_be_complete(store: Store) -> None:
     recording = store.create()
-    store.log.finish(recording, COMPLETE)
+    store.log.finish(recording, EndReason.COMPLETE)
     reader = store.reader(recording.id)
     assert read_all(reader) == b""
     reader.close()
@@ -145,7 +143,7 @@ def test_the_ring_drops_the_oldest_bytes(store: Store) -> None:
     recording = store.create()
     for number in range(30):
         recording.append(bytes([number]) * 100_000)
-    store.log.finish(recording, COMPLETE)
+    store.log.finish(recording, EndReason.COMPLETE)
     eventually(lambda: store.other.look(recording.id).reason is not None, "the end is not in the store")
     found = store.other.look(recording.id)
     assert found.end == 3_000_000
@@ -171,7 +169,7 @@ def test_a_reader_that_the_ring_overtakes_is_told(store: Store) -> None:
     assert reader.read() == b"x" * 10
     for _ in range(40):
         recording.append(b"y" * 100_000)
-    store.log.finish(recording, COMPLETE)
+    store.log.finish(recording, EndReason.COMPLETE)
     eventually(lambda: store.other.look(recording.id).reason is not None, "the end is not in the store")
     with pytest.raises(Trimmed):
         # It may have been read ahead of, but never beyond the gap.
@@ -208,7 +206,7 @@ def test_an_unknown_id_is_not_kept(store: Store) -> None:
 def test_an_expired_recording_is_known_for_a_while(store: Store) -> None:
     recording = store.create()
     recording.append(b"a")
-    store.log.finish(recording, COMPLETE)
+    store.log.finish(recording, EndReason.COMPLETE)
     eventually(lambda: store.other.look(recording.id).reason is not None, "the end is not in the store")
     store.expire(recording.id)
     with pytest.raises(Expired) as caught:
@@ -220,9 +218,9 @@ def test_stopping_keeps_the_bytes_and_stops_the_recorder(store: Store) -> None:
     recording = store.create()
     recording.append(b"kept")
     store.other.stop(recording.id, erase=False)
-    eventually(lambda: store.stops[recording.id] == [STOPPED], "the recorder goes on")
-    store.log.finish(recording, STOPPED)
-    eventually(lambda: store.other.look(recording.id).reason == STOPPED, "it is not stopped")
+    eventually(lambda: store.stops[recording.id] == [EndReason.STOPPED], "the recorder goes on")
+    store.log.finish(recording, EndReason.STOPPED)
+    eventually(lambda: store.other.look(recording.id).reason == EndReason.STOPPED, "it is not stopped")
     eventually(lambda: store.other.read(recording.id, 0, 10) == b"kept", "the bytes are gone")
     store.other.stop(recording.id, erase=False)
 
@@ -233,9 +231,9 @@ def test_erasing_stops_the_recorder_and_keeps_nothing(store: Store) -> None:
     store.other.stop(recording.id, erase=True)
     with pytest.raises(Expired):
         store.other.look(recording.id)
-    eventually(lambda: store.stops[recording.id][:1] == [STOPPED], "the recorder goes on")
+    eventually(lambda: store.stops[recording.id][:1] == [EndReason.STOPPED], "the recorder goes on")
     recording.append(b"more")
-    store.log.finish(recording, STOPPED)
+    store.log.finish(recording, EndReason.STOPPED)
     with pytest.raises(Expired):
         store.log.look(recording.id)
     store.other.stop(recording.id, erase=True)
@@ -249,7 +247,7 @@ def test_a_recording_that_nobody_reads_is_stopped(store: Store) -> None:
     first.close()
     assert not store.stops[recording.id]
     second.close()
-    eventually(lambda: store.stops[recording.id][:1] == [CLIENT_GONE], "it goes on without a reader")
+    eventually(lambda: store.stops[recording.id][:1] == [EndReason.CLIENT_GONE], "it goes on without a reader")
 
 
 def test_a_recording_goes_on_while_it_may_have_no_reader(store: Store) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sse.relay.log import memory
-from sse.relay.log.base import CLIENT_GONE, COMPLETE, EXPECTED_SIZE, TOMBSTONE, Claim, Expired, NotKept, Recording
+from sse.relay.log.base import TOMBSTONE, Claim, Expired, NotKept
 from sse.relay.log.memory import MemoryLog
+from sse.relay.log.ring import EXPECTED_SIZE, Recording
+from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
 from .conftest import Clock, header
@@ -37,7 +39,7 @@ def test_a_thousand_recordings_stay_within_the_budget(log: MemoryLog, clock: Clo
     for number in range(1000):
         recording = record(log, str(number))
         assert recording is not None
-        log.finish(recording, COMPLETE)
+        log.finish(recording, EndReason.COMPLETE)
         clock.now += 0.01
         assert log.used <= BUDGET
     assert log.look("999").end == SIZE
@@ -47,9 +49,9 @@ def test_the_recording_that_ended_first_goes_first(log: MemoryLog, clock: Clock)
     first = record(log, "first", ttl=10_000)
     second = record(log, "second", size=EXPECTED_SIZE)
     assert first and second
-    log.finish(second, COMPLETE)
+    log.finish(second, EndReason.COMPLETE)
     clock.now += 1
-    log.finish(first, COMPLETE)
+    log.finish(first, EndReason.COMPLETE)
     for number in range(7):
         assert record(log, str(number))
     with pytest.raises(Expired):
@@ -76,7 +78,7 @@ def test_ten_thousand_expired_recordings_leave_nothing(log: MemoryLog, clock: Cl
         log.claim(f"key {number}", Claim(id=str(number), fingerprint="f"))
         recording = record(log, str(number), size=100, claim=f"key {number}", ttl=5)
         assert recording is not None
-        log.finish(recording, COMPLETE)
+        log.finish(recording, EndReason.COMPLETE)
     assert len(log) > 10_000
     clock.now += 5
     log.sweep()
@@ -91,7 +93,7 @@ def test_what_expires_goes_without_being_asked_for(monkeypatch: pytest.MonkeyPat
     log = MemoryLog(max_bytes=1000, memory=BUDGET, clock=clock)
     recording = record(log, "a", size=1000, ttl=5)
     assert recording is not None
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     clock.now += 5 + TOMBSTONE
     eventually(lambda: log.used == 0, "the recording is still kept")
     clock.now += TOMBSTONE
@@ -116,4 +118,4 @@ def test_a_recording_without_readers_is_stopped_in_time(log: MemoryLog, clock: C
     assert stops == [], "the time begins again with each reader"
     clock.now += 1
     log.sweep()
-    assert stops == [CLIENT_GONE]
+    assert stops == [EndReason.CLIENT_GONE]

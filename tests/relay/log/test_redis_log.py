@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import redis
 
-from sse.relay.log.base import COMPLETE, RECORDER_LOST, Claim, Interrupted, NotKept, Trimmed, Unavailable
-from sse.relay.log.redis import Keys, RedisLog
+from sse.relay.log.base import Claim, Interrupted, NotKept, Trimmed, Unavailable
+from sse.relay.log.redis import RedisLog
+from sse.relay.log.store import Keys
+from sse.relay.log.upload import Uploads
+from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
 from ...support.program import RedisServer
@@ -51,7 +54,7 @@ def test_an_entry_is_named_for_the_position_behind_it(redis_server: RedisServer,
     recording.append(b"abc")
     wait_written(other, "id", 3)
     recording.append(b"de")
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     wait_written(other, "id", 5)
     entries = client.xrange(Keys.of("id").data)
     assert entries == [(b"3-0", {b"b": b"abc"}), (b"5-0", {b"b": b"de"}), (b"5-1", {b"r": b"complete"})]
@@ -66,7 +69,7 @@ def test_every_key_expires(redis_server: RedisServer, client: Any) -> None:
         wait_written(other, id_, 3)
         other.follow(id_, other.look(id_), 0)
     other.stop("a", erase=False)
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     eventually(lambda: other.look("b").reason is not None, "the end is not in the store")
     keys = client.keys()
     assert len(keys) >= 8
@@ -87,7 +90,7 @@ def test_finished_recordings_leave_nothing(redis_server: RedisServer, client: An
     for number in range(10_000):
         recording, _ = record(log, str(number), ttl=1)
         recording.append(b"abc")
-        log.finish(recording, COMPLETE)
+        log.finish(recording, EndReason.COMPLETE)
     eventually(log.has_written, "not all are in the store")
     eventually(lambda: client.dbsize() == 0, f"left: {client.keys()[:5]}")
     assert log.used == 0
@@ -118,13 +121,13 @@ def test_a_recorder_that_has_gone_is_noticed(redis_server: RedisServer) -> None:
     recording.append(b"abc")
     wait_written(other, "id", 3)
     reader = other.follow("id", other.look("id"), 0)
-    with pytest.raises(Interrupted, match=RECORDER_LOST):
+    with pytest.raises(Interrupted, match=EndReason.RECORDER_LOST):
         read_all(reader)
     assert reader.offset == 3
-    assert other.look("id").reason == RECORDER_LOST
+    assert other.look("id").reason == EndReason.RECORDER_LOST
     # It was only asleep: its bytes are refused, and it stops its upstream.
     recording.append(b"late")
-    eventually(lambda: stops == [RECORDER_LOST], "it is not fenced")
+    eventually(lambda: stops == [EndReason.RECORDER_LOST], "it is not fenced")
     assert other.read("id", 0, 10) == b"abc"
 
 
@@ -144,18 +147,18 @@ def test_a_recorder_that_lives_is_left_alone(redis_server: RedisServer) -> None:
 def test_a_lost_reply_appends_nothing_twice(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     log, other = redis_log(redis_server.url), redis_log(redis_server.url)
     recording, _ = record(log)
-    losses, take = iter([True] * 3), RedisLog._has_appended
+    losses, take = iter([True] * 3), Uploads._has_appended
 
-    def lose(self: RedisLog, upload: Any, end: int, reason: str, result: Any) -> bool:
+    def lose(self: Uploads, entry: Any, result: Any) -> bool:
         if next(losses, False):
             result = redis.ConnectionError("lost")
-        return take(self, upload, end, reason, result)
+        return take(self, entry, result)
 
-    monkeypatch.setattr(RedisLog, "_has_appended", lose)
+    monkeypatch.setattr(Uploads, "_has_appended", lose)
     for number in range(50):
         recording.append(bytes([number]) * 3)
         time.sleep(0.005)
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     eventually(log.has_written, "it is not written")
     assert other.read("id", 0, 1000) == b"".join(bytes([number]) * 3 for number in range(50))
     assert next(losses, None) is None
@@ -173,10 +176,10 @@ def test_a_tail_that_the_store_has_lost_is_appended_again(redis_server: RedisSer
     client.execute_command("XSETID", Keys.of("id").data, "3-0")
     client.hset(Keys.of("id").meta, "end", 3)
     recording.append(b"ghi")
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     eventually(log.has_written, "it is not written")
     assert other.read("id", 0, 100) == b"abcdefghi"
-    assert other.look("id").reason == COMPLETE
+    assert other.look("id").reason == EndReason.COMPLETE
 
 
 def test_a_flush_is_repaired(redis_server: RedisServer, client: Any) -> None:
@@ -188,7 +191,7 @@ def test_a_flush_is_repaired(redis_server: RedisServer, client: Any) -> None:
     assert reader.read() == b"abc"
     client.flushall()
     recording.append(b"def")
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     assert read_all(reader) == b"def"
     wait_written(other, "id", 6)
     assert other.read("id", 0, 100) == b"abcdef"
@@ -219,7 +222,7 @@ def test_what_cannot_be_repaired_is_a_visible_gap(redis_server: RedisServer, cli
     client.flushall()
     for _ in range(3):
         recording.append(b"b" * 900)
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     wait_written(other, "id", 3600)
     with pytest.raises(Trimmed):
         read_all(reader)
@@ -257,7 +260,7 @@ def test_recording_goes_on_without_the_store(redis_server: RedisServer) -> None:
     assert local.read() == b"abcdef"
     redis_server.start()
     recording.append(b"ghi")
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     wait_written(other, "id", 9)
     assert other.read("id", 0, 100) == b"abcdefghi"
     assert stops == []
@@ -275,7 +278,7 @@ def test_a_store_that_hangs_loses_nothing(redis_server: RedisServer) -> None:
         other.look("id")
     os.kill(redis_server.pid, signal.SIGCONT)
     recording.append(b"ghi")
-    log.finish(recording, COMPLETE)
+    log.finish(recording, EndReason.COMPLETE)
     assert read_all(reader) == b"abcdefghi"
     assert stops == []
 
