@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import gevent
@@ -191,7 +191,7 @@ class Exchange:
     :param connection: the client's, where the server shows it.
     """
 
-    __slots__ = ("_limits", "boundary", "client", "ends_at_boundary", "min_wait", "started", "upstream")
+    __slots__ = ("_limits", "boundary", "client", "drains_from", "ends_at_boundary", "min_wait", "started", "upstream")
 
     def __init__(self, connection: socket.socket | None, limits: Limits) -> None:
         self.client = Client(connection)
@@ -201,6 +201,8 @@ class Exchange:
         self.boundary: Boundary | None = None
         #: Whether the stream ends as soon as an event has ended.
         self.ends_at_boundary = False
+        #: The phase of the process's stopping from which on `drain()` is called.
+        self.drains_from = Phase.FINISHING
         self.started = self.client.since
         self._limits = limits
         #: Seconds for which a read of the upstream passes no deadline.
@@ -210,6 +212,14 @@ class Exchange:
     def reason(self) -> EndReason | None:
         """The first reason for which the exchange was cancelled: what ends the client's side ends the upstream's."""
         return self.upstream.reason
+
+    def release_upstream(self) -> Side:
+        """Return the upstream's side, which a recorder takes over; from now on the exchange reads a recording."""
+        side, self.upstream = self.upstream, Side(Stage.READ)
+        self.upstream.stop()
+        self._limits = replace(self._limits, idle=0.0, duration=0.0)
+        self.min_wait = math.inf
+        return side
 
     def watch_client(self) -> None:
         """Notice from now on that the client leaves; call it when the request has been read whole."""
@@ -231,7 +241,9 @@ class Exchange:
 
     def drain(self, phase: Phase) -> None:
         """Do what the stopping of the process means for the exchange by now."""
-        if phase is Phase.FINISHING:
+        if phase is Phase.DRAINING:
+            self.cancel(EndReason.DRAINING)
+        elif phase is Phase.FINISHING:
             self.ends_at_boundary = True
             is_read = self.upstream.stage is Stage.READ and self.upstream.since != STOPPED
             if is_read and self.boundary is not None and self.boundary.at_boundary:

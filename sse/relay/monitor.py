@@ -73,5 +73,5 @@ class Monitor:
                 or now - upstream.since > exchange.min_wait
             ):
                 exchange.check(now)
-            if phase > Phase.DRAINING:
+            if phase >= exchange.drains_from:
                 exchange.drain(phase)

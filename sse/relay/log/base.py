@@ -197,3 +197,6 @@ class Log(Protocol):
 
     def release(self, key: str, claim: Claim) -> None:
         """Give up a claim whose recording has not begun."""
+
+    def has_written(self) -> bool:
+        """Return whether other processes can read all recordings of this process that have ended."""

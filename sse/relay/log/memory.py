@@ -89,6 +89,9 @@ class MemoryLog:
             if key in self._claims and self._claims[key].id == claim.id:
                 del self._claims[key]
 
+    def has_written(self) -> bool:
+        return True
+
     def _find(self, id: str) -> Recording:
         recording = self._own.get(id)
         if recording is not None and not self._has_expired(recording):

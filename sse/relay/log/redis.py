@@ -68,11 +68,16 @@ class RedisLog:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._wakes_at = 0.0
-        self._is_down = False
+        self._is_down = self._is_closed = False
 
     def __len__(self) -> int:
         """Return how much this process looks after, be it a recording, a reader or a claim."""
         return len(self._own) + len(self._uploads) + len(self._keys_of_readers) + len(self._claims)
+
+    def close(self) -> None:
+        """End the writer and close its connections; nothing is recorded or read any more."""
+        self._is_closed = True
+        self._wake.set()
 
     # What a recorder calls.
 
@@ -322,7 +327,7 @@ class RedisLog:
     def _write_all(self) -> None:
         timing, unfollow = self._timing, None
         next_tick = next_look = 0.0
-        while True:
+        while not self._is_closed:
             now = time.monotonic()
             # First, so that what becomes due while the next lines look wakes this thread.
             self._wakes_at = float("inf")
@@ -350,6 +355,9 @@ class RedisLog:
                 self._mark(error)
                 self._postpone()
                 time.sleep(timing.retry)
+        if unfollow is not None:
+            unfollow()
+        self._connection().close()
 
     def _postpone(self) -> None:
         """Append later, and give recorders of other processes time to be heard of again."""
