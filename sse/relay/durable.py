@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..protocol.boundary import Boundary
+from .background import run_soon
 from .drain import Phase
 from .exchange import Exchange, Limits, Side, Stage
 from .log.base import Header, Log, Reader
@@ -140,7 +141,7 @@ class Recorder:
         assert self._log is not None and self._recording is not None
         self._log.finish(self._recording, reason)
         # To close a connection may take time.
-        threading.Thread(target=self._close, args=(reason,), name="sse-recorder-end", daemon=True).start()
+        run_soon(self._close, reason)
 
     def _close(self, reason: EndReason) -> None:
         assert self._recording is not None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..background import run_soon
 from ..stream.end import EndReason
 from . import script
 from .base import MAX_READERS, Claim, Expired, Header, NotKept, Reader, Snapshot, TooManyReaders, Trimmed, Unavailable
@@ -310,7 +311,7 @@ class RedisLog:
             except Unavailable:
                 return
 
-        threading.Thread(target=run, name="sse-log-call", daemon=True).start()
+        run_soon(run)
 
     def _mark(self, error: Exception | None) -> None:
         if error is not None and not self._is_down:

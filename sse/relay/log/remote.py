@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..background import run_soon
 from ..stream.end import EndReason
 from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Unavailable, Wake
 from .follow import Entry
@@ -104,7 +105,7 @@ class RemoteReader(BaseReader):
     def _fetch_soon(self) -> None:
         if not self._is_fetching:
             self._is_fetching = True
-            threading.Thread(target=self._fetch, name="sse-log-fetch", daemon=True).start()
+            run_soon(self._fetch)
 
     def _fetch(self) -> None:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -20,6 +22,7 @@ from sse.relay.log.base import (
 from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
+from ...support.service import ROOT
 from .conftest import Store, header, read_all
 
 BODY = "\ufeffdata: 流\r\n\r\ndata: \U0001f30a\n\n".encode()
@@ -300,3 +303,15 @@ def test_many_threads_claim_one_key(store: Store) -> None:
         thread.join(10)
     assert len(found) == len(logs)
     assert len(set(found)) == 1
+
+
+def test_all_of_this_with_gevents_threads() -> None:
+    """The service's threads are greenlets; nothing in a log may then block the event loop."""
+    if "gevent" in sys.modules and sys.modules["gevent"].monkey.is_module_patched("threading"):
+        return
+    code = (
+        "from gevent import monkey; monkey.patch_all(); import pytest, sys;"
+        f"sys.exit(pytest.main([{__file__!r}, '-n0', '-q', '-p', 'no:cacheprovider']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
