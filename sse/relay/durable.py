@@ -170,29 +170,30 @@ class Recordings:
         return len(self._open)
 
     def record(
-        self, id: str, header: Header, source: Source, side: Side, on_end: Callable[[RecordingEnd], None]
+        self, id: str, header: Header, source: Source, exchange: Exchange, on_end: Callable[[RecordingEnd], None]
     ) -> Reader | None:
         """Record a response, and return the reader of the client whose request it was; None if there is no room.
 
         :param source: closed by the recorder, unless there is no room.
-        :param side: the upstream's, which has opened the source.
+        :param exchange: of the request; its upstream's side has opened the source, and is the recorder's from now on.
         :param on_end: called once, when the upstream has been closed.
         """
-        exchange = RecordedExchange(self._limits, side, outlives_readers=self.is_shared)
+        recorded = RecordedExchange(self._limits, exchange.upstream, outlives_readers=self.is_shared)
 
         def end(what: RecordingEnd) -> None:
-            self._monitor.discard(exchange)
+            self._monitor.discard(recorded)
             self._open.discard(recorder)
             on_end(what)
 
-        recorder = Recorder(source, exchange, end)
+        recorder = Recorder(source, recorded, end)
         recording = self.log.create(id, header, recorder.cancel)
         if recording is None:
             return None
-        exchange.recording = recording
+        recorded.recording = recording
         reader = self.log.attend(recording)
+        exchange.read_recording(reader, ends_early=self.is_shared)
         self._open.add(recorder)
-        self._monitor.add(exchange)
+        self._monitor.add(recorded)
         recorder.start(self.log, recording)
         return reader
 

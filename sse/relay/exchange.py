@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gevent
@@ -213,13 +213,18 @@ class Exchange:
         """The first reason for which the exchange was cancelled: what ends the client's side ends the upstream's."""
         return self.upstream.reason
 
-    def release_upstream(self) -> Side:
-        """Return the upstream's side, which a recorder takes over; from now on the exchange reads a recording."""
-        side, self.upstream = self.upstream, Side(Stage.READ)
+    def read_recording(self, reader: Cancellable, *, ends_early: bool) -> None:
+        """Read a recording from now on; the upstream's side, if it was begun, is a recorder's.
+
+        :param ends_early: whether to end when the process begins to stop, because another one can be read from.
+        """
+        self.upstream = Side(Stage.READ)
         self.upstream.stop()
-        self._limits = replace(self._limits, idle=0.0, duration=0.0)
+        self.upstream.attach(reader)
+        self._limits = Limits(send=self._limits.send)
         self.min_wait = math.inf
-        return side
+        if ends_early:
+            self.drains_from = Phase.DRAINING
 
     def watch_client(self) -> None:
         """Notice from now on that the client leaves; call it when the request has been read whole."""
