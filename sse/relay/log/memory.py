@@ -20,11 +20,20 @@ class MemoryLog:
     :param max_bytes: bytes that are kept of one recording.
     :param memory: bytes that all recordings may take.
     :param clock: returns seconds.
+    :param on_used: called about once a second with the bytes that recordings take.
     """
 
-    def __init__(self, *, max_bytes: int, memory: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        memory: int,
+        clock: Callable[[], float] = time.monotonic,
+        on_used: Callable[[int], object] = bool,
+    ) -> None:
         self._own = Own(max_bytes=max_bytes, memory=memory, clock=clock)
         self._clock = clock
+        self._on_used = on_used
         #: Owners of recordings that have expired, and until when that is known.
         self._tombstones: dict[str, tuple[str, float]] = {}
         self._claims: dict[str, Claim] = {}
@@ -129,6 +138,7 @@ class MemoryLog:
             self._tombstones.pop(id, None)
         for recording in self._own.lonely(now):
             recording.cancel(EndReason.CLIENT_GONE)
+        self._on_used(self.used)
 
     def _ensure_sweeping(self) -> None:
         with self._lock:

@@ -35,6 +35,7 @@ class RedisLog:
     :param errors: what a client raises if the store is unavailable.
     :param max_bytes: bytes that are kept of one recording.
     :param memory: bytes that the recordings of this process may take in its own memory.
+    :param on_used: called about once a second with the bytes that they take.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class RedisLog:
         memory: int,
         is_cluster: bool = False,
         timing: Timing | None = None,
+        on_used: Callable[[int], object] = bool,
     ) -> None:
         self._connect = connect
         self._errors = errors
+        self._on_used = on_used
         self._timing = timing or Timing()
         self._own = Own(max_bytes=max_bytes, memory=memory, clock=time.monotonic)
         self._uploads = Uploads(
@@ -68,7 +71,7 @@ class RedisLog:
         self._client: Any = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._wakes_at = 0.0
+        self._wakes_at = self._look_at = 0.0
         self._is_down = self._is_closed = False
 
     def __len__(self) -> int:
@@ -327,14 +330,14 @@ class RedisLog:
 
     def _write_all(self) -> None:
         timing, unfollow = self._timing, None
-        next_tick = next_look = 0.0
+        next_tick = 0.0
         while not self._is_closed:
             now = time.monotonic()
             # First, so that what becomes due while the next lines look wakes this thread.
             self._wakes_at = float("inf")
             due = min(self._uploads.next_due(), now + timing.look)
             is_busy = bool(len(self._uploads) or self._keys_of_readers or self._claims)
-            self._wakes_at = min(due, next_tick, next_look) if is_busy else float("inf")
+            self._wakes_at = min(due, next_tick, self._look_at) if is_busy else float("inf")
             self._wake.wait(max(0.0, self._wakes_at - now) if is_busy else None)
             self._wake.clear()
             if unfollow is None:
@@ -347,10 +350,11 @@ class RedisLog:
                 if now >= next_tick or self._is_down:
                     self._renew()
                     next_tick = now + timing.tick
-                self._uploads.append_due(now)
-                if now >= next_look:
+                # What is due soon goes along, so that many recordings are appended with few calls.
+                self._uploads.append_due(now + timing.linger / 2)
+                if now >= self._look_at:
+                    self._look_at = now + timing.look
                     self._look_after(now)
-                    next_look = now + timing.look
                 self._mark(None)
             except self._errors as error:
                 self._mark(error)
@@ -380,12 +384,14 @@ class RedisLog:
 
     def _on_left(self, recording: Recording) -> None:
         if not recording.header.leave:
+            self._look_at = 0.0
             self._wake_by(0.0)
 
     # What is done once in a while.
 
     def _look_after(self, now: float) -> None:
         """Stop recordings that have had no reader anywhere for too long, and look for recorders that have gone."""
+        self._on_used(self.used)
         lonely = self._own.lonely(now)
         with self._connection().pipeline(transaction=False) as pipeline:
             for recording in lonely:
