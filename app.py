@@ -53,7 +53,7 @@ def readyz() -> Response:
     if current_state().drain.phase() is not Phase.SERVING:
         return _say("draining", 503)
     if not current_state().access.has_store():
-        return _say("the store is away", 503)
+        return _say("Redis unavailable", 503)
     return _say("ok")
 
 

@@ -10,16 +10,22 @@ class SSEError(Exception):
 
     :param detail: what was wrong, for the person who sent it; a lower-case clause, never with a secret in it.
     :param retry_after: seconds after which the same request would be let in; sent as `Retry-After`.
+    :param cause: what went wrong, for the log.
+    :param should_retry: False if an SDK must not repeat the request by itself; sent as `X-Should-Retry`.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "The gateway failed"
 
-    def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, detail: str = "", *, retry_after: int | None = None, cause: str = "", should_retry: bool | None = None
+    ) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.retry_after = retry_after
+        self.cause = cause
+        self.should_retry = should_retry
 
 
 class InvalidRequest(SSEError):

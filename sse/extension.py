@@ -19,13 +19,14 @@ from .relay.exchange import Limits
 from .relay.lease import leases_in
 from .relay.monitor import Monitor
 from .relay.redis import SharedStore, nothing
-from .relay.upstream.adapter import RelayAdapter
-from .relay.upstream.client import Upstreams
+from .relay.upstream.adapter import UpstreamAdapter, tls_context
+from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
+from .relay.upstream.pool import Pool
 from .settings import Settings
 from .web.access.access import Access, Authorize
 from .web.docs import docs_blueprint
-from .web.page import page_blueprint
+from .web.page import page_blueprint, static_blueprint
 from .web.response import EXPOSED_FIELDS, shared_fields
 from .web.state import State
 from .web.views import relay_blueprint, ticker_blueprint
@@ -80,7 +81,7 @@ def _metrics(settings: Settings) -> Metrics | None:
     return new_metrics()
 
 
-def _on_absence(metrics: Metrics | None, part: str) -> Callable[[], object]:
+def _on_unavailable(metrics: Metrics | None, part: str) -> Callable[[], object]:
     """Return what counts that a part of ours needed the shared store in vain."""
     return metrics.store_errors.labels(part).inc if metrics is not None else nothing
 
@@ -94,6 +95,7 @@ class SSE:
     :param limiter: your own Limiter, if it is to keep our counts too; it should use the moving window.
     :param relay: whether there are the relay's endpoints; without them there are streams of the site's own alone.
     :param demonstration: whether there is `GET /sse`, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :param client: whether `sse.js`, the browser client, is served: `url_for("sse_static.file", name="sse.js")`.
     :param playground: whether the page at `/` is served.
     :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
     """
@@ -107,6 +109,7 @@ class SSE:
         limiter: Limiter | None = None,
         relay: bool = True,
         demonstration: bool = False,
+        client: bool = True,
         playground: bool = False,
         docs: bool = False,
     ) -> None:
@@ -115,6 +118,7 @@ class SSE:
         self._limiter = limiter
         self._relay = relay
         self._demonstration = demonstration
+        self._client = client
         self._playground = playground
         self._docs = docs
         if app is not None:
@@ -135,6 +139,8 @@ class SSE:
         parts = [relay_blueprint()] if self._relay else []
         if self._demonstration:
             parts.append(ticker_blueprint())
+        if self._client or self._playground:
+            parts.append(static_blueprint(has_page=self._playground))
         if self._playground:
             parts.append(page_blueprint())
         if self._docs:
@@ -165,16 +171,15 @@ class SSE:
             store,
             total=settings.max_streams,
             per_client=settings.max_streams_per_client,
-            on_absence=_on_absence(metrics, "leases"),
+            on_unavailable=_on_unavailable(metrics, "leases"),
         )
         drain = Drain()
         dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
+        pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
         return State(
             settings=settings,
             table=table,
-            upstreams=Upstreams(
-                RelayAdapter(dialer, pool_size=settings.max_streams or POOL_SIZE, ca_file=settings.ca_file)
-            ),
+            upstreams=UpstreamClient(UpstreamAdapter(pool)),
             leases=leases,
             metrics=metrics,
             monitor=Monitor(drain),
@@ -193,7 +198,7 @@ class SSE:
                 limiter=self._limiter,
                 is_open=settings.is_open(has_authorize=self._authorize is not None),
                 store=store,
-                on_absence=_on_absence(metrics, "throttle"),
+                on_unavailable=_on_unavailable(metrics, "throttle"),
             ),
             demonstration=demonstration,
         )

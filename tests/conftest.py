@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .support.program import RedisServer, missing, program
+from .support.program import RedisCluster, RedisSentinel, RedisServer, missing, program
 from .support.relay import Relay
 from .support.service import ROOT, Service
 from .support.upstream import Upstream
@@ -100,6 +100,28 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def redis_cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    """A running Redis Cluster of three nodes."""
+    cluster = RedisCluster(program("redis-server", "redis-server"), tmp_path)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def redis_sentinel(tmp_path: Path) -> Iterator[RedisSentinel]:
+    """A running primary and replica, and the Sentinel that watches them."""
+    servers = RedisSentinel(program("redis-server", "redis-server"), tmp_path)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()
 
 
 @pytest.fixture(scope="session")

@@ -26,20 +26,24 @@ class EndOfConnection(StopIteration):
 
 
 def response_of(start_response: Any) -> Any:
-    """Return gunicorn's HTTP/1 response, whose method the app is given as `start_response`; None if it is another."""
-    response = getattr(start_response, "__self__", None)
-    return response if type(response) is wsgi.Response else None
+    """Return gunicorn's response, whose method the app is given as `start_response`."""
+    return start_response.__self__
+
+
+def is_http_1(response: Any) -> bool:
+    """Return whether a response is sent as HTTP/1."""
+    return type(response) is wsgi.Response
 
 
 def encode_head(response: Any) -> bytes:
     """Return the head that gunicorn would send."""
-    lines = [*response.default_headers(), *(f"{name}: {value}\r\n" for name, value in response.headers), "\r\n"]
-    return "".join(lines).encode("latin-1")
+    fields = [f"{name}: {value}\r\n" for name, value in response.headers]
+    return "".join([*response.default_headers(), *fields, "\r\n"]).encode("latin-1")
 
 
-def has_length(response: Any) -> bool:
-    """Return whether the app has set a Content-Length, which gunicorn keeps to."""
-    return any(name.lower() == "content-length" for name, _ in response.headers)
+def close_behind(response: Any) -> None:
+    """Close the connection behind a response."""
+    response.force_close()
 
 
 def has_read_ahead(response: Any) -> bool:
@@ -69,11 +73,13 @@ def unexpected() -> list[str]:
     wanted: list[tuple[Any, str, tuple[str, ...]]] = [
         (wsgi.Response, "start_response", ("status", "headers")),
         (wsgi.Response, "default_headers", ()),
+        (wsgi.Response, "force_close", ()),
         (Unreader, "take_buffered", ()),
         (Unreader, "unread", ("data",)),
         (Logger, "access", ("resp", "req", "environ", "request_time")),
         (GeventWorker, "handle", ("listener", "client", "addr")),
-        (GeventWorker, "is_already_handled", ("respiter",)),
+        (GeventWorker, "handle_request", ("listener_name", "req", "sock", "addr")),
+        (GeventWorker, "handle_error", ("req", "client", "addr", "exc")),
     ]
     found = [sentence for owner, name, arguments in wanted for sentence in _differences(owner, name, arguments)]
     if getattr(GeventWorker, "server_class", ...) is not None:
@@ -83,7 +89,9 @@ def unexpected() -> list[str]:
     if not isinstance(getattr(Logger, "access_log_enabled", None), property):
         found.append("gunicorn's Logger has no property access_log_enabled")
     source = inspect.getsource(wsgi.Response)
-    found += [f"gunicorn's Response has no {name}" for name in ("req", "sent", "headers") if f"self.{name} =" not in source]
+    found += [
+        f"gunicorn's Response has no {name}" for name in ("req", "sent", "headers") if f"self.{name} =" not in source
+    ]
     return [f"{sentence} (gunicorn {gunicorn.__version__})" for sentence in found]
 
 

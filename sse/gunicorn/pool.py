@@ -46,14 +46,11 @@ class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled 
 
     def unpark(self, stream: Parked, function: Any) -> None:
         """Call a function in a greenlet that has the stream's place."""
-        self._forget(stream)
-        self.spawn(function)
-
-    def _forget(self, stream: Parked) -> None:
         self._parked.discard(stream)
         if not self._parked:
             self._none_parked.set()
         give_place_back(self)
+        self.spawn(function)
 
     def join(self, timeout: float | None = None, raise_error: bool = False) -> bool:
         """Wait until there is no connection."""
@@ -67,10 +64,11 @@ class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled 
         self, exception: type[BaseException] = gevent.GreenletExit, block: bool = True, timeout: float | None = None
     ) -> None:
         """End all connections, the parked ones first."""
-        parked = list(self._parked)
-        for stream in parked:
-            self._forget(stream)
-        enders = [gevent.spawn(stream.abort, exception()) for stream in parked]
+        enders = []
+        while self._parked:
+            enders.append(gevent.spawn(self._parked.pop().abort, exception()))
+            give_place_back(self)
+        self._none_parked.set()
         if block:
             gevent.joinall(enders, timeout)
         super().kill(exception, block, timeout)

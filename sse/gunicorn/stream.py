@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 import gevent
-from gevent import socket
 
 from ..compat import gunicorn as compat
-from ..relay.stream.pump import WAIT, End, Last, Pump, Step
+from ..relay.stream.pump import WAIT, End, Pause, Pump, Step
 from .pool import ConnectionPool
+from .socket import Client
 
 #: What WSGI gives an app of a request.
 Environ = dict[str, Any]
@@ -31,7 +31,7 @@ class Connection:
     :param serve: serves it, given the socket and the address, and closes it.
     """
 
-    socket: Any
+    socket: Client
     address: Any
     pool: ConnectionPool
     serve: Callable[[Any, Any], None]
@@ -43,21 +43,22 @@ class Stream:
     :param connection: the client's.
     :param pump: decides what is sent.
     :param close: closes the body, as WSGI has it.
-    :param response: gunicorn's.
+    :param head: as it is sent.
     :param log: gunicorn's.
+    :param logged: gunicorn's response and the environ if the access log is kept: a stream may be open for hours, and
+        needs neither.
     """
 
     __slots__ = (
         "_close",
         "_connection",
         "_data",
-        "_environ",
         "_is_chunked",
         "_is_last",
         "_is_taken",
         "_log",
+        "_logged",
         "_pump",
-        "_response",
         "_sent",
         "_started",
         "_step",
@@ -66,34 +67,39 @@ class Stream:
     )
 
     def __init__(
-        self, connection: Connection, pump: Pump, close: Callable[[], None], response: Any, environ: Environ, log: Any
+        self,
+        connection: Connection,
+        pump: Pump,
+        close: Callable[[], None],
+        head: bytes,
+        log: Any,
+        logged: tuple[Any, Environ] | None,
     ) -> None:
         self._connection = connection
         #: Whether the greenlet that has accepted the connection has lost it.
         self._is_taken = False
         self._pump = pump
         self._close = close
-        # What is to be sent, and the step after it. The head goes out together with what came with the upstream's.
-        self._data = compat.encode_head(response)
-        self._step: Step = WAIT
-        self._is_chunked = b"\r\nTransfer-Encoding: chunked\r\n" in self._data
-        self._is_last = b"\r\nConnection: close\r\n" in self._data
+        # What is to be sent, and the step after it where that is known. The head goes out together with what came with
+        # the upstream's.
+        self._data = head
+        self._step: Step | None = None
+        self._is_chunked = b"\r\nTransfer-Encoding: chunked\r\n" in head
+        self._is_last = b"\r\nConnection: close\r\n" in head
         self._sent = 0
         self._started = datetime.now()
         #: What ends the calls of the event loop, while the stream is parked.
         self._unsubscribe: Callable[[], None] | None = None
         self._timer: Any = None
         self._log = log
-        # A stream may be open for hours, and needs these for the access log only.
-        is_logged = compat.logs_access(log)
-        self._response = response if is_logged else None
-        self._environ = environ if is_logged else None
+        self._logged = logged
 
     def serve(self) -> bool:
         """Send what there is, in a greenlet; return whether its connection is ready for another request.
 
         It is not if the stream has been parked.
         """
+        self._connection.socket.setblocking(False)
         try:
             return self._run() and not self._is_last
         except OSError as error:
@@ -103,6 +109,8 @@ class Stream:
             pass
         except Exception:
             self._log.exception("Error handling request")
+        finally:
+            self._connection.socket.setblocking(self._unsubscribe is None)
         return False
 
     def _run(self) -> bool:
@@ -127,43 +135,44 @@ class Stream:
     def _advance(self) -> End | None:
         """Send what there is, and wait; return how the stream ended, None if it has been parked."""
         while True:
-            step, self._step = self._step if self._step is not WAIT else self._gather(), WAIT
-            if isinstance(step, Last):
-                self._frame(step.data)
-            elif isinstance(step, End) and step.error is None and self._is_chunked:
-                self._data += LAST_CHUNK
-            self._flush()
+            step = self._step or self._pass_on()
+            self._step = None
+            if self._data:
+                self._send_rest()
             if isinstance(step, End):
                 return step
-            if isinstance(step, Last):
-                gevent.sleep(step.delay)
+            if isinstance(step, Pause):
+                gevent.sleep(step.seconds)
             elif self._park():
                 return None
             else:
                 self._pump.source.wait(self._pump.patience())
 
-    def _gather(self) -> Step:
-        """Frame what there is to pass on now, and return the step after that: what was read at once is sent at once."""
+    def _pass_on(self) -> Step:
+        """Send what there is to pass on now, as far as it fits, and return the step after that."""
         while isinstance(step := self._pump.step(), bytes):
-            self._frame(step)
+            self._sent += len(step)
+            self._data += b"%X\r\n%b\r\n" % (len(step), step) if self._is_chunked else step
+        if isinstance(step, End) and step.error is None and self._is_chunked:
+            self._data += LAST_CHUNK
+        if self._data:
+            try:
+                self._data = self._data[self._connection.socket.send(self._data) :]
+            except BlockingIOError:
+                pass
         return step
 
-    def _frame(self, piece: bytes) -> None:
-        self._sent += len(piece)
-        self._data += b"%X\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece
-
-    def _flush(self) -> None:
-        data, self._data = self._data, b""
-        if data:
-            with self._pump.writing():
-                # Mostly all of it fits; `sendall` would first look how much the system's buffer holds.
-                sent = self._connection.socket.send(data)
-                if sent < len(data):
-                    self._connection.socket.sendall(memoryview(data)[sent:])
+    def _send_rest(self) -> None:
+        """Wait for a client that has not taken everything."""
+        client, data, self._data = self._connection.socket, self._data, b""
+        client.setblocking(True)
+        with self._pump.writing():
+            client.sendall(data)
+        client.setblocking(False)
 
     def _end(self) -> None:
-        if self._environ is not None:
-            compat.log_access(self._log, self._response, self._environ, self._sent, datetime.now() - self._started)
+        if self._logged is not None:
+            compat.log_access(self._log, *self._logged, self._sent, datetime.now() - self._started)
         self._close()
 
     def _park(self) -> bool:
@@ -174,20 +183,17 @@ class Stream:
         connection = self._connection
         if not self._is_taken:
             self._is_taken = True
-            old = connection.socket
             # The greenlet is left with a closed one, and so may end as it always does.
-            connection.socket = socket.socket(old.family, old.type, old.proto, fileno=old.detach())
+            connection.socket = Client(connection.socket)
             self._pump.exchange.client.connection = connection.socket
-        connection.socket.setblocking(False)
         connection.pool.park(self)
-        self._start_timer()
+        if self._pump.heartbeat:
+            self._start_timer()
         return True
 
     def _start_timer(self) -> None:
-        patience = self._pump.patience()
-        if patience is not None:
-            self._timer = gevent.get_hub().loop.timer(patience)
-            self._timer.start(self._on_timer)
+        self._timer = gevent.get_hub().loop.timer(self._pump.patience())
+        self._timer.start(self._on_timer)
 
     def _on_timer(self) -> None:
         """Look whether a heartbeat is due; called by the event loop."""
@@ -200,13 +206,11 @@ class Stream:
         """Pass on what has come; called by the event loop, so nothing in here may wait."""
         if self._unsubscribe is None:
             return
-        step = self._gather()
         try:
-            if self._data:
-                self._data = self._data[self._connection.socket.send(self._data) :]
+            step = self._pass_on()
         except OSError:
-            # It does not fit, or the client has left; what is left is sent in a greenlet, where either may be seen to.
-            pass
+            # The client has left; the same error comes again in a greenlet, where it ends the stream.
+            step = WAIT
         if self._data or step is not WAIT:
             self._step = step
             self._leave_loop()
@@ -218,7 +222,6 @@ class Stream:
         self._unsubscribe = None
         if self._timer is not None:
             self._timer.close()
-        self._connection.socket.setblocking(True)
 
     def _resume(self) -> None:
         """Go on in a new greenlet, and then with the connection."""

@@ -12,9 +12,13 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from ..compat import gevent as gevent_compat
 from ..compat import gunicorn as compat
+from ..relay.linger import linger
 from ..relay.stream.pump import HANDOVER
 from .pool import ConnectionPool
+from .request import RequestBody, track_body
+from .socket import Listener
 from .stream import Connection, Environ, Stream
+from .tls import TLSListener
 
 
 class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
@@ -31,6 +35,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             self.log.warning("Streams are served by gunicorn's own gevent worker: %s", "; ".join(found))
         else:
             self._connections: dict[Any, Connection] = {}
+            self._logs_access = compat.logs_access(self.log)
             # Here, because until now it was the app itself, which hooks want to see.
             self.wsgi = partial(self._call, self.wsgi)
             self.server_class = self._listen
@@ -41,11 +46,10 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
     def _listen(self, listener: Any, *, spawn: Pool, **options: Any) -> StreamServer:
         """Return what accepts connections; gunicorn calls it with pywsgi's options besides."""
         if "ssl_context" in options:
-            handle = partial(self.handle, listener)
-            server = StreamServer(listener, handle=handle, spawn=spawn, ssl_context=options["ssl_context"])
+            server = TLSListener(listener, partial(self.handle, listener), spawn, options["ssl_context"], self.log)
         else:
             pool = ConnectionPool(spawn.size)
-            server = StreamServer(listener, handle=partial(self._serve, listener, pool), spawn=pool)
+            server = Listener(listener, handle=partial(self._serve, listener, pool), spawn=pool)
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
@@ -58,10 +62,34 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         finally:
             del self._connections[client]
 
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serve a request; requests that came together on one connection give way to other connections."""
+        if self.server_class is None:
+            super().handle_request(listener_name, req, sock, addr)
+            return
+        sock.take_turn()
+        body = track_body(req)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            if body is not None and body.failed:
+                linger(sock)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Respond to a request that cannot be served, such that the response arrives."""
+        super().handle_error(req, client, addr, exc)
+        if isinstance(exc, Exception):
+            linger(client)
+
     def _call(self, app: Any, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Call the app; send what it responds, if that is a stream."""
         body: Iterable[bytes] = app(environ, start_response)
-        stream = self._stream(body, environ, compat.response_of(start_response))
+        response, unread = compat.response_of(start_response), environ["wsgi.input"]
+        if isinstance(unread, RequestBody) and not unread.is_whole:
+            if unread.failed:
+                compat.close_behind(response)
+            return body
+        stream = self._stream(body, environ, response)
         if stream is None:
             return body
         if not stream.serve():
@@ -74,9 +102,14 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         handover = environ.pop(HANDOVER, None)
         connection = self._connections.get(environ.get("gunicorn.socket"))
         # Another body is what something between the app and this has made of it.
-        if handover is None or handover.body is not body or connection is None or response is None:
+        if handover is None or handover.body is not body or connection is None or not compat.is_http_1(response):
             return None
         # What has been read of another request would be lost with the greenlet.
-        if self._has_prologue or compat.has_length(response) or compat.has_read_ahead(response):
+        if self._has_prologue or compat.has_read_ahead(response):
             return None
-        return Stream(connection, handover.pump, handover.body.close, response, environ, self.log)
+        head = compat.encode_head(response)
+        if b"\r\ncontent-length:" in head.lower():
+            # gunicorn keeps to a length that somebody has set.
+            return None
+        logged = (response, environ) if self._logs_access else None
+        return Stream(connection, handover.pump, handover.body.close, head, self.log, logged)

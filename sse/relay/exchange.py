@@ -12,7 +12,6 @@ import math
 import socket
 import threading
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,7 +53,7 @@ class Limits:
 
 
 class Cancellable(Protocol):
-    """What a side may wait for, besides a socket."""
+    """What is waited for: a connection, a source."""
 
     def cancel(self) -> None:
         """End it, waking what waits for it; never waits itself."""
@@ -69,8 +68,8 @@ class Side:
         self.stage = stage
         self.since = time.monotonic()
         self.reason: EndReason | None = None
-        self._attached: Cancellable | socket.socket | None = None
-        # Held while a socket is shut down or given away: a kept connection is another exchange's in the next moment.
+        self._attached: Cancellable | None = None
+        # Held while a connection is cancelled or given away: a kept one is another exchange's in the next moment.
         self._lock = threading.Lock()
 
     def enter(self, stage: Stage) -> None:
@@ -82,8 +81,8 @@ class Side:
         """Stop the clock: the side is not waited for."""
         self.since = STOPPED
 
-    def attach(self, cancellable: Cancellable | socket.socket) -> None:
-        """Set what is cancelled, or shut down, together with this side.
+    def attach(self, cancellable: Cancellable) -> None:
+        """Set what is cancelled together with this side.
 
         :raises ConnectionAbortedError: if the side has been cancelled already.
         """
@@ -103,9 +102,7 @@ class Side:
             if self.reason is not None:
                 return
             self.reason = reason
-            if isinstance(self._attached, socket.socket):
-                tcp.shut_down(self._attached)
-            elif self._attached is not None:
+            if self._attached is not None:
                 self._attached.cancel()
 
 
@@ -293,7 +290,3 @@ class Exchange:
         """Stop watching both sides."""
         self.client.close()
         self.upstream.detach()
-
-
-#: The side of the exchange that the current greenlet or thread opens an upstream for.
-current: ContextVar[Side | None] = ContextVar("sse_side", default=None)

@@ -46,6 +46,9 @@ def read_body(request: Request, state: State, exchange: Exchange) -> bytes | Non
         raise TooLarge(f"the request body is longer than {most} bytes") from error
     except (ClientDisconnected, BadRequest, OSError) as error:
         raise _not_arrived(exchange) from error
+    except Exception as error:
+        # What a server raises for a malformed body is its own affair: gunicorn has six kinds, none of them an OSError.
+        raise InvalidRequest("the request body is malformed") from error
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.

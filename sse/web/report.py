@@ -92,6 +92,8 @@ def report_refusal(error: SSEError) -> None:
         if metrics is not None:
             metrics.observe(upstream, end)
         said = _said(end, upstream, client)
+    if error.cause:
+        said["cause"] = error.cause
     event = "refused" if end is None else "stream"
     log_event(log, logging.INFO, event, {**said, "code": error.code, "request_id": request_id(request)})
 

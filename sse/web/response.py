@@ -76,20 +76,13 @@ class PumpResponse(Response):
         if body is self.response:
             # werkzeug leaves what is passed through as it is, and `call_on_close` without effect.
             body = ClosingIterator(body, self.close)
-        if isinstance(self.response, Pump) and self.response.has_body and self.has_read(environ):
+        if isinstance(self.response, Pump) and self.response.has_body:
             environ[HANDOVER] = Handover(body, self.response)
         return body
-
-    def has_read(self, environ: WSGIEnvironment) -> bool:
-        """Return whether the request has been read whole: what is left of it would be taken for the next one."""
-        return "HTTP_TRANSFER_ENCODING" not in environ and environ.get("CONTENT_LENGTH", "") in ("", "0")
 
 
 class RelayedResponse(PumpResponse):
     """A response whose fields are final; werkzeug would copy them, to mend what an upstream's answer never has."""
-
-    def has_read(self, environ: WSGIEnvironment) -> bool:
-        return True
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         # RFC 9110, sections 15.3.5 and 15.4.5: what has no content says nothing of it.
@@ -121,6 +114,8 @@ def problem(error: SSEError) -> Response:
     response.headers["X-Request-Id"] = id_
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
+    if error.should_retry is not None:
+        response.headers["X-Should-Retry"] = str(error.should_retry).lower()
     if error.status == HTTPStatus.UNAUTHORIZED:
         # RFC 9110, section 15.5.2: "The server generating a 401 response MUST send a WWW-Authenticate header field".
         response.headers["WWW-Authenticate"] = 'Bearer realm="sse"'

@@ -13,7 +13,7 @@ from ..relay.drain import Drain
 from ..relay.exchange import Limits
 from ..relay.lease import Leases
 from ..relay.monitor import Monitor
-from ..relay.upstream.client import Upstreams
+from ..relay.upstream.client import UpstreamClient
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class State:
 
     settings: Settings
     table: UpstreamTable
-    upstreams: Upstreams
+    upstreams: UpstreamClient
     leases: Leases
     monitor: Monitor
     drain: Drain

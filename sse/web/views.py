@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 from flask import Blueprint, Request, Response
 
@@ -14,9 +15,11 @@ from ..protocol.field import encode_request_fields, is_event_stream, parse_field
 from ..protocol.target.parse import parse_target
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
+from ..relay.linger import discard
 from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.stream.pump import Pump
-from ..relay.upstream.client import RETRY_AFTER, UpstreamRequest, UpstreamResponse
+from ..relay.upstream.adapter import UpstreamRequest
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .own import EventSourceResponse, client_socket, last_event_id
 from .parsing import client_fields, parse_call, raw_path, read_body, read_document
 from .report import PUBLIC, StreamReport, note_unopened, note_upstream, report_refusal
@@ -47,7 +50,9 @@ def relay_blueprint() -> Blueprint:
 def ticker_blueprint() -> Blueprint:
     """Return the demonstration event stream."""
     blueprint = Blueprint("sse_ticker", __name__)
-    blueprint.add_url_rule("/sse", view_func=ticks, methods=(*METHODS, "OPTIONS"))
+    # Front ends that were written for this stream call `/hackathon/sse` and `/forward-sse` below one base URL.
+    for path in ("/sse", "/hackathon/sse"):
+        blueprint.add_url_rule(path, view_func=ticks, methods=(*METHODS, "OPTIONS"))
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 
@@ -56,6 +61,8 @@ def refuse(error: SSEError) -> Response:
     request = current_request()
     report_refusal(error)
     response = problem(error)
+    if request.content_length or "chunked" in request.headers.get("Transfer-Encoding", ""):
+        response.call_on_close(partial(discard, request.environ["wsgi.input"], client_socket(request)))
     if error.retry_after is not None or error.status < 500:
         response.headers.extend(current_state().access.rate_limit_fields(request))
     if isinstance(error, MethodNotAllowed):
@@ -93,9 +100,9 @@ def forward() -> Response:
         fields = encode_request_fields(
             with_trace(parse_fields(asked.header), request.headers.get),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", request_id(request))),
-            has_body=body is not None,
+            has_body=bool(body),
         )
-        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body)
+        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=client)
         return _relay(request, state, stack, exchange, wanted, client=client)
 
 
@@ -117,10 +124,11 @@ def upstream(name: str, path: str = "") -> Response:
             fields=encode_request_fields(
                 client_fields(request, state),
                 replace=(*entry.headers, ("X-Request-Id", request_id(request))),
-                has_body=body is not None,
+                has_body=bool(body),
                 accept=None,
             ),
             body=body,
+            client=client,
         )
         return _relay(request, state, stack, exchange, wanted, client=client)
 
@@ -185,9 +193,7 @@ def _answer(
     # What our throttle says, unless the upstream speaks of its own under the same names.
     fields.extend(field for field in state.access.rate_limit_fields(request) if field[0].lower() not in named)
     fields.extend(state.shared_fields)
-    response = stream_response(pump, status=answer.status, fields=fields, request_id=request_id(request))
-    response.call_on_close(pump.close)
-    return response
+    return stream_response(pump, status=answer.status, fields=fields, request_id=request_id(request))
 
 
 def _not_opened(error: SSEError, exchange: Exchange) -> StreamEnd:

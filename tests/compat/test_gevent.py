@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-
 from sse.compat import gevent as compat
 
 REMEDY = "change sse/compat/gevent.py to what gevent does now, and run tests/gunicorn; or cap gevent's version"

@@ -12,8 +12,8 @@ import pytest
 
 from sse.protocol.boundary import Boundary
 from sse.relay.drain import Drain, Phase
-from sse.relay.exchange import FINAL_WRITE_TIMEOUT, MIN_BODY_RATE, STOPPED, Exchange, Limits, Side, Stage
-from sse.relay.monitor import LATE, LOOK_INTERVAL, Monitor
+from sse.relay.exchange import FINAL_WRITE_TIMEOUT, MIN_BODY_RATE, Exchange, Limits, Stage
+from sse.relay.monitor import LOOK_INTERVAL, Monitor
 from sse.relay.stream.end import EndReason
 from sse.relay.tcp import is_gone, reset_on_close, shut_down, unsent
 
@@ -125,6 +125,16 @@ def test_shutting_down_what_is_closed_does_nothing() -> None:
     closed = socket.socket()
     closed.close()
     shut_down(closed)
+
+
+class Connection:
+    """What is waited for, in a side's eyes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def cancel(self) -> None:
+        shut_down(self._connection)
 
 
 def opened(client: socket.socket | None = None, **limits: float) -> Exchange:
@@ -272,7 +282,7 @@ def test_a_client_can_still_be_told_of_a_silent_upstream(pair: Pair) -> None:
 
 def test_cutting_shuts_the_upstream_down(pair: Pair) -> None:
     exchange = opened()
-    exchange.upstream.attach(pair[0])
+    exchange.upstream.attach(Connection(pair[0]))
     exchange.lose_client(EndReason.CLIENT_GONE)
     assert pair[1].recv(1) == b""
 
@@ -280,7 +290,7 @@ def test_cutting_shuts_the_upstream_down(pair: Pair) -> None:
 def test_a_connection_that_was_given_away_is_not_shut_down(pair: Pair) -> None:
     """It is in its pool, and carries somebody else's answer in the next moment."""
     exchange = opened()
-    exchange.upstream.attach(pair[0])
+    exchange.upstream.attach(Connection(pair[0]))
     exchange.upstream.detach()
     exchange.lose_client(EndReason.CLIENT_GONE)
     pair[0].sendall(b"somebody else's")
@@ -291,7 +301,7 @@ def test_nothing_is_opened_for_an_exchange_that_was_cut(pair: Pair) -> None:
     exchange = opened()
     exchange.lose_client(EndReason.CLIENT_GONE)
     with pytest.raises(ConnectionAbortedError):
-        exchange.upstream.attach(pair[0])
+        exchange.upstream.attach(Connection(pair[0]))
 
 
 def test_a_client_is_polled_where_nothing_else_tells(pair: Pair) -> None:
@@ -309,7 +319,7 @@ def test_the_sweep_cuts_without_being_asked(pair: Pair) -> None:
     monitor = Monitor(Drain())
     exchange = opened(idle=0.01)
     enter(exchange, Stage.READ)
-    exchange.upstream.attach(pair[0])
+    exchange.upstream.attach(Connection(pair[0]))
     monitor.add(exchange)
     assert pair[1].recv(1) == b""
     assert exchange.reason is EndReason.IDLE_TIMEOUT
@@ -374,7 +384,7 @@ def streaming(pair: Pair, fed: bytes) -> Exchange:
     exchange.boundary = Boundary()
     exchange.boundary.feed(fed)
     enter(exchange, Stage.READ)
-    exchange.upstream.attach(pair[0])
+    exchange.upstream.attach(Connection(pair[0]))
     return exchange
 
 

@@ -47,11 +47,10 @@ WAIT = Wait.WAIT
 
 
 @dataclass(frozen=True, slots=True)
-class Last:
-    """Send the last bytes, and end after so many seconds."""
+class Pause:
+    """Wait so many seconds: what was sent before is the last of the stream."""
 
-    data: bytes
-    delay: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class End:
 
 
 #: What is to be done next; bytes are to be sent.
-Step = bytes | Wait | Last | End
+Step = bytes | Wait | Pause | End
 
 
 class Pump:
@@ -103,13 +102,14 @@ class Pump:
         self._status = status
         self._boundary = exchange.boundary = Boundary() if is_event_stream else None
         self._taps: Sequence[Tap] = (*([self._boundary] if self._boundary is not None else ()), *taps)
-        self._heartbeat = heartbeat if is_event_stream else 0.0
+        self.heartbeat = heartbeat if is_event_stream else 0.0
         self._limit = limit
         self._is_framed = is_framed
         self._on_end: Callable[[StreamEnd], None] | None = on_end
         # What close() reports if nothing else has been found until then.
         self._outcome = EndReason.CLIENT_GONE if has_body else EndReason.COMPLETE
         self._end: End | None = None
+        self._pause: Pause | None = None
         self._bytes = 0
         self._head = time.monotonic() - exchange.started
         self._first: float | None = None
@@ -118,12 +118,13 @@ class Pump:
         self._last = 0.0
         exchange.upstream.stage = Stage.READ
         exchange.upstream.stop()
-        self._pieces = self._drive()
+        self._pieces: Generator[bytes, None, None] | None = None
 
     def step(self) -> Step:
         """Decide what comes next."""
         if self._end is not None:
-            return self._end
+            pause, self._pause = self._pause, None
+            return pause or self._end
         exchange, upstream, boundary = self.exchange, self.exchange.upstream, self._boundary
         if upstream.since == STOPPED:
             upstream.since = self._last = time.monotonic()
@@ -139,7 +140,7 @@ class Pump:
         if upstream.reason is not None:
             return self._abort(upstream.reason)
         if piece is None:
-            return WAIT if not self._heartbeat else self._silence(time.monotonic())
+            return WAIT if not self.heartbeat else self._silence(time.monotonic())
         if not piece:
             return self._complete()
         return self._pass(piece, time.monotonic())
@@ -165,16 +166,16 @@ class Pump:
 
     def _silence(self, now: float) -> Step:
         """Return a heartbeat if it is time for one; it is no sign of life of the upstream, whose clock goes on."""
-        if now - self._last < self._heartbeat:
+        if now - self._last < self.heartbeat:
             return WAIT
         self._last = now
         return HEARTBEAT if self._boundary is not None and self._boundary.at_boundary else WAIT
 
     def patience(self) -> float | None:
         """Return for how many seconds nothing but the source can bring a step, None if there is no limit."""
-        if not self._heartbeat:
+        if not self.heartbeat:
             return None
-        return max(self._last + self._heartbeat - time.monotonic(), 0.0)
+        return max(self._last + self.heartbeat - time.monotonic(), 0.0)
 
     def _complete(self) -> End:
         self._outcome = EndReason.COMPLETE
@@ -189,7 +190,8 @@ class Pump:
             tap.finish()
         self._end = End(error or StreamAborted(reason))
         if self._boundary is not None and self._boundary.at_boundary and self.exchange.client.reason is None:
-            return Last(encode_error(reason, event_id), ERROR_EVENT_DELAY)
+            self._pause = Pause(ERROR_EVENT_DELAY)
+            return encode_error(reason, event_id)
         return self._end
 
     def fail(self, error: BaseException) -> End:
@@ -214,6 +216,8 @@ class Pump:
             upstream.since = since + time.monotonic() - begin
 
     def __iter__(self) -> Generator[bytes, None, None]:
+        if self._pieces is None:
+            self._pieces = self._drive()
         return self._pieces
 
     def _drive(self) -> Generator[bytes, None, None]:
@@ -225,15 +229,15 @@ class Pump:
         client.stop()
         try:
             while not isinstance(step := self.step(), End):
-                if isinstance(step, Wait):
+                if isinstance(step, bytes):
+                    # `writing()`, written out: this is what is done for each piece.
+                    client.enter(Stage.WRITE)
+                    yield step
+                    client.stop()
+                elif isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                else:
                     self.source.wait(self.patience())
-                    continue
-                # `writing()`, written out: this is what is done for each piece.
-                client.enter(Stage.WRITE)
-                yield step if isinstance(step, bytes) else step.data
-                if isinstance(step, Last):
-                    time.sleep(step.delay)
-                client.stop()
         except GeneratorExit:
             # The server closes a body that it could not write to the end; close() reports why.
             raise
@@ -258,7 +262,8 @@ class Pump:
 
     def close(self) -> None:
         """End the stream if it has not ended; servers call it always, also when they never iterated."""
-        self._pieces.close()
+        if self._pieces is not None:
+            self._pieces.close()
         self._report(self.exchange.reason or self._outcome)
 
     def _report(self, reason: EndReason) -> None:

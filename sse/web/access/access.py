@@ -15,7 +15,7 @@ from flask_limiter import Limiter
 from ...errors import Unauthenticated
 from ...relay.redis import SharedStore, nothing
 from ...settings import Settings
-from .throttle import Throttle
+from .throttle import Limit, Throttle
 
 #: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
 Authorize = Callable[[Request], "str | None"]
@@ -37,7 +37,7 @@ class Access:
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether anybody may call.
     :param store: what processes share, if they do; the site's own Limiter counts where it counts.
-    :param on_absence: called each time the store is needed for a call and away.
+    :param on_unavailable: called each time the store is needed for a call and unavailable.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Access:
         limiter: Limiter | None,
         is_open: bool,
         store: SharedStore | None = None,
-        on_absence: Callable[[], object] = nothing,
+        on_unavailable: Callable[[], object] = nothing,
     ) -> None:
         self._authorize = authorize
         self.is_open = is_open
         self._trusted_proxies = settings.trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
-        self._throttle = throttle = Throttle(limiter, store=store, on_absence=on_absence)
+        self._throttle = throttle = Throttle(limiter, store=store, on_unavailable=on_unavailable)
         self._calls = throttle.limit(settings.throttle, _CLIENT) if settings.throttle else None
         guesses = settings.throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
@@ -75,11 +75,14 @@ class Access:
         """
         address = client_address(request, trusted_proxies=self._trusted_proxies)
         request.environ[_ADDRESS] = address
-        name = self._identify(request, passcode)
+        name, limits = self._identify(request, passcode)
         client = f"name:{name}" if name is not None else f"address:{address}"
         request.environ[_CLIENT] = client
         if self._calls is not None:
-            self._throttle.count(request, self._calls)
+            limits.append(self._calls)
+        if limits:
+            # All at once, because with a shared store each count is a round trip.
+            self._throttle.count(request, *limits)
         return client
 
     def has_store(self) -> bool:
@@ -90,21 +93,20 @@ class Access:
         """Return what the throttle says of a request, as response fields."""
         return self._throttle.fields(request, only_exceeded=self._calls is None)
 
-    def _identify(self, request: Request, passcode: str | None) -> str | None:
-        """Return the client's name, None for a stranger where anybody may call."""
+    def _identify(self, request: Request, passcode: str | None) -> tuple[str | None, list[Limit]]:
+        """Return the client's name, None for a stranger where anybody may call, and the limits that hold for it."""
         if self._authorize is not None and (name := self._authorize(request)) is not None:
-            return name
+            return name, []
         credentials = _credentials(request, passcode)
-        if credentials and self._digests and not self.is_open and self._may_have_guessed():
-            # Whoever has failed too often is not told either when it guesses right.
-            self._throttle.count(request, self._guessed)
         name = self._find(credentials)
         if name is None and not self.is_open:
             if credentials:
                 self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
             self._throttle.count(request, self._guess if credentials else self._anonymous)
             raise Unauthenticated
-        return name
+        is_guarded = credentials and self._digests and not self.is_open and self._may_have_guessed()
+        # While locked out, correct credentials are refused too.
+        return name, [self._guessed] if is_guarded else []
 
     def _may_have_guessed(self) -> bool:
         # To ask costs as much as the throttle itself, and mostly nobody has.

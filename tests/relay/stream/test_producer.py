@@ -14,6 +14,8 @@ from gevent.event import Event
 
 from sse.relay.stream.producer import IterableFailed, Producer, ThreadProducer
 
+from ...support.source import pieces
+
 PATIENCE = 10.0
 
 KINDS = [pytest.param(Producer, id="inline"), pytest.param(ThreadProducer, id="thread")]
@@ -45,15 +47,6 @@ def produce(
     items: Any, kind: Kind = Producer, on_start: Callable[[Producer], None] = lambda producer: None
 ) -> Producer:
     return kind(items, str.encode, on_start=on_start)
-
-
-def pieces(producer: Producer) -> Iterator[bytes]:
-    """Read as a pump does that may block."""
-    while (piece := producer.read()) != b"":
-        if piece is None:
-            producer.wait(None)
-        else:
-            yield piece
 
 
 def failing(error: Exception) -> Callable[[], None]:

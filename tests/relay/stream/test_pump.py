@@ -14,7 +14,7 @@ import pytest
 
 from sse.relay.exchange import STOPPED, Exchange, Limits, Stage
 from sse.relay.stream.end import EndReason, StreamAborted, StreamEnd
-from sse.relay.stream.pump import ERROR_EVENT_DELAY, WAIT, End, Last, Pump, encode_error
+from sse.relay.stream.pump import ERROR_EVENT_DELAY, WAIT, End, Pause, Pump, encode_error
 from sse.relay.stream.source import TruncatedBody
 
 EVENT = b"data: a\n\n"
@@ -26,7 +26,7 @@ Item = bytes | Exception | EndReason | Callable[[Exchange], object]
 
 
 class FakeSource:
-    """A source that follows a script: give bytes, be silent (b""), raise, be cancelled, or do something to the exchange."""
+    """A source that follows a script: give bytes, be silent (b""), raise, be cancelled, or change the exchange."""
 
     def __init__(self, exchange: Exchange, *script: Item) -> None:
         self._exchange = exchange
@@ -354,7 +354,7 @@ def test_a_step_says_what_comes_next() -> None:
     step, exchange = stream.pump.step, stream.exchange
     assert (step(), exchange.upstream.since) == (EVENT, STOPPED)
     assert (step(), exchange.upstream.since != STOPPED) == (WAIT, True)
-    assert step() == Last(encode_error(EndReason.UPSTREAM_TRUNCATED), ERROR_EVENT_DELAY)
+    assert (step(), step()) == (encode_error(EndReason.UPSTREAM_TRUNCATED), Pause(ERROR_EVENT_DELAY))
     end = step()
     assert isinstance(end, End)
     assert isinstance(end.error, StreamAborted)

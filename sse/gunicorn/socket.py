@@ -1,0 +1,50 @@
+"""Clients' connections without TLS, and what accepts them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gevent import socket
+from gevent.server import StreamServer
+
+from ..compat.gevent import system_socket
+from ..relay.linger import give_way
+
+
+class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets untyped
+    """A client's connection that gives way to others where bytes are always there.
+
+    :param accepted: gevent's, which is closed afterwards.
+    """
+
+    __slots__ = ("_is_ahead",)
+
+    def __init__(self, accepted: Any) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        #: Whether the last read did not have to wait.
+        self._is_ahead = False
+
+    def recv(self, *args: Any) -> bytes:
+        """Return what has arrived; give way to others where that is always there at once."""
+        try:
+            data = bytes(system_socket(self).recv(*args))
+        except BlockingIOError:
+            self._is_ahead = False
+            return bytes(super().recv(*args))
+        self.take_turn()
+        return data
+
+    def take_turn(self) -> None:
+        """Give way to others unless the client was waited for since the last turn."""
+        if self._is_ahead:
+            give_way()
+        self._is_ahead = True
+
+
+class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
+    """Accepts connections."""
+
+    def do_read(self) -> tuple[Client, Any] | None:
+        """Return the next connection and its peer's address, None if there is none; gevent's hook."""
+        accepted = super().do_read()
+        return (Client(accepted[0]), accepted[1]) if accepted else None
