@@ -395,7 +395,7 @@ class RedisLog:
         lonely = self._own.lonely(now)
         with self._connection().pipeline(transaction=False) as pipeline:
             for recording in lonely:
-                pipeline.eval(script.COUNT, 1, Keys.of(recording.id).readers)
+                pipeline.execute_command("EVAL", script.COUNT, 1, Keys.of(recording.id).readers)
             counts = pipeline.execute() if lonely else []
         for recording, count in zip(lonely, counts, strict=True):
             if count:
@@ -430,7 +430,7 @@ class RedisLog:
         self._uploads.renew()
         with self._connection().pipeline(transaction=False) as pipeline:
             for name, keys in list(self._keys_of_readers.items()):
-                pipeline.eval(script.JOIN, 1, keys.readers, name, timing.reader, 0)
+                pipeline.execute_command("EVAL", script.JOIN, 1, keys.readers, name, timing.reader, 0)
             for key in list(self._claims):
                 pipeline.pexpire(claim_key(key), milliseconds(timing.claim))
             pipeline.execute()

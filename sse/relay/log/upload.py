@@ -166,7 +166,9 @@ class Uploads:
     def _queue(self, pipeline: Any, entry: _Entry) -> None:
         upload, timing = entry.upload, self._timing
         times = timing.open, upload.recording.header.ttl, timing.tombstone
-        pipeline.eval(
+        # A Cluster's pipeline has no eval().
+        pipeline.execute_command(
+            "EVAL",
             script.APPEND,
             3,
             *asdict(upload.keys).values(),
@@ -210,7 +212,7 @@ class Uploads:
         # The process is known to live before anything says that it records.
         with self._connection().pipeline(transaction=False) as pipeline:
             pipeline.set(alive_key(process), 1, px=milliseconds(timing.alive))
-            pipeline.eval(script.CREATE, 1, upload.keys.meta, *arguments)
+            pipeline.execute_command("EVAL", script.CREATE, 1, upload.keys.meta, *arguments)
             pipeline.execute()
 
     def _fence(self, upload: Upload, state: str) -> None:
