@@ -5,24 +5,33 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from functools import cache
+from typing import Self
 
 from flask import Request, Response, request, url_for
 
-from ..errors import ClientGone, Draining, IdempotencyKeyReused, OffsetExpired, StoreUnavailable, StreamExpired
-from ..errors import StreamNotFound, TooManyStreams
+from ..errors import (
+    ClientGone,
+    Draining,
+    IdempotencyKeyReused,
+    OffsetExpired,
+    StoreUnavailable,
+    StreamExpired,
+    StreamNotFound,
+    TooManyStreams,
+)
 from ..relay.drain import Phase
 from ..relay.durable import RecordingEnd, Recordings
 from ..relay.exchange import Exchange, Limits
 from ..relay.log.base import Claim, Expired, Header, NotKept, Snapshot, TooManyReaders, Unavailable
 from ..relay.log.events import encode_offset
-from ..relay.stream.end import StreamEnd
+from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
 from ..relay.upstream.adapter import UpstreamRequest
-from ..relay.upstream.client import RETRY_AFTER
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
 from .own import client_socket
 from .report import RecordingReport, StreamReport
@@ -122,51 +131,39 @@ class Reading:
         report = StreamReport(call, self._state.metrics)
         report.begin()
         self.stack.callback(report.finish)
-        return respond_from(
-            self.source, self.exchange, self._state, call, report, self.stack, fields,
-            status=status, is_event_stream=is_event_stream,
-        )  # fmt: skip
+        report.answer(status)
+        held = self.stack.pop_all()
+
+        def on_end(end: StreamEnd) -> None:
+            held.close()
+            report.tell(end)
+
+        pump = Pump(
+            self.source,
+            self.exchange,
+            status=status,
+            is_event_stream=is_event_stream,
+            heartbeat=self._state.settings.heartbeat,
+            has_body=request.method != "HEAD",
+            is_framed=request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+            on_end=on_end,
+        )
+        return stream_response(pump, status=status, fields=fields, call=call)
 
 
-def respond_from(
-    source: Source,
-    exchange: Exchange,
-    state: State,
-    call: Call,
-    report: StreamReport,
-    stack: ExitStack,
-    fields: Fields,
-    *,
-    status: int,
-    is_event_stream: bool = False,
-) -> Response:
-    """Return the response whose body is read from a recording.
-
-    :param stack: what is released when it has ended.
-    """
-    held = stack.pop_all()
-
-    def on_end(end: StreamEnd) -> None:
-        held.close()
-        report.tell(end)
-
-    pump = Pump(
-        source,
-        exchange,
-        status=status,
-        is_event_stream=is_event_stream,
-        heartbeat=state.settings.heartbeat,
-        has_body=request.method != "HEAD",
-        is_framed=request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
-        on_end=on_end,
-    )
-    return stream_response(pump, status=status, fields=fields, call=call)
+def usable_recordings(state: State, request: Request) -> Recordings | None:
+    """Return the recordings if every process that clients may reach can read them, else None."""
+    recordings = state.recordings
+    if recordings is None or recordings.is_shared or not request.environ.get("wsgi.multiprocess"):
+        return recordings
+    warn_of_memory()
+    return None
 
 
-def recording_fields(id: str, ttl: int) -> Fields:
-    """Return what tells a client where its response is recorded."""
-    place = url_for(ENDPOINT, id=id)
-    return (("Location", place), ("Stream-Next-Offset", encode_offset(0)), ("Stream-TTL", str(ttl)))
+@cache
+def warn_of_memory() -> None:
+    """Log, once in a process, why nothing is recorded."""
+    log.warning("responses are not recorded: SSE_STORAGE_URI is memory://, and there are several processes")
 
 
 class Attempt:
@@ -175,13 +172,16 @@ class Attempt:
     A block at whose end the idempotency key is released, unless something was recorded.
     """
 
-    def __init__(self, resume: Resume, wanted: UpstreamRequest, call: Call, recordings: Recordings) -> None:
+    def __init__(
+        self, resume: Resume, wanted: UpstreamRequest, call: Call, state: State, recordings: Recordings
+    ) -> None:
         self._resume = resume
-        self._recordings = recordings
         self._call = call
+        self._state = state
+        self._recordings = recordings
         self._key = claim_key(call.client, resume.key) if resume.key else ""
         self._claim = Claim(id=secrets.token_urlsafe(24), fingerprint=fingerprint(wanted) if resume.key else "")
-        self._is_mine = False
+        self._is_mine = self._is_watched = False
 
     def __enter__(self) -> Self:
         return self
@@ -190,34 +190,65 @@ class Attempt:
         if self._is_mine:
             self._recordings.log.release(self._key, self._claim)
 
-    def attach(self, exchange: Exchange) -> tuple[str, Snapshot] | None:
-        """Return the recording of the same request, None if this one is the first; wait until that is known.
+    @property
+    def outlives_client(self) -> bool:
+        """Whether the upstream request goes on if the client leaves before the response, because it can come back."""
+        return bool(self._key)
 
+    @property
+    def fields(self) -> Fields:
+        """Where the response is recorded."""
+        return _place(self._claim.id, self._resume.ttl)
+
+    def watch(self, exchange: Exchange) -> None:
+        """Notice from now on that the client leaves."""
+        if self.outlives_client and not self._is_watched:
+            self._is_watched = True
+            exchange.watch_client()
+
+    def attach(self, exchange: Exchange, stack: ExitStack) -> Response | None:
+        """Return a response that reads the recording of the same request, None if this request is the first.
+
+        :param exchange: of the request.
+        :param stack: what is released when the response has ended.
         :raises IdempotencyKeyReused: if the key is that of another request.
         :raises StoreUnavailable: if it cannot be known; then the request is not run, for it may run twice.
         """
-        if not self._key:
+        if not self._key or (found := self._find(exchange)) is None:
             return None
-        known, taken_over = self._recordings.log, None
+        self.watch(exchange)
+        id_, snapshot = found
+        if snapshot.start:
+            raise OffsetExpired(encode_offset(snapshot.start))
+        self._call.upstream = snapshot.header.upstream
+        reading = Reading(self._state, self._recordings, id_, snapshot, 0, exchange)
+        reading.stack.push(stack.pop_all())
+        header = snapshot.header
+        return reading.respond(self._call, [*header.fields, *_place(id_, header.ttl)], status=header.status)
+
+    def _find(self, exchange: Exchange) -> tuple[str, Snapshot] | None:
+        """Return the recording of the same request, None if this one has claimed the key; wait until that is known."""
+        replaced: Claim | None = None
         while True:
             with store():
-                found = known.claim(self._key, self._claim, instead_of=taken_over)
+                found = self._recordings.log.claim(self._key, self._claim, instead_of=replaced)
             if found.id == self._claim.id:
                 self._is_mine = True
                 return None
             if found.fingerprint != self._claim.fingerprint:
                 raise IdempotencyKeyReused
             with store():
-                snapshot, taken_over = self._look(found)
+                snapshot, replaced = self._look(found)
             if snapshot is not None:
                 return found.id, snapshot
-            if taken_over is None:
+            if replaced is None:
+                self.watch(exchange)
                 time.sleep(POLL)
             if exchange.reason is not None:
-                raise ClientGone
+                raise Draining(retry_after=RETRY_AFTER) if exchange.reason is EndReason.DRAINING else ClientGone
 
     def _look(self, claim: Claim) -> tuple[Snapshot | None, Claim | None]:
-        """Return the state of a claim's recording, and the claim if it can be taken over."""
+        """Return the state of a claim's recording, and the claim if it can be replaced."""
         if claim.has_begun:
             try:
                 return self._recordings.log.look(claim.id), None
@@ -226,30 +257,45 @@ class Attempt:
         return None, None if self._recordings.log.is_alive(claim) else claim
 
     def record(
-        self, source: Source, status: int, fields: Fields, exchange: Exchange, state: State, on_close: Callable[[], Any]
-    ) -> tuple[str, Source] | None:
-        """Begin to record, and return the id and what the client reads; None if there is no room.
+        self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: ExitStack
+    ) -> Source | None:
+        """Begin to record a response, and return what its client reads; None if it is not recorded.
 
-        :param on_close: called when the upstream has been closed.
+        :param fields: that clients get.
+        :param taken: what is released when the recording has ended, if there is one.
         """
+        names = {name.lower() for name, _ in fields}
+        has_body = request.method != "HEAD" and upstream.status != 204
+        if not (200 <= upstream.status < 300 and has_body and "content-encoding" not in names):
+            return None
         header = Header(
             owner=self._call.client,
             upstream=self._call.upstream,
-            status=status,
+            status=upstream.status,
             fields=tuple(fields),
             ttl=self._resume.ttl,
             leave=self._resume.leave,
             claim=self._key,
         )
-        report = RecordingReport(self._call, state.metrics, self._claim.id)
+        report = RecordingReport(self._call, self._state.metrics, self._claim.id)
+        held = ExitStack()
 
         def on_end(end: RecordingEnd) -> None:
-            on_close()
+            held.close()
             report.tell(end)
 
-        reader = self._recordings.record(self._claim.id, header, source, exchange, on_end)
-        if reader is None:
-            return None
         report.begin()
+        # Before, because the recording may end at once.
+        held.push(taken.pop_all())
+        reader = self._recordings.record(self._claim.id, header, upstream, exchange, on_end)
+        if reader is None:
+            taken.push(held.pop_all())
+            report.finish()
+            return None
         self._is_mine = False
-        return self._claim.id, reader
+        return reader
+
+
+def _place(id: str, ttl: int) -> Fields:
+    """Return where a response is recorded, and for how long."""
+    return (("Location", url_for(ENDPOINT, id=id)), ("Stream-Next-Offset", encode_offset(0)), ("Stream-TTL", str(ttl)))

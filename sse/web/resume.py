@@ -6,9 +6,10 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InvalidOffset, InvalidRequest
-from ..relay.upstream.client import UpstreamRequest
+from ..relay.upstream.adapter import UpstreamRequest
 from ..settings import Settings
 
 #: Fields that opt in, or belong to that; none of them goes upstream.
@@ -31,14 +32,14 @@ class Resume:
     key: str = ""
 
 
-def parse_resume(fields: Mapping[str, str], settings: Settings, *, ttl: int | None = None) -> Resume | None:
+def parse_resume(environ: Mapping[str, Any], settings: Settings, *, ttl: int | None = None) -> Resume | None:
     """Return how a request wants to be recorded, None if it does not.
 
-    :param fields: the request's.
+    :param environ: the request's.
     :param ttl: seconds that its JSON asks for.
     :raises InvalidRequest: if a field is malformed.
     """
-    given, key = fields.get("Stream-TTL"), fields.get("Idempotency-Key", "")
+    given, key = environ.get("HTTP_STREAM_TTL"), environ.get("HTTP_IDEMPOTENCY_KEY", "")
     if not settings.resume_ttl or (ttl is None and given is None and not key):
         return None
     if key and not _KEY.fullmatch(key):
@@ -47,7 +48,7 @@ def parse_resume(fields: Mapping[str, str], settings: Settings, *, ttl: int | No
         ttl = settings.resume_ttl if given is None else _parse_seconds("Stream-TTL", given)
     if not ttl:
         raise InvalidRequest("Stream-TTL: must be at least 1 second")
-    leave = fields.get("Stream-Leave")
+    leave = environ.get("HTTP_STREAM_LEAVE")
     return Resume(
         ttl=min(ttl, settings.resume_ttl),
         leave=settings.resume_leave
