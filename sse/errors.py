@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -61,9 +62,18 @@ class NotFound(SSEError):
 
 
 class MethodNotAllowed(SSEError):
+    """The method is not allowed.
+
+    :param allowed: the methods that are.
+    """
+
     status = 405
     code = "method_not_allowed"
     title = "The method is not allowed here"
+
+    def __init__(self, *, allowed: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.allowed = allowed
 
 
 class TooLarge(SSEError):

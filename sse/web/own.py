@@ -14,9 +14,10 @@ from ..relay.exchange import Exchange, Limits
 from ..relay.stream.end import StreamEnd
 from ..relay.stream.producer import Producer, ThreadProducer
 from ..relay.stream.pump import Pump
-from .report import StreamReport, note_upstream
-from .response import STREAM_FIELDS, PumpResponse, request_id
-from .state import State, current_request, current_state
+from .call import Call, current_call
+from .report import StreamReport
+from .response import STREAM_FIELDS, PumpResponse
+from .state import State, current_state
 
 #: What an iterable may yield: an event, or the data of one, as text or as what becomes JSON.
 Event = ServerSentEvent | str | dict[str, Any] | list[Any]
@@ -36,10 +37,10 @@ class EventSourceResponse(PumpResponse):
     """
 
     def __init__(self, events: Iterable[Event], *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        request = current_request()
-        super().__init__(_pump(request, events, status, current_state()), status=status, headers=headers)
+        call = current_call()
+        super().__init__(_pump(request, call, events, status, current_state()), status=status, headers=headers)
         self.headers["Content-Type"] = "text/event-stream; charset=utf-8"
-        for name, value in (*STREAM_FIELDS, ("X-Request-Id", request_id(request))):
+        for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
             self.headers.setdefault(name, value)
 
 
@@ -60,11 +61,11 @@ def client_socket(request: Request) -> socket.socket | None:
     return client
 
 
-def _pump(request: Request, events: Iterable[Event], status: int, state: State) -> Pump:
+def _pump(request: Request, call: Call, events: Iterable[Event], status: int, state: State) -> Pump:
     settings = state.settings
     exchange = Exchange(client_socket(request), Limits(send=settings.send_timeout, duration=settings.max_duration))
-    note_upstream(request, f"own:{request.endpoint}")
-    report, stack = StreamReport(request, state.metrics), ExitStack()
+    call.upstream = f"own:{request.endpoint}"
+    report, stack = StreamReport(call, state.metrics), ExitStack()
 
     def on_start(producer: Producer) -> None:
         report.begin()

@@ -7,6 +7,7 @@ from pathlib import Path
 from flask import Blueprint, Response, abort, jsonify, request, send_from_directory
 
 from ..errors import Throttled, Unauthenticated
+from .call import current_call
 from .state import State, current_state
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -75,7 +76,7 @@ def playground() -> Response:
 def _may_call(state: State) -> bool:
     """Return whether the client of the current request may call upstreams; a wrong passcode counts as one tried."""
     try:
-        state.access.admit(request, None)
+        state.access.admit(request, current_call(), None)
     except (Unauthenticated, Throttled):
         return False
     return True

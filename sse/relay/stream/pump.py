@@ -260,6 +260,12 @@ class Pump:
             reset_on_close(connection, patience=FINAL_WRITE_TIMEOUT)
         self._report(self._outcome)
 
+    def close_unsent(self) -> None:
+        """Close a stream whose response the server never got; do nothing if it has begun."""
+        if self._pieces is None and not self._last:
+            self.exchange.cancel(EndReason.INTERNAL_ERROR)
+            self.close()
+
     def close(self) -> None:
         """End the stream if it has not ended; servers call it always, also when they never iterated."""
         if self._pieces is not None:

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from flask import Request
@@ -14,7 +14,7 @@ from flask_limiter import Limiter
 
 from ...errors import Unauthenticated
 from ...relay.redis import SharedStore, nothing
-from ...settings import Settings
+from ..call import Call
 from .throttle import Limit, Throttle
 
 #: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
@@ -22,6 +22,9 @@ Authorize = Callable[[Request], "str | None"]
 
 #: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
 GUESSES = "60 per 10 second"
+
+#: Characters of a client's name that are logged: a site's `authorize` may return any.
+MAX_LOGGED_NAME = 64
 
 #: Addresses that are kept as they were read: a client calls again and again.
 KEPT_ADDRESSES = 1024
@@ -33,6 +36,9 @@ _CLIENT, _ADDRESS = "sse.client", "sse.address"
 class Access:
     """Decides who may call and how often.
 
+    :param passcodes: client name -> passcode.
+    :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
+    :param trusted_proxies: how many proxies in front are believed about the client's address.
     :param authorize: the site's own answer to who calls; asked before the passcodes.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether anybody may call.
@@ -42,8 +48,10 @@ class Access:
 
     def __init__(
         self,
-        settings: Settings,
         *,
+        passcodes: Mapping[str, str],
+        throttle: str,
+        trusted_proxies: int,
         authorize: Authorize | None,
         limiter: Limiter | None,
         is_open: bool,
@@ -52,38 +60,37 @@ class Access:
     ) -> None:
         self._authorize = authorize
         self.is_open = is_open
-        self._trusted_proxies = settings.trusted_proxies
+        self._trusted_proxies = trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
-        self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
-        self._throttle = throttle = Throttle(limiter, store=store, on_unavailable=on_unavailable)
-        self._calls = throttle.limit(settings.throttle, _CLIENT) if settings.throttle else None
-        guesses = settings.throttle or GUESSES
+        self._digests = [(name, _digest(_encode(passcode))) for name, passcode in passcodes.items()]
+        self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
+        self._calls = counts.limit(throttle, _CLIENT) if throttle else None
+        guesses = throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = throttle.limit(guesses, _ADDRESS, scope="sse-anonymous")
-        self._guess = throttle.limit(guesses, _ADDRESS, scope="sse-guess")
-        self._guessed = throttle.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
+        self._anonymous = counts.limit(guesses, _ADDRESS, scope="sse-anonymous")
+        self._guess = counts.limit(guesses, _ADDRESS, scope="sse-guess")
+        self._guessed = counts.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
         self._guesses_until = 0.0
 
-    def admit(self, request: Request, passcode: str | None) -> str:
-        """Return the name under which the client is counted: its own, or its address where anybody may call.
+    def admit(self, request: Request, call: Call, passcode: str | None) -> None:
+        """Set the client's name and address in a call, and count it.
 
         :param passcode: the one in the request's JSON, if there is any; the request's fields are looked at here.
         :raises Throttled: if it called too often, or failed too often.
         :raises Unauthenticated: if a credential is needed and there is none, or a wrong one.
         """
-        address = client_address(request, trusted_proxies=self._trusted_proxies)
-        request.environ[_ADDRESS] = address
+        call.address = client_address(request, trusted_proxies=self._trusted_proxies)
+        request.environ[_ADDRESS] = call.address
         name, limits = self._identify(request, passcode)
-        client = f"name:{name}" if name is not None else f"address:{address}"
-        request.environ[_CLIENT] = client
+        call.name = name and name[:MAX_LOGGED_NAME]
+        call.client = request.environ[_CLIENT] = f"name:{name}" if name is not None else f"address:{call.address}"
         if self._calls is not None:
             limits.append(self._calls)
         if limits:
             # All at once, because with a shared store each count is a round trip.
             self._throttle.count(request, *limits)
-        return client
 
     def has_store(self) -> bool:
         """Tell whether the store that the throttle is kept in can be used."""
@@ -98,7 +105,7 @@ class Access:
         if self._authorize is not None and (name := self._authorize(request)) is not None:
             return name, []
         credentials = _credentials(request, passcode)
-        name = self._find(credentials)
+        name = self._find(credentials) if credentials else None
         if name is None and not self.is_open:
             if credentials:
                 self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
