@@ -64,6 +64,9 @@ class ForwardRequest(BaseModel):
         Field(description="fields of the upstream request: an object, or a string that holds one in JSON"),
     ] = Field(default_factory=dict)
     passcode: Annotated[str | None, Field(description="the gateway's own credential")] = None
+    resume: Annotated[
+        int | None, Field(ge=1, le=10**9, description="seconds for which the response is kept after its end")
+    ] = None
 
     def encode_body(self) -> bytes | None:
         """Return the bytes of the upstream request's body, None for none.

@@ -106,7 +106,8 @@ class Reading:
         self._state = state
         self.stack = ExitStack()
         with store():
-            reader = recordings.log.follow(id, snapshot, offset)
+            self.reader = reader = recordings.log.follow(id, snapshot, offset)
+        #: What the response is made of: the bytes as they are, unless it is changed.
         self.source: Source = reader
         self.stack.callback(reader.close)
         if exchange is None:
@@ -256,9 +257,7 @@ class Attempt:
                 return None, claim
         return None, None if self._recordings.log.is_alive(claim) else claim
 
-    def record(
-        self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: ExitStack
-    ) -> Source | None:
+    def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: ExitStack) -> Source | None:
         """Begin to record a response, and return what its client reads; None if it is not recorded.
 
         :param fields: that clients get.
