@@ -14,6 +14,7 @@ from ..compat import gevent as gevent_compat
 from ..compat import gunicorn as compat
 from ..relay.linger import linger
 from ..relay.stream.pump import HANDOVER
+from ..relay.upstream.transport import enable_keep_alive
 from .pool import ConnectionPool
 from .request import RequestBody, track_body
 from .socket import Listener
@@ -53,6 +54,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
+        enable_keep_alive(listener)
         return server
 
     def _serve(self, listener: Any, pool: ConnectionPool, client: Any, address: Any) -> None:

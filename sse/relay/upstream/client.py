@@ -22,7 +22,7 @@ from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
 from .adapter import PreparedUpstreamRequest, UpstreamAdapter, UpstreamRequest
 from .body import Body
-from .connection import StaleConnection
+from .connection import NoResponse, StaleConnection
 from .dial import describe_os_error
 from .trace import Fields, traced
 
@@ -165,17 +165,21 @@ def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:
     if side.reason is EndReason.UPSTREAM_TIMEOUT:
         detail = "no response head in time" if was_sent else "no connection in time"
         return UpstreamTimeout(detail, cause=detail, should_retry=should_retry)
-    cause = _describe(error)
+    cause = _describe(error, "the connection broke" if was_sent else "no connection")
     if not was_sent:
         return UpstreamUnreachable(cause, cause=cause)
     return UpstreamBadResponse(f"{UpstreamBadResponse.title}: {cause}", cause=cause, should_retry=should_retry)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: Exception, what: str) -> str:
+    """Return why an attempt failed.
+
+    :param what: what became of the connection if the system ended it.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or 'unexpected end').replace('_', ' ').lower()}"
-    if isinstance(error, StaleConnection | InvalidResponse):
+    if isinstance(error, StaleConnection | InvalidResponse | NoResponse):
         return str(error)
-    return f"no connection: {describe_os_error(error)}" if isinstance(error, OSError) else "it broke"
+    return f"{what}: {describe_os_error(error)}" if isinstance(error, OSError) and error.errno else what

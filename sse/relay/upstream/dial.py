@@ -120,7 +120,7 @@ def _open_socket(family: int) -> socket.socket:
 
 def describe_os_error(error: OSError | None) -> str:
     """Return why a connection failed, in the system's words, which hold no address."""
-    text = os.strerror(error.errno) if error is not None and error.errno else "it broke"
+    text = os.strerror(error.errno) if error is not None and error.errno else "unknown error"
     return text[0].lower() + text[1:]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,8 @@ def new_socket(family: int) -> socket.socket:
 
 def enable_keep_alive(connection: socket.socket) -> None:
     """Let the system probe a silent TCP connection; for a listener, each connection that it accepts."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEP_ALIVE:
         if (option := getattr(socket, name, None)) is not None:
@@ -90,6 +93,16 @@ class Transport:
     def has_unsent(self) -> bool:
         """Whether bytes wait in memory that `send` has taken."""
         return False
+
+    def count_unsent(self) -> int:
+        """Return how many bytes the peer has not acknowledged yet; 0 where the system does not say."""
+        try:
+            import fcntl
+            import termios
+
+            return int.from_bytes(fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except (ImportError, OSError, ValueError):
+            return 0
 
     def is_idle(self) -> bool:
         """Return whether the connection is open and nothing has arrived on it."""
