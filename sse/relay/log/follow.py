@@ -57,6 +57,11 @@ class Follower:
             loop = self._loops.setdefault(tag[1] if tag else "", _Loop(self._connect, self._errors))
         return loop.follow(key.encode(), last_id, deliver)
 
+    def close(self) -> None:
+        """End the threads and close their connections."""
+        for loop in self._loops.values():
+            loop.close()
+
 
 class _Loop:
     """One connection, and the thread that reads from it while there is a key to read."""
@@ -68,6 +73,7 @@ class _Loop:
         self._delivers: dict[bytes, list[Deliver]] = {}
         self._lock = threading.Lock()
         self._is_running = False
+        self._thread: threading.Thread | None = None
 
     def follow(self, key: bytes, last_id: str, deliver: Deliver) -> Callable[[], None]:
         def unfollow() -> None:
@@ -85,8 +91,16 @@ class _Loop:
             if self._is_running:
                 return unfollow
             self._is_running = True
-        threading.Thread(target=self._run, name="sse-follow", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="sse-follow", daemon=True)
+        self._thread.start()
         return unfollow
+
+    def close(self) -> None:
+        with self._lock:
+            self._positions.clear()
+            self._delivers.clear()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         client = None

@@ -69,6 +69,7 @@ class RedisLog:
         self._follower = Follower(connect, errors, is_cluster=is_cluster)
         self._process = ""
         self._client: Any = None
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._wakes_at = self._look_at = 0.0
@@ -82,6 +83,11 @@ class RedisLog:
         """End the writer and close its connections; nothing is recorded or read any more."""
         self._is_closed = True
         self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._follower.close()
+        if self._client is not None:
+            self._client.close()
 
     # What a recorder calls.
 
@@ -287,7 +293,8 @@ class RedisLog:
             if self._process:
                 return
             self._process = uuid.uuid4().hex
-        threading.Thread(target=self._write_all, name="sse-log", daemon=True).start()
+        self._thread = threading.Thread(target=self._write_all, name="sse-log", daemon=True)
+        self._thread.start()
 
     def _connection(self) -> Any:
         if self._client is None:
@@ -360,9 +367,6 @@ class RedisLog:
                 self._mark(error)
                 self._postpone()
                 time.sleep(timing.retry)
-        if unfollow is not None:
-            unfollow()
-        self._connection().close()
 
     def _postpone(self) -> None:
         """Append later, and give recorders of other processes time to be heard of again."""

@@ -14,7 +14,7 @@ from sse.relay.log.base import Header, Log, Reader
 from sse.relay.log.memory import MemoryLog
 from sse.relay.log.redis import RedisLog
 from sse.relay.log.ring import Recording
-from sse.relay.log.store import Timing
+from sse.relay.log.store import Keys, Timing
 
 from ...support.program import RedisServer, program
 
@@ -94,11 +94,24 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
+#: What a test has opened.
+_logs: list[RedisLog] = []
+
+
+@pytest.fixture(autouse=True)
+def closed_logs() -> Iterator[None]:
+    """Close what a test has opened."""
+    yield
+    while _logs:
+        _logs.pop().close()
+
+
 def redis_log(url: str, **options: Any) -> RedisLog:
     def connect(*, timeout: float, connections: int) -> Any:
         return redis.Redis.from_url(url, socket_timeout=timeout, max_connections=connections)
 
-    return RedisLog(connect, ERRORS, **{"max_bytes": 1 << 20, "memory": 1 << 26, "timing": QUICK, **options})
+    _logs.append(RedisLog(connect, ERRORS, **{"max_bytes": 1 << 20, "memory": 1 << 26, "timing": QUICK, **options}))
+    return _logs[-1]
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -112,11 +125,9 @@ def store(request: pytest.FixtureRequest) -> Store:
 
         return Store(log, log, expire)
     url = request.getfixturevalue("redis_url")
-    client = redis.Redis.from_url(url)
 
     def expire_now(id: str) -> None:
-        from sse.relay.log.store import Keys
-
-        client.delete(Keys.of(id).data)
+        with redis.Redis.from_url(url) as client:
+            client.delete(Keys.of(id).data)
 
     return Store(redis_log(url), redis_log(url), expire_now)
