@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import threading
 import time
@@ -19,7 +18,7 @@ from .support.ending import eventually
 from .support.program import RedisServer
 from .support.recording import BODY, Paced, location, post, read, reply, view
 from .support.service import Service
-from .support.upstream import Upstream, answer
+from .support.upstream import Upstream
 
 KEY = {"Idempotency_Key": "one-key-of-two-hosts"}
 

@@ -13,7 +13,7 @@ import pytest
 from .support.ending import eventually
 from .support.program import free_port
 from .support.recording import BODY, TTL, Paced, location, post, read, reply, view
-from .support.service import RawClient, Service, call, forward
+from .support.service import Service, call, forward
 from .support.upstream import EVENT_STREAM, Connection, Upstream, answer, head
 
 PASSCODES = {"ada": "ada's passcode", "bob": "bob's passcode"}

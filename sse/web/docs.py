@@ -13,10 +13,17 @@ from pydantic.json_schema import models_json_schema
 from ..errors import (
     AtCapacity,
     Draining,
+    IdempotencyKeyReused,
+    InvalidOffset,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    OffsetExpired,
     SSEError,
+    StoreUnavailable,
+    StreamExpired,
+    StreamInterrupted,
+    StreamNotFound,
     TargetNotAllowed,
     Throttled,
     TooLarge,
@@ -51,6 +58,21 @@ RELAY_REFUSALS = (
     AtCapacity,
     Draining,
     UpstreamTimeout,
+    IdempotencyKeyReused,
+    OffsetExpired,
+    StoreUnavailable,
+)
+
+#: What any request for a recording may be refused with.
+RECORDING_REFUSALS = (
+    InvalidRequest,
+    Unauthenticated,
+    NotFound,
+    StreamNotFound,
+    MethodNotAllowed,
+    StreamExpired,
+    Throttled,
+    StoreUnavailable,
 )
 
 # Without a type, for readers of OpenAPI 3.1 disagree whether the whole is meant, or an event.
@@ -119,6 +141,7 @@ def openapi(state: State, endpoints: Iterable[str], *, base: str) -> dict[str, A
     paths = {
         "sse_relay.forward": ("/forward-sse", _forward(state)),
         "sse_relay.upstream": ("/upstream/{name}/{path}", _upstream(state)),
+        "sse_relay.stream": ("/streams/{id}", _streams(state)),
         "sse_ticker.ticks": ("/sse", _ticks()),
         "sse_metrics.metrics": ("/metrics", _metrics()),
     }
@@ -156,6 +179,13 @@ _HEADERS = {
     "X-RateLimit-Limit": _header("calls in the window, unless the upstream speaks of its own"),
     "X-RateLimit-Remaining": _header("calls that are left in it"),
     "X-RateLimit-Reset": _header("seconds until there is one more"),
+    "Location": _header("where the response is recorded, if it is"),
+    "Stream-TTL": _header("seconds for which it is kept after its end", "integer"),
+    "Stream-Next-Offset": _header("position of the next byte, 16 digits; in a stream, of its first one"),
+    "Stream-Up-To-Date": _header("true at the end of what is there"),
+    "Stream-Closed": _header("true at the end of a complete recording"),
+    "Stream-End": _header("why a recording ended that is not complete"),
+    "Stream-Start-Offset": _header("position of the first byte that is kept"),
     "WWW-Authenticate": _header("how to say who you are"),
     "Allow": _header("the methods there are"),
 }
@@ -174,6 +204,33 @@ _LAST_EVENT_ID = {
 }
 
 
+def _parameter(name: str, description: str, schema: dict[str, Any], *, where: str = "header") -> dict[str, Any]:
+    return {"name": name, "in": where, "description": description, "schema": schema}
+
+
+_RECORDING = [
+    _parameter(
+        "Stream-TTL",
+        "record the response, and keep it for so many seconds after its end",
+        {"type": "integer", "minimum": 1, "maximum": 10**9 - 1},
+    ),
+    _parameter(
+        "Stream-Leave",
+        "seconds for which it is received without any reader; 0 cancels it when the last one leaves",
+        {"type": "integer", "minimum": 0, "maximum": 10**9 - 1},
+    ),
+    _parameter(
+        "Idempotency-Key",
+        "the same request with the same key gets the recording instead of being run again",
+        {"type": "string", "pattern": "^[!-~]{16,255}$"},
+    ),
+]
+
+_STREAMS = """A response that was recorded, from any position. `live` chooses the view: without it, what is there;
+`long-poll` waits for the first byte; `tail` streams to the end; `events` is for EventSource. `offset` is a number of
+bytes, `-1` (the beginning) or `now` (the end)."""
+
+
 def _forward(state: State) -> dict[str, Any]:
     security = _security(state)
     return {
@@ -181,7 +238,7 @@ def _forward(state: State) -> dict[str, Any]:
             "operationId": "forward",
             "summary": "Call an upstream by its URL",
             "description": _FORWARD,
-            "parameters": [_REQUEST_ID],
+            "parameters": [_REQUEST_ID, *_RECORDING],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ForwardRequest"}}},
@@ -201,7 +258,7 @@ def _upstream(state: State) -> dict[str, Any]:
             "operationId": f"upstream_{method}",
             "summary": "Call an upstream by its name",
             "description": _UPSTREAM,
-            "parameters": [_REQUEST_ID, *([_LAST_EVENT_ID] if method == "get" else [])],
+            "parameters": [_REQUEST_ID, *_RECORDING, *([_LAST_EVENT_ID] if method == "get" else [])],
             **({} if method in ("get", "head") else {"requestBody": {"content": {"application/json": {}, "*/*": {}}}}),
             "responses": _relayed(state, (*RELAY_REFUSALS, NotFound)),
             "security": _security(state),
@@ -212,6 +269,49 @@ def _upstream(state: State) -> dict[str, Any]:
             {"name": "path", "in": "path", "required": True, "schema": {"type": "string"}},
         ],
         **operations,
+    }
+
+
+def _streams(state: State) -> dict[str, Any]:
+    """Return what can be done with a recording."""
+    refusals = [r for r in RECORDING_REFUSALS if r is not Unauthenticated or not state.access.is_open]
+    position = ("Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Closed")
+    reading = {
+        "summary": "Read a recording",
+        "description": _STREAMS,
+        "parameters": [
+            _REQUEST_ID,
+            _LAST_EVENT_ID,
+            _parameter("lastEventId", "the same, for a first connection", {"type": "string"}, where="query"),
+            _parameter(
+                "offset", "where to begin", {"type": "string", "pattern": "^([0-9]{1,20}|-1|now)$"}, where="query"
+            ),
+            _parameter("live", "the view", {"enum": ["long-poll", "tail", "events"]}, where="query"),
+        ],
+        "responses": {
+            "200": {"description": "the bytes", "headers": _refer(*position), "content": _UPSTREAM_CONTENT},
+            "204": {"description": "nothing follows, or not yet", "headers": _refer(*position)},
+            **_refused((*refusals, InvalidOffset, StreamInterrupted, OffsetExpired, TooManyStreams, Draining)),
+        },
+        "security": _security(state),
+    }
+    ending = {
+        "parameters": [_REQUEST_ID],
+        "responses": {"204": {"description": "it has ended"}, **_refused(refusals)},
+        "security": _security(state),
+    }
+    action = {**_parameter("action", "what to do", {"const": "abort"}, where="query"), "required": True}
+    return {
+        "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
+        "get": {"operationId": "stream_get", **reading},
+        "head": {"operationId": "stream_head", **reading},
+        "patch": {
+            "operationId": "stream_stop",
+            "summary": "Stop the upstream and keep what has come",
+            **ending,
+            "parameters": [_REQUEST_ID, action],
+        },
+        "delete": {"operationId": "stream_erase", "summary": "Stop the upstream and erase the recording", **ending},
     }
 
 
@@ -274,7 +374,11 @@ def _relayed(state: State, refusals: Iterable[type[SSEError]]) -> dict[str, Any]
         response["headers"] = {**_refer(*common, "X-Upstream-Status", "Retry-After"), **response["headers"]}
         response["content"] = {**response["content"], **_UPSTREAM_CONTENT}
     return {
-        "2XX": {"description": "what the upstream answers", **theirs, "headers": _refer(*common)},
+        "2XX": {
+            "description": "what the upstream answers",
+            **theirs,
+            "headers": _refer(*common, "Location", "Stream-Next-Offset", "Stream-TTL"),
+        },
         "304": {"description": "the upstream says that nothing has changed", "headers": _refer(*common)},
         **ours,
         "4XX": {"description": "the upstream's own error", **theirs},
@@ -283,7 +387,12 @@ def _relayed(state: State, refusals: Iterable[type[SSEError]]) -> dict[str, Any]
 
 
 #: Fields that a refusal has beside the usual ones.
-_FIELDS_OF_REFUSALS: Mapping[type[SSEError], str] = {Unauthenticated: "WWW-Authenticate", MethodNotAllowed: "Allow"}
+_FIELDS_OF_REFUSALS: Mapping[type[SSEError], str] = {
+    Unauthenticated: "WWW-Authenticate",
+    MethodNotAllowed: "Allow",
+    StreamInterrupted: "Stream-End",
+    OffsetExpired: "Stream-Start-Offset",
+}
 
 
 def _refused(refusals: Iterable[type[SSEError]]) -> dict[str, Any]:

@@ -110,7 +110,12 @@ def rows(upstream: Upstream, client: Executor, load: Load) -> Iterator[tuple[str
         for name, extra in (("memory", {}), ("Redis", {"SSE_STORAGE_URI": server.url})):
             settings: dict[str, Any] = {**_settings(upstream), **extra}
             service = stack.enter_context(Service("--workers", "1", **settings))
-            at: dict[str, Any] = {"port": service.port, "upstream": upstream.port, "pid": service.pid, "passcode": PASSCODE}
+            at: dict[str, Any] = {
+                "port": service.port,
+                "upstream": upstream.port,
+                "pid": service.pid,
+                "passcode": PASSCODE,
+            }
             yield measure(f"plain ({name})", Door(name=name, **at), load)
             door = RecordedDoor(name=name, **at)
             yield measure(f"recorded in {name}", door, load)
@@ -119,7 +124,9 @@ def rows(upstream: Upstream, client: Executor, load: Load) -> Iterator[tuple[str
         for name, arguments in (("Node, plain", ["plain"]), ("Node, resumable-stream", [])):
             found = peer(stack, server.url, *arguments)
             if found is not None:
-                yield measure(name, Door(name=name, port=found[0], upstream=upstream.port, pid=found[1], passcode=PASSCODE), load)
+                yield measure(
+                    name, Door(name=name, port=found[0], upstream=upstream.port, pid=found[1], passcode=PASSCODE), load
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

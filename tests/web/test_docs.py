@@ -31,7 +31,7 @@ PASSCODE = "a long random text"
 PATIENCE = 60
 
 #: The endpoints that there are in the whole service.
-PATHS = {"/forward-sse", "/upstream/{name}/{path}", "/sse", "/metrics"}
+PATHS = {"/forward-sse", "/upstream/{name}/{path}", "/streams/{id}", "/sse", "/metrics"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def test_every_refusal_that_somebody_can_read_is_listed(documented: Documented) 
 def test_it_lists_only_what_is_registered(documented: Documented) -> None:
     with call(documented.service, "GET", "/openapi.json") as client:
         assert set(client.json()["paths"]) == PATHS
-    assert set(document_of(app_with())["paths"]) == {"/forward-sse", "/upstream/{name}/{path}"}
+    assert set(document_of(app_with())["paths"]) == {"/forward-sse", "/upstream/{name}/{path}", "/streams/{id}"}
 
 
 def test_it_says_below_which_path_all_is_served() -> None:
