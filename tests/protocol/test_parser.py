@@ -107,8 +107,10 @@ def test_what_was_fed_is_an_event_or_begins_one() -> None:
     assert not parser.is_between_events
 
 
-@given(st.lists(st.sampled_from([b"data: a", b"id: 1", b":", b"", b"\r", b"\n", b"\r\n", b"\xef\xbb\xbf"]), max_size=12),
-       st.data())  # fmt: skip
+PARTS = [b"data: a", b"id: 1", b":", b"", b"\r", b"\n", b"\r\n", b"\xef\xbb\xbf"]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=12), st.data())
 def test_any_cuts_give_the_same_events(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
