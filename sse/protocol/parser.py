@@ -79,6 +79,8 @@ class EventParser:
 
         :raises EventTooLong: if an event grows beyond `max_event`.
         """
+        if not piece:
+            return []
         data = self._buffer + piece
         if self._may_be_mark:
             if len(data) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(data):
