@@ -29,7 +29,7 @@ class Paced:
 
     def __call__(self, connection: Connection) -> None:
         connection.read_request()
-        connection.send(head(self.status, *self.fields, "Transfer-Encoding: chunked"))
+        connection.send(head(self.status, *self.fields, "Transfer-Encoding: chunked", "Connection: close"))
         self.connection = connection
         self._ready.set()
         while not self._done.is_set():
