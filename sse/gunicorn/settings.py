@@ -15,6 +15,7 @@ import errno  # noqa: E402
 import gc  # noqa: E402
 import importlib.util  # noqa: E402
 import logging  # noqa: E402
+import mmap  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import runpy  # noqa: E402
@@ -83,12 +84,16 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
         from sse.settings import SettingError
 
         self.__class__ = StreamWorker
+        self.loads = _loads
         try:
             self.init_process()
         except SettingError as error:
             # One line instead of a traceback.
             raise AppImportError(f"Error: {error}") from None
 
+
+# How many connections each worker has open, so that they get their shares.
+_loads = mmap.mmap(-1, 4 * 256)
 
 # A stream needs a greenlet at most, not a thread or a process.
 worker_class = Worker
@@ -180,6 +185,8 @@ def _check_port(server: Any, address: Any) -> None:
 
 def child_exit(server: Any, worker: Any) -> None:
     """Keep the counts of a worker that has ended, also of one that was killed, and forget its open streams."""
+    slot = 4 * (worker.age % (len(_loads) // 4))
+    _loads[slot : slot + 4] = bytes(4)
     if directory := os.environ.get(METRICS_DIRECTORY):
         _load("compat/prometheus_client.py")["fold_ended"](directory, worker.pid)
 
