@@ -34,6 +34,11 @@ def _parse_method(value: object) -> object:
     return method
 
 
+def _parse_whole(value: object) -> object:
+    # JSON has one kind of number, and 5.0 is a whole one.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class ForwardRequest(BaseModel):
     """A call of an upstream; unknown fields are ignored. The names are the seed's front end's."""
 
@@ -65,7 +70,9 @@ class ForwardRequest(BaseModel):
     ] = Field(default_factory=dict)
     passcode: Annotated[str | None, Field(description="the gateway's own credential")] = None
     resume: Annotated[
-        int | None, Field(ge=1, le=10**9, description="seconds for which the response is kept after its end")
+        int | None,
+        BeforeValidator(_parse_whole),
+        Field(ge=1, le=10**9, description="seconds for which the response is kept after its end"),
     ] = None
 
     def encode_body(self) -> bytes | None:
