@@ -14,7 +14,7 @@ from .relay.drain import Drain
 from .relay.durable import Recordings
 from .relay.exchange import Limits
 from .relay.lease import leases_in
-from .relay.log.base import Log
+from .relay.log.contract import Log
 from .relay.log.memory import MemoryLog
 from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor

@@ -70,9 +70,9 @@ class ForwardRequest(BaseModel):
     ] = Field(default_factory=dict)
     passcode: Annotated[str | None, Field(description="the gateway's own credential")] = None
     resume: Annotated[
-        int | None,
+        Annotated[int, Field(ge=1, le=10**9)] | None,
         BeforeValidator(_parse_whole),
-        Field(ge=1, le=10**9, description="seconds for which the response is kept after its end"),
+        Field(description="seconds for which the response is kept after its end"),
     ] = None
 
     def encode_body(self) -> bytes | None:
