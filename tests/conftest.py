@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,13 +13,41 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .support.page import opened
 from .support.program import RedisCluster, RedisSentinel, RedisServer, missing, program
 from .support.relay import Relay
 from .support.service import ROOT, Service
+from .support.tier import missing_packages, tier
 from .support.upstream import Upstream
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
+
+
+#: Test files whose packages are not installed, with the packages.
+_incomplete: dict[Path, frozenset[str]] = {}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out a test file whose packages are not installed; with `CI=true` it fails instead."""
+    if not collection_path.match("test_*.py") or os.environ.get("CI") == "true":
+        return None
+    if packages := missing_packages(collection_path):
+        _incomplete[collection_path] = packages
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier."""
+    for item in items:
+        item.add_marker(tier(item.path, getattr(item, "fixturenames", ())))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the files that were left out."""
+    for path, packages in sorted(_incomplete.items()):
+        terminalreporter.write_line(f"LEFT OUT {path.name}: not installed: {', '.join(sorted(packages))}")
 
 
 @pytest.fixture
@@ -70,6 +99,26 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=options)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page of its own; what the browser complains about fails the test."""
+    with opened(chromium) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def js_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `node_modules` with what tests/js/package.json names: bundlers, TypeScript, axe."""
+    directory = tmp_path_factory.mktemp("js")
+    npm = program("npm", "npm")
+    (directory / "package.json").write_bytes((ROOT / "tests/js/package.json").read_bytes())
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
+    return directory / "node_modules"
 
 
 @pytest.fixture

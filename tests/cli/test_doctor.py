@@ -592,7 +592,7 @@ def test_nobody_at_the_url_is_a_failure() -> None:
 
 def test_a_stream_of_ones_own_can_be_looked_at(upstream: Callable[..., Upstream], tmp_path: Path) -> None:
     """A site has no demonstration; what its stream should send by when is for its author to know."""
-    (tmp_path / "gunicorn.conf.py").write_text((ROOT / "gunicorn.conf.py").read_text())
+    (tmp_path / "gunicorn.conf.py").write_text("from sse.gunicorn.settings import *\n")
     (tmp_path / "app.py").write_text(
         "import time\nfrom flask import Flask\nfrom sse import SSE, EventSourceResponse\n"
         "app = Flask(__name__)\napp.config.from_prefixed_env()\nSSE(app, url_prefix='/ai')\n"

@@ -11,8 +11,6 @@ from ..support.ending import EVENT
 from ..support.service import ROOT, Service, call
 from ..support.upstream import Upstream, answer
 
-pytestmark = pytest.mark.fault
-
 FULL = """
 import os
 there = os.open("/dev/full", os.O_WRONLY)
