@@ -504,8 +504,13 @@ def test_a_client_that_reads_slowly_is_not_cut(
     target = upstream(flooding)
     short = service(SSE_UPSTREAMS={"test": target.url}, SSE_THROTTLE="", SSE_SEND_TIMEOUT=2)
     pause = threading.Event()
-    # A large buffer is acknowledged in steps that take longer on loopback.
-    with forward(short, target.url + "/", receive_buffer=4096) as client:
+    with RawClient(short.host, short.port) as client, socket.socket() as narrow:
+        # A large buffer is acknowledged in steps that take longer on loopback.
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect((short.host, short.port))
+        client.sock, unused = narrow, client.sock
+        unused.close()
+        client.request("GET", "/upstream/test/")
         client.read_until(EVENT)
         # 8 kB/s, for four times as long.
         for _ in range(80):
