@@ -11,9 +11,9 @@ from flask import Blueprint, Flask, request_tearing_down
 from flask_limiter import Limiter
 
 from .assembly import build
-from .cli.command import register_commands, told_plainly
+from .cli.command import register_commands
 from .relay.drain import DRAIN_WRITE_WINDOW, Drain
-from .settings import Settings
+from .settings import SettingError, Settings
 from .web.access.access import Authorize
 from .web.call import close_dropped
 from .web.docs import docs_blueprint
@@ -98,7 +98,7 @@ class SSE:
         """
         if "sse" in app.extensions:
             raise RuntimeError(f"the app {app.name!r} has an SSE already")
-        with told_plainly():
+        try:
             settings = Settings.from_config(app.config)
             state = app.extensions["sse"] = build(
                 settings,
@@ -106,6 +106,8 @@ class SSE:
                 limiter=self._limiter,
                 has_demonstration=self._demonstration,
             )
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         register_commands(app)
         for part in self._blueprints():
             part.after_request(state.cross_origin.share)

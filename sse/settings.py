@@ -8,12 +8,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import click
 import limits
 
 from .protocol.target.table import Upstream, parse_upstream
 from .relay.redis import check_storage_uri
 
 PREFIX = "SSE_"
+
+
+class SettingError(click.ClickException, ValueError):
+    """A wrong setting; its text names the key. Flask's command line shows it as one line, without a traceback."""
+
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")

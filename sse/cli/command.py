@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
-from flask import Flask
+from flask import Flask, current_app
 from flask.cli import AppGroup
-
-
-class WrongSetting(click.ClickException, ValueError):
-    """A wrong setting under Flask's command line, which shows it as one line instead of a traceback."""
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Let Flask's command line show a ValueError of the block as one line; elsewhere it stays what it is.
-
-    :raises ValueError: what the block raised, or a `WrongSetting` with its text.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if click.get_current_context(silent=True) is None:
-            raise
-        raise WrongSetting(str(error)) from error
 
 
 def register_commands(app: Flask) -> None:
@@ -35,6 +15,7 @@ def register_commands(app: Flask) -> None:
         return
     group = AppGroup("sse", help="Event streams and their relay.")
     group.command("doctor")(doctor)
+    group.command("settings")(settings)
     app.cli.add_command(group)
 
 
@@ -52,3 +33,10 @@ def doctor(url: str | None) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from error
     sys.exit(1 if examine(base) else 0)
+
+
+def settings() -> None:
+    """Show the settings in effect, without secrets; `*` marks those that differ from the default."""
+    from .settings import show_settings
+
+    show_settings(current_app.config, current_app.extensions["sse"].settings)

@@ -5,15 +5,28 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import atexit  # noqa: E402  # patched first, see above
+import sys  # noqa: E402  # patched first, see above
+
+if sys.version_info < (3, 11):  # noqa: UP036  # without it, an older one fails at an import
+    sys.exit(f"flask-sse-relay needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
+import atexit  # noqa: E402
+import errno  # noqa: E402
 import gc  # noqa: E402
+import importlib.util  # noqa: E402
+import logging  # noqa: E402
+import mmap  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
+import runpy  # noqa: E402
 import shutil  # noqa: E402
+import socket  # noqa: E402
 import tempfile  # noqa: E402
 import tomllib  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+from gunicorn.errors import AppImportError  # noqa: E402
 from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -22,17 +35,30 @@ OURS = "sse-metrics-"
 
 
 def _setting(key: str) -> str:
-    """Return a setting of the service as text, "" if it is not set.
-
-    It is read here by hand: what this file imports of the package would stay in the master over a SIGHUP, and the new
-    workers would run the old code.
-    """
+    """Return a setting of the service as text, "" if it is not set; see `_load` for why it is read here."""
     value = os.environ.get(f"FLASK_{key}", "")
     path = os.environ.get("SSE_CONFIG")
     if not value and path:
-        with open(path, "rb") as file:
-            value = str(tomllib.load(file).get(key, ""))
+        try:
+            with open(path, "rb") as file:
+                value = str(tomllib.load(file).get(key, ""))
+        except OSError as error:
+            sys.exit(f"SSE_CONFIG names {path}, which cannot be read: {error.strerror}")
+        except tomllib.TOMLDecodeError as error:
+            sys.exit(f"SSE_CONFIG names {path}, which is not TOML: {error}")
     return value
+
+
+def _load(name: str) -> dict[str, Any]:
+    """Return the names of a file of the package, which is read anew at each reload.
+
+    It is not imported: what this process imports of the service would stay in it over a SIGHUP, and the new workers
+    would run the old code.
+    """
+    package = importlib.util.find_spec("sse")
+    if package is None or package.origin is None:
+        sys.exit("the package sse is not installed: pip install flask-sse-relay, or start gunicorn in its directory")
+    return runpy.run_path(str(Path(package.origin).parent / name))
 
 
 def _has_shared_store() -> bool:
@@ -50,15 +76,24 @@ bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
-    """The service's worker, which is made for streams; the master knows no more of it, see `_setting`."""
+    """The service's worker, which is made for streams; the master imports no more of it, see `_load`."""
 
     def init_process(self) -> None:
         """Become that worker, in its process."""
         from sse.gunicorn import StreamWorker
+        from sse.settings import SettingError
 
         self.__class__ = StreamWorker
-        self.init_process()
+        self.loads = _loads
+        try:
+            self.init_process()
+        except SettingError as error:
+            # One line instead of a traceback.
+            raise AppImportError(f"Error: {error}") from None
 
+
+# How many connections each worker has open, so that they get their shares.
+_loads = mmap.mmap(-1, 4 * 256)
 
 # A stream needs a greenlet at most, not a thread or a process.
 worker_class = Worker
@@ -119,12 +154,41 @@ def _own_metrics() -> str | None:
     return path if os.path.basename(path).startswith(OURS) else None
 
 
-def child_exit(server: Any, worker: Any) -> None:
-    """Forget the open streams of a worker that has ended, also of one that was killed; its counts stay."""
-    if os.environ.get(METRICS_DIRECTORY):
-        from prometheus_client.multiprocess import mark_process_dead
+def on_starting(server: Any) -> None:
+    """Let log lines wait for nobody, and say what to do about a port that is in use."""
+    in_background = _load("relay/output.py")["in_background"]
 
-        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    def report(count: int) -> None:
+        server.log.warning("%d log lines were lost because their reader did not keep up", count)
+
+    for name in ("gunicorn.error", "gunicorn.access"):
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(in_background(handler.stream, report))
+    if not ({"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ) or server.cfg.reuse_port):
+        for address in server.cfg.address:
+            _check_port(server, address)
+
+
+def _check_port(server: Any, address: Any) -> None:
+    if not isinstance(address, tuple):
+        return
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                server.log.error("Port %d is in use: stop what listens there, or set PORT or -b to another", address[1])
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Keep the counts of a worker that has ended, also of one that was killed, and forget its open streams."""
+    slot = 4 * (worker.age % (len(_loads) // 4))
+    _loads[slot : slot + 4] = bytes(4)
+    if directory := os.environ.get(METRICS_DIRECTORY):
+        _load("compat/prometheus_client.py")["fold_ended"](directory, worker.pid)
 
 
 def pre_exec(server: Any) -> None:
@@ -140,13 +204,14 @@ def on_exit(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Say what limits are worth with several workers and no store, and let the workers count."""
+    """Guard reloads, let the workers count, and warn of several workers without a shared store."""
+    _load("gunicorn/master.py")["guard_reload"](server)
     if path := _own_metrics():
         # The workers may be somebody else's (-u, -g).
         os.chown(path, server.cfg.uid, server.cfg.gid)
     if server.cfg.workers > 1 and not _has_shared_store():
         server.log.warning(
-            "%d workers, each with counts of its own: clients may call and stream as often as there are workers. Set "
+            "%d workers, each with counts of its own: the limits of a client are as many times as high. Set "
             "SSE_STORAGE_URI to redis://..., or use one worker",
             server.cfg.workers,
         )

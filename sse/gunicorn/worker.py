@@ -15,6 +15,7 @@ from ..compat import gunicorn as compat
 from ..relay.linger import linger
 from ..relay.stream.pump import HANDOVER
 from ..relay.upstream.transport import enable_keep_alive
+from .balance import Balance
 from .pool import ConnectionPool
 from .request import RequestBody, track_body
 from .socket import Listener
@@ -29,6 +30,8 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
     """
 
     wsgi: Any
+    #: Memory that all workers of a master share, made before they are forked; see `Balance`.
+    loads: Any = None
 
     def run(self) -> None:
         """Serve until the worker is to stop."""
@@ -51,6 +54,9 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         else:
             pool = ConnectionPool(spawn.size)
             server = Listener(listener, handle=partial(self._serve, listener, pool), spawn=pool)
+            if self.cfg.workers > 1 and self.loads is not None:
+                slot = self.age % (len(self.loads) // 4)
+                server.balance = Balance(self.loads, slot, lambda: pool.size - pool.free_count())
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1

@@ -72,7 +72,7 @@ class Relay:
         pump = self._pump(upstream, named, report)
         try:
             # The upstream's own limits go before those of the gateway.
-            limits = self._state.access.rate_limit_fields(self._request)
+            limits = self._state.access.rate_limit_fields(self._call)
             fields.extend([field for field in limits if field[0].lower() not in named])
             return self._response(upstream.status, fields, pump)
         except BaseException:

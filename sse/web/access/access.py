@@ -15,7 +15,8 @@ from flask_limiter import Limiter
 from ...errors import Unauthenticated
 from ...relay.redis import SharedStore, nothing
 from ..call import Call
-from .throttle import Limit, Throttle
+from .limit_storage import Limit
+from .throttle import Throttle
 
 #: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
 Authorize = Callable[[Request], "str | None"]
@@ -28,9 +29,6 @@ MAX_LOGGED_NAME = 64
 
 #: Addresses that are kept as they were read: a client calls again and again.
 KEPT_ADDRESSES = 1024
-
-# Where in a request's environ it stands who sent it: the name under which the client is counted, and its address.
-_CLIENT, _ADDRESS = "sse.client", "sse.address"
 
 
 class Access:
@@ -64,12 +62,12 @@ class Access:
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in passcodes.items()]
         self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
-        self._calls = counts.limit(throttle, _CLIENT) if throttle else None
+        self._calls = counts.limit(throttle, "client") if throttle else None
         guesses = throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = counts.limit(guesses, _ADDRESS, scope="sse-anonymous")
-        self._guess = counts.limit(guesses, _ADDRESS, scope="sse-guess")
-        self._guessed = counts.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
+        self._anonymous = counts.limit(guesses, "address", scope="sse-anonymous")
+        self._guess = counts.limit(guesses, "address", scope="sse-guess")
+        self._guessed = counts.limit(guesses, "address", scope="sse-guess", counts=False)
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
         self._guesses_until = 0.0
@@ -82,25 +80,24 @@ class Access:
         :raises Unauthenticated: if a credential is needed and there is none, or a wrong one.
         """
         call.address = client_address(request, trusted_proxies=self._trusted_proxies)
-        request.environ[_ADDRESS] = call.address
-        name, limits = self._identify(request, passcode)
+        name, limits = self._identify(request, call, passcode)
         call.name = name and name[:MAX_LOGGED_NAME]
-        call.client = request.environ[_CLIENT] = f"name:{name}" if name is not None else f"address:{call.address}"
+        call.client = f"name:{name}" if name is not None else f"address:{call.address}"
         if self._calls is not None:
             limits.append(self._calls)
         if limits:
             # All at once, because with a shared store each count is a round trip.
-            self._throttle.count(request, *limits)
+            self._throttle.count(request, call, *limits)
 
     def has_store(self) -> bool:
         """Tell whether the store that the throttle is kept in can be used."""
         return self._throttle.has_store()
 
-    def rate_limit_fields(self, request: Request) -> list[tuple[str, str]]:
-        """Return what the throttle says of a request, as response fields."""
-        return self._throttle.fields(request, only_exceeded=self._calls is None)
+    def rate_limit_fields(self, call: Call) -> list[tuple[str, str]]:
+        """Return what the throttle says of a call, as response fields."""
+        return self._throttle.fields(call, only_exceeded=self._calls is None)
 
-    def _identify(self, request: Request, passcode: str | None) -> tuple[str | None, list[Limit]]:
+    def _identify(self, request: Request, call: Call, passcode: str | None) -> tuple[str | None, list[Limit]]:
         """Return the client's name, None for a stranger where anybody may call, and the limits that hold for it."""
         if self._authorize is not None and (name := self._authorize(request)) is not None:
             return name, []
@@ -109,7 +106,7 @@ class Access:
         if name is None and not self.is_open:
             if credentials:
                 self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
-            self._throttle.count(request, self._guess if credentials else self._anonymous)
+            self._throttle.count(request, call, self._guess if credentials else self._anonymous)
             raise Unauthenticated
         is_guarded = credentials and self._digests and not self.is_open and self._may_have_guessed()
         # While locked out, correct credentials are refused too.

@@ -27,7 +27,7 @@ def refuse(error: SSEError) -> Response:
     if request.content_length or "chunked" in request.headers.get("Transfer-Encoding", ""):
         response.call_on_close(partial(discard, request.environ["wsgi.input"], client_socket(request)))
     if error.retry_after is not None or error.status < 500:
-        response.headers.extend(current_state().access.rate_limit_fields(request))
+        response.headers.extend(current_state().access.rate_limit_fields(call))
     if isinstance(error, MethodNotAllowed):
         # RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
         response.headers["Allow"] = ", ".join(error.allowed)
