@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Demonstration(Protocol):
     """The demonstration upstream, which runs from its first call on."""
 
+    url: str
+
     def ensure_started(self) -> None:
         """Start it, unless it runs."""
 
