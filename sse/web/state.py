@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 class Demonstration(Protocol):
     """The demonstration upstream, which runs from its first call on."""
 
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+
     def ensure_started(self) -> None:
         """Start it, unless it runs."""
 
