@@ -12,7 +12,7 @@ from flask_limiter import Limiter
 
 from .assembly import build
 from .cli.command import register_commands
-from .relay.drain import DRAIN_WRITE_WINDOW, Drain
+from .relay.drain import DRAIN_WRITE_WINDOW, WORKER_POLLS, Drain
 from .settings import SettingError, Settings
 from .web.access.access import Authorize
 from .web.call import close_dropped
@@ -21,9 +21,6 @@ from .web.page import page_blueprint, static_blueprint
 from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
 from .web.views.site import relay_from_site
 
-#: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
-#: once a second.
-WORKER_POLLS = 2.0
 #: Seconds between two looks at whether the worker is to stop.
 NOTICE_INTERVAL = 0.25
 

@@ -15,10 +15,6 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.workers import base_async
 from gunicorn.workers.ggevent import GeventWorker
 
-#: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
-#: once a second.
-WORKER_POLLS = 2.0
-
 #: What the app returns where the response has been sent: gunicorn goes on with the next request of the connection.
 ALREADY_HANDLED: Any = getattr(base_async, "ALREADY_HANDLED", None)
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...extension import WORKER_POLLS
-from ...relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW
+from ...relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, WORKER_POLLS
 from ...settings import Settings
 from .finding import Finding, fail, ok, warn
 
