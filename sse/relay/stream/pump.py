@@ -78,7 +78,7 @@ class Pump:
     :param status: of the response.
     :param is_event_stream: whether comments and a last `event: error` may be put between events.
     :param heartbeat: seconds of silence after which a comment is sent between two events; 0 is never.
-    :param limit: bytes that are passed on; the rest is not read. 0 is no limit.
+    :param limit: bytes that are passed on; where there are more, the response is aborted. 0 is no limit.
     :param has_body: False where the head is all that is sent (HEAD, 204, 304), and servers do not iterate.
     :param abort: how the client is shown that the response is not whole.
     :param holds_back: whether only whole events are sent, because the client may not be shown that.
@@ -167,16 +167,19 @@ class Pump:
             self._gap = now - upstream.since
         # The client is waited for now, not the upstream.
         upstream.since = STOPPED
-        if self._limit:
+        is_cut = 0 < self._limit < self._bytes + len(piece)
+        if is_cut:
             piece = piece[: self._limit - self._bytes]
         if boundary is not None and self.exchange.ends_at_boundary:
             piece = _rest_of_event(piece, boundary)
-        # `_feed()`, written out: this is what is done for each piece.
+        # `_feed`, written out: this is done for each piece.
         self._bytes += len(piece)
         for tap in self._taps:
             tap.feed(piece)
-        if self._limit and self._bytes == self._limit:
-            self._complete()
+        if is_cut:
+            # So that what is missing is seen.
+            end = self._abort(EndReason.UPSTREAM_TRUNCATED)
+            return piece or end
         return piece
 
     def _feed(self, piece: bytes) -> None:

@@ -251,8 +251,16 @@ def test_a_heartbeat_is_no_sign_of_life() -> None:
 
 
 @pytest.mark.parametrize("cut", [[b"x" * 100], [b"x" * 60, b"x" * 40], [b"x"] * 100])
-def test_what_is_beyond_the_limit_is_not_read(cut: list[bytes]) -> None:
-    stream = Stream(*cut, AssertionError("read on"), is_event_stream=False, limit=70)
+def test_what_is_beyond_the_limit_is_cut_visibly(cut: list[bytes]) -> None:
+    stream = Stream(*cut, is_event_stream=False, limit=70)
+    with pytest.raises(StreamAborted):
+        stream.serve()
+    assert b"".join(stream.sent) == b"x" * 70
+    assert stream.reason is EndReason.UPSTREAM_TRUNCATED
+
+
+def test_a_body_as_long_as_the_limit_is_complete() -> None:
+    stream = Stream(b"x" * 30, b"x" * 40, is_event_stream=False, limit=70)
     stream.serve()
     assert b"".join(stream.sent) == b"x" * 70
     assert stream.reason is EndReason.COMPLETE
