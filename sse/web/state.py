@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 class Demonstration(Protocol):
     """The demonstration upstream, which runs from its first call on."""
 
+    @property
+    def url(self) -> str:
+        """The URL that it is called by."""
+
     def ensure_started(self) -> None:
         """Start it, unless it runs."""
 
