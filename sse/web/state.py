@@ -26,7 +26,7 @@ class Demonstration(Protocol):
 
     @property
     def url(self) -> str:
-        """The URL that it is called by."""
+        """Where it serves."""
 
     def ensure_started(self) -> None:
         """Start it, unless it runs."""
