@@ -48,6 +48,7 @@ def build(
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     drain = Drain()
+    cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
         table=table,
@@ -62,12 +63,13 @@ def build(
         monitor=Monitor(drain),
         drain=drain,
         limits=_limits(settings),
-        cross_origin=CrossOrigin(settings.cors_origins),
+        cross_origin=cross_origin,
         access=Access(
             passcodes=settings.passcodes,
             throttle=settings.throttle,
             trusted_proxies=settings.trusted_proxies,
             authorize=authorize,
+            cross_origin=cross_origin,
             limiter=limiter,
             is_open=settings.is_open(has_authorize=authorize is not None),
             store=store,
@@ -96,9 +98,12 @@ def _limits(settings: Settings) -> Limits:
 def _metrics(settings: Settings) -> Metrics | None:
     if not settings.metrics:
         return None
-    # It needs a library that is an optional extra.
-    from .web.metrics import new_metrics
-
+    try:
+        from .web.metrics import new_metrics
+    except ImportError as error:
+        raise ValueError(
+            f"SSE_METRICS needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[metrics]'"
+        ) from error
     return new_metrics()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 import gunicorn
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
+from gunicorn.http.message import HeaderPolicy
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers import base_async
 from gunicorn.workers.ggevent import GeventWorker
@@ -50,6 +52,12 @@ def has_read_ahead(response: Any) -> bool:
     return bool(data)
 
 
+def forwarder_fields(req: Any) -> Collection[str]:
+    """Return the names in upper case of the fields that a request's peer may set although they have underscores."""
+    allowed: Collection[str] = req._peer_trusted_for_forwarded()[1]
+    return allowed
+
+
 def logs_access(log: Any) -> bool:
     """Return whether responses are logged; statsd's logger counts what others leave out."""
     return bool(log.access_log_enabled) or type(log).access is not Logger.access
@@ -70,6 +78,7 @@ def unexpected() -> list[str]:
         (wsgi.Response, "start_response", ("status", "headers")),
         (wsgi.Response, "default_headers", ()),
         (wsgi.Response, "force_close", ()),
+        (HeaderPolicy, "_peer_trusted_for_forwarded", ()),
         (Unreader, "take_buffered", ()),
         (Unreader, "unread", ("data",)),
         (Logger, "access", ("resp", "req", "environ", "request_time")),

@@ -15,8 +15,11 @@ from pydantic.json_schema import models_json_schema
 
 from ..errors import (
     AtCapacity,
+    CrossSite,
     Draining,
+    FieldsTooLarge,
     InvalidRequest,
+    LengthRequired,
     MethodNotAllowed,
     NotFound,
     SSEError,
@@ -26,9 +29,11 @@ from ..errors import (
     TooManyStreams,
     Unauthenticated,
     UnsupportedMediaType,
+    UpgradeRequired,
     UpstreamBadResponse,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UriTooLong,
 )
 from .model import ForwardRequest, Problem
 from .page import STATIC, may_call, protect
@@ -52,8 +57,12 @@ RELAY_REFUSALS = (
     InvalidRequest,
     Unauthenticated,
     TargetNotAllowed,
+    CrossSite,
     MethodNotAllowed,
+    LengthRequired,
     TooLarge,
+    UriTooLong,
+    FieldsTooLarge,
     Throttled,
     TooManyStreams,
     UpstreamUnreachable,
@@ -321,7 +330,7 @@ def _upstream(state: State, url: str, names: Iterable[str]) -> dict[str, Any]:
             "description": _UPSTREAM,
             "parameters": [_REQUEST_ID, *([_LAST_EVENT_ID] if method == "get" else [])],
             **({} if method in ("get", "head") else {"requestBody": {"content": {"application/json": {}, "*/*": {}}}}),
-            "responses": _relayed(state, (*RELAY_REFUSALS, NotFound)),
+            "responses": _relayed(state, (*RELAY_REFUSALS, NotFound, UpgradeRequired)),
             "security": _security(state),
         }
     return {

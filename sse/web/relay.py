@@ -9,6 +9,7 @@ from flask import Request, Response
 
 from ..errors import ClientGone, Draining, SSEError
 from ..protocol.field import is_event_stream, response_fields
+from ..protocol.target.table import Upstream
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
@@ -16,7 +17,7 @@ from ..relay.stream.pump import Pump
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
-from .own import client_socket
+from .connection import client_connection
 from .report import StreamReport
 from .response import stream_response
 from .state import State
@@ -37,7 +38,8 @@ class Relay:
         self._call = call
         self._state = state
         self._stack = ExitStack()
-        self.exchange = Exchange(client_socket(request), state.limits)
+        self._client = client_connection(request.environ)
+        self.exchange = Exchange(self._client.socket, state.limits)
 
     def __enter__(self) -> Relay:
         if self._state.drain.phase() >= Phase.FINISHING:
@@ -49,9 +51,10 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def respond(self, wanted: UpstreamRequest) -> Response:
+    def respond(self, wanted: UpstreamRequest, entry: Upstream | None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
 
+        :param entry: the upstream's in the table; None for a public target.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
         report = StreamReport(self._call, self._state.metrics)
@@ -67,7 +70,10 @@ class Relay:
             self._call.end = _unopened(error, self.exchange)
             raise
         report.answer(upstream.status)
-        fields = response_fields(upstream.fields)
+        fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
+        if wanted.method == "HEAD":
+            # RFC 9110, section 9.3.2: the fields of a HEAD "as if the request method had been GET".
+            fields.extend([field for field in upstream.fields if field[0].lower() == "content-length"][:1])
         named = {name.lower(): value for name, value in fields}
         pump = self._pump(upstream, named, report)
         try:
@@ -96,7 +102,8 @@ class Relay:
             heartbeat=self._state.settings.relay_heartbeat,
             limit=MAX_ERROR_BODY if is_error else 0,
             has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
-            is_framed=self._request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+            abort=self._client.abort,
+            holds_back=self._client.socket is None,
             on_end=on_end,
         )
         held.push(self._stack.pop_all())
