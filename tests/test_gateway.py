@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from .support.relay import Relay
 from .support.service import Service, call
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head
+from .support.upstream import EVENT_STREAM, Connection, head
 
 EVENT = b"data: a\n\n"
 STREAM = head(200, EVENT_STREAM, "Transfer-Encoding: chunked")
@@ -17,7 +15,7 @@ STREAM = head(200, EVENT_STREAM, "Transfer-Encoding: chunked")
 
 
 def test_claude_codes_contract_for_gateways_is_kept(relay: Relay) -> None:
-    """Error bodies unmodified, field lists open in both directions, Retry-After an integer, X-Should-Retry passed on."""
+    """Error bodies unmodified, field lists open in both directions, and what says when to retry."""
     body = b'{"type":"error","error":{"type":"rate_limit_error","message":"Slow  down"},"request_id":"req_1"}'
     fields = {
         "Anthropic-Ratelimit-Unified-Status": "rejected",
@@ -30,9 +28,7 @@ def test_claude_codes_contract_for_gateways_is_kept(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         lines = [f"{name}: {value}" for name, value in fields.items()]
-        connection.send(
-            head(429, "Content-Type: application/json", f"Content-Length: {len(body)}", *lines) + body
-        )
+        connection.send(head(429, "Content-Type: application/json", f"Content-Length: {len(body)}", *lines) + body)
 
     sent = {
         "Anthropic-Beta": "a-2026-01-01,b-2027-02-02",

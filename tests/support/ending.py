@@ -20,9 +20,9 @@ EVENT = b"data: a\n\n"
 LAST_WORDS = re.compile(rb'event: error\nretry: \d{4}\ndata: {"code": "draining", "error": {[^{}\n]*}}\n\n$')
 
 
-def error_event(reason: EndReason | str) -> bytes:
+def error_event(reason: EndReason | str, id: str | None = None) -> bytes:
     """Return the event that precedes the abort, whose bytes test_pump.py checks."""
-    return encode_error(EndReason(reason))
+    return encode_error(EndReason(reason), id)
 
 
 def new_mark() -> dict[str, Any]:

@@ -19,6 +19,9 @@ class EndReason(enum.StrEnum):
     MAX_DURATION = "max_duration"
     DRAINING = "draining"
     CREDENTIAL_EXPIRED = "credential_expired"
+    STOPPED = "stopped"  #: a client stopped what was recorded
+    RECORDER_LOST = "recorder_lost"  #: the process that recorded has gone
+    TOO_SLOW = "too_slow"  #: what the client reads next is not kept any more
     UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response says why
     INTERNAL_ERROR = "internal_error"
 
@@ -30,9 +33,20 @@ MESSAGES = {
     EndReason.MAX_DURATION: "the stream was open for as long as it may be",
     EndReason.DRAINING: "the gateway is about to stop",
     EndReason.CREDENTIAL_EXPIRED: "the credential has expired or was revoked",
+    EndReason.STOPPED: "the stream was stopped",
+    EndReason.RECORDER_LOST: "the process that recorded the stream has gone",
+    EndReason.TOO_SLOW: "what comes next is not kept any more",
 }
 #: HTTP statuses that mean the same; of the others, 500.
 STATUSES = {EndReason.DRAINING: 503, EndReason.CREDENTIAL_EXPIRED: 401}
+
+
+class Abort(enum.Enum):
+    """How a client is shown that a response is not whole."""
+
+    RAISE = enum.auto()  #: the server closes the connection when the body raises, without a last chunk
+    CLOSE = enum.auto()  #: the connection is closed here, without a last chunk
+    RESET = enum.auto()  #: the connection is reset here, because its close would be the end of the body
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +69,8 @@ class StreamEnd:
 class StreamAborted(ConnectionError):
     """Ends the response without its last chunk, so that the client's `fetch` rejects.
 
-    To the server it is "connection reset": the one error on which every WSGI server closes the connection at once
-    and writes neither an error page into the open stream nor a traceback into the log.
+    To the server it is "connection reset": the one error on which most WSGI servers close the connection at once and
+    write neither an error page into the open stream nor a traceback into the log.
     """
 
     def __init__(self, reason: EndReason) -> None:
