@@ -15,6 +15,7 @@ from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason
 from ..relay.upstream.client import RETRY_AFTER
 from .model import ForwardRequest
+from .resume import FIELDS
 
 #: Levels a JSON request body may be nested.
 MAX_JSON_DEPTH = 64
@@ -127,9 +128,14 @@ def raw_path(request: Request, name: str) -> str:
     return urllib.parse.quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
-def client_fields(request: Request, *, is_open: bool) -> list[tuple[str, str]]:
-    """Return a request's fields less the gateway's own credential and what the browser says of its page."""
+def client_fields(request: Request, *, is_open: bool, records: bool) -> list[tuple[str, str]]:
+    """Return a request's fields less the gateway's own and what the browser says of its page.
+
+    :param records: whether those are the gateway's own that ask for a recording.
+    """
     own = {"x-passcode", "cookie", "origin", "referer", "x-request-id"}
+    if records:
+        own |= FIELDS
     if not is_open and not request.headers.get("X-Passcode"):
         own.add("authorization")
     return [(name, value) for name, value in request.headers.items() if name.lower() not in own]

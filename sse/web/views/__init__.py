@@ -9,6 +9,7 @@ from .demonstration import ticks
 from .forward import forward
 from .metrics import metrics
 from .refusal import METHODS, refuse
+from .streams import stream
 from .upstream import upstream
 
 
@@ -18,6 +19,7 @@ def relay_blueprint() -> Blueprint:
     blueprint.add_url_rule("/forward-sse", view_func=forward, methods=(*METHODS, "OPTIONS"))
     blueprint.add_url_rule("/upstream/<name>/", view_func=upstream, methods=METHODS)
     blueprint.add_url_rule("/upstream/<name>/<path:path>", view_func=upstream, methods=METHODS)
+    blueprint.add_url_rule("/streams/<id>", view_func=stream, methods=(*METHODS, "OPTIONS"))
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 

@@ -11,6 +11,7 @@ from ..call import current_request
 from ..parsing import parse_call, read_document
 from ..relay import Relay
 from ..report import PUBLIC
+from ..resume import parse_resume
 from ..state import current_state
 from .refusal import check_method
 
@@ -40,5 +41,6 @@ def forward() -> Response:
             has_body=bool(body),
         )
         return relay.respond(
-            UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=call.client)
+            UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=call.client),
+            parse_resume(request.environ, state.settings, ttl=asked.resume),
         )

@@ -10,6 +10,7 @@ from ...relay.upstream.adapter import UpstreamRequest
 from ..call import current_request
 from ..parsing import client_fields, raw_path, read_body
 from ..relay import Relay
+from ..resume import parse_resume
 from ..state import current_state
 
 
@@ -22,14 +23,16 @@ def upstream(name: str, path: str = "") -> Response:
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
         call.upstream = name
+        resume = parse_resume(request.environ, state.settings)
         body = read_body(request, relay.exchange, state.settings.max_body)
         target = state.table.join(entry, raw_path(request, name), request.query_string.decode("latin-1"))
         fields = encode_request_fields(
-            client_fields(request, is_open=state.access.is_open),
+            client_fields(request, is_open=state.access.is_open, records=state.recordings is not None),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
             has_body=bool(body),
             accept=None,
         )
         return relay.respond(
-            UpstreamRequest(method=request.method, target=target, fields=fields, body=body, client=call.client)
+            UpstreamRequest(method=request.method, target=target, fields=fields, body=body, client=call.client),
+            resume,
         )
