@@ -20,7 +20,8 @@ from sse import SSE
 from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
 from sse.relay.drain import Phase
 from sse.relay.output import in_background
-from sse.settings import SettingError
+from sse.setting_name import check_environment, load_file
+from sse.settings import SettingError, Settings
 from sse.web.call import current_call
 from sse.web.log import FORMATTERS
 from sse.web.report import report_failure, report_refusal
@@ -38,6 +39,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     if path := os.environ.get("SSE_CONFIG"):
         _read_file(app, path)
+    check_environment(os.environ, Settings.checks())
     app.config.from_prefixed_env()
     app.config.update(config or {})
     SSE(app, demonstration=True, playground=True, docs=True)
@@ -56,7 +58,7 @@ def _read_file(app: Flask, path: str) -> None:
     """
     try:
         with open(path, "rb") as file:
-            app.config.from_mapping(tomllib.load(file))
+            app.config.from_mapping(load_file(file, Settings.checks()))
     except OSError as error:
         raise SettingError(f"SSE_CONFIG names {path}, which cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
@@ -96,13 +98,13 @@ def answer_routing(error: HTTPException) -> Response:
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
-    return response
+    return current_state().cross_origin.share(response)
 
 
 def answer_failure(error: Exception) -> Response:
     """Answer a fault of ours: its cause goes into the log, not to the client."""
     report_failure(error)
-    return problem(SSEError(), current_call())
+    return current_state().cross_origin.share(problem(SSEError(), current_call()))
 
 
 def _log_streams(form: str) -> None:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from .extension import SSE, end_with_worker
     from .protocol.event import ServerSentEvent
     from .web.own import EventSourceResponse, last_event_id
+    from .web.views.site import Refused
 
-__all__ = ["SSE", "EventSourceResponse", "ServerSentEvent", "end_with_worker", "last_event_id"]
+__all__ = ["SSE", "EventSourceResponse", "Refused", "ServerSentEvent", "end_with_worker", "last_event_id"]
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _MODULES = {
     "ServerSentEvent": ".protocol.event",
     "EventSourceResponse": ".web.own",
     "last_event_id": ".web.own",
+    "Refused": ".web.views.site",
 }
 
 

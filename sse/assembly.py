@@ -14,7 +14,7 @@ from .relay.drain import Drain
 from .relay.durable import Recordings
 from .relay.exchange import Limits
 from .relay.lease import leases_in
-from .relay.log.base import Log
+from .relay.log.contract import Log
 from .relay.log.memory import MemoryLog
 from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor
@@ -54,6 +54,7 @@ def build(
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     monitor = Monitor(drain := Drain())
+    cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
         table=table,
@@ -69,12 +70,13 @@ def build(
         drain=drain,
         limits=_limits(settings),
         recordings=_recordings(settings, monitor, metrics),
-        cross_origin=CrossOrigin(settings.cors_origins),
+        cross_origin=cross_origin,
         access=Access(
             passcodes=settings.passcodes,
             throttle=settings.throttle,
             trusted_proxies=settings.trusted_proxies,
             authorize=authorize,
+            cross_origin=cross_origin,
             limiter=limiter,
             is_open=settings.is_open(has_authorize=authorize is not None),
             store=store,
@@ -120,9 +122,12 @@ def _limits(settings: Settings) -> Limits:
 def _metrics(settings: Settings) -> Metrics | None:
     if not settings.metrics:
         return None
-    # It needs a library that is an optional extra.
-    from .web.metrics import new_metrics
-
+    try:
+        from .web.metrics import new_metrics
+    except ImportError as error:
+        raise ValueError(
+            f"SSE_METRICS needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[metrics]'"
+        ) from error
     return new_metrics()
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flask import Blueprint, Flask, request_tearing_down
+from flask import Blueprint, Flask, Response, request_tearing_down
 from flask_limiter import Limiter
 
 from .assembly import build
@@ -19,6 +19,7 @@ from .web.call import close_dropped
 from .web.docs import docs_blueprint
 from .web.page import page_blueprint, static_blueprint
 from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
+from .web.views.site import relay_from_site
 
 #: Seconds between two looks at whether the worker is to stop.
 NOTICE_INTERVAL = 0.25
@@ -112,6 +113,40 @@ class SSE:
         if settings.metrics:
             app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)
         request_tearing_down.connect(close_dropped, app)
+
+    def relay(
+        self,
+        upstream: str,
+        path: str,
+        *,
+        method: str = "POST",
+        json: Any = None,
+        data: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        client: str | None = None,
+    ) -> Response:
+        """Return a response that relays an upstream, for a view of the site's own to return.
+
+        It goes the way of the gateway's endpoints: the upstream table with its keys, the limits of open streams,
+        cancelling when the client leaves, the ends, the log and the metrics. Who may call, and how often, the view
+        decides before; the throttle does not count it. Nothing of the client's request is sent but its trace.
+
+        :param upstream: the name in `SSE_UPSTREAMS`.
+        :param path: the path below the upstream's URL, with a query if there is one.
+        :param method: of the upstream request.
+        :param json: the body, encoded as the app's JSON; None: none.
+        :param data: the body as it is; `Content-Type` is JSON unless `headers` says otherwise.
+        :param headers: fields of the upstream request; the table's replace them. `Accept` is `text/event-stream`
+            by default.
+        :param client: the client's name, by which its streams are counted and logged. None: the name that `authorize`
+            returns, or else its address.
+        :raises Refused: if there are too many streams, the upstream cannot be reached, or a field cannot be sent;
+            Flask turns it into a response unless the view catches it.
+        :raises LookupError: if there is no such upstream.
+        :raises ValueError: for two bodies, an unknown method, or an empty name.
+        :raises RuntimeError: outside a request, or if the app has no SSE.
+        """
+        return relay_from_site(upstream, path, method=method, json=json, data=data, headers=headers, client=client)
 
     def _blueprints(self) -> Iterator[Blueprint]:
         if self._relay:

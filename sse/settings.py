@@ -5,24 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import click
 import limits
 
 from .protocol.target.table import Upstream, parse_upstream
 from .relay.redis import check_storage_uri
-
-PREFIX = "SSE_"
-
-
-class SettingError(click.ClickException, ValueError):
-    """A wrong setting; its text names the key. Flask's command line shows it as one line, without a traceback."""
-
+from .setting_name import PREFIX as PREFIX
+from .setting_name import SettingError as SettingError
+from .setting_name import check_below, find_key
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+# With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _upstreams(value: object) -> tuple[Upstream, ...]:
@@ -75,6 +72,12 @@ def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r}")
     return value
+
+
+def _metrics(value: object) -> bool:
+    if _flag(value) and find_spec("prometheus_client") is None:
+        raise ValueError("needs a package that is not installed: pip install 'flask-sse-relay[metrics]'")
+    return _flag(value)
 
 
 def _count(value: object) -> int:
@@ -156,7 +159,7 @@ class Settings:
     #: PEM file of authorities trusted for upstreams beside the usual ones. "": none.
     ca_file: str = _key(_file, "")
     #: Whether `GET /metrics` is served.
-    metrics: bool = _key(_flag, False)
+    metrics: bool = _key(_metrics, False)
     #: The form of the service's log lines: "text", or "json" for an object a line. A site forms its log itself.
     log_format: str = _key(_log_format, "text")
     #: Seconds of silence after which an own stream sends a comment. 0: never.
@@ -175,23 +178,31 @@ class Settings:
     resume_memory: int = _key(_positive_count, 256 * 1024 * 1024)
 
     @classmethod
+    def checks(cls) -> dict[str, Callable[[object], Any]]:
+        """Return for each key what checks its value."""
+        return {PREFIX + known.name.upper(): known.metadata["check"] for known in fields(cls)}
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
         """Return the settings that a Flask configuration holds.
 
-        :param config: all keys of the app; those that do not begin with `SSE_` are left alone.
-        :raises ValueError: for an unknown key or a bad value; the message names the key and shows no secret.
+        :param config: all keys of the app; those of others are left alone.
+        :raises SettingError: for a misspelt key or a bad value; the message names the key and shows no secret.
         """
-        checks = {PREFIX + known.name.upper(): known for known in fields(cls)}
+        checks = cls.checks()
         values = {}
         for key, value in config.items():
-            if not key.startswith(PREFIX):
+            meant = find_key(key, checks)
+            if meant is None:
+                # Another extension's, such as Flask-SSE's SSE_REDIS_URL.
                 continue
-            if key not in checks:
-                raise ValueError(f"{key} is not a setting; there are {', '.join(checks)}")
+            if key != meant:
+                raise SettingError(f"{key} is not a setting: did you mean {meant}?")
+            check_below(key, value, checks)
             try:
-                values[checks[key].name] = checks[key].metadata["check"](value)
+                values[key.removeprefix(PREFIX).lower()] = checks[key](value)
             except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+                raise SettingError(f"{key}: {error}") from error
         return cls(**values)
 
     def is_open(self, *, has_authorize: bool) -> bool:

@@ -21,9 +21,10 @@ PARTS: dict[str, set[str]] = {
     "protocol": {"errors"},
     "compat": set(),
     "relay": {"compat", "errors", "protocol"},
-    "gunicorn": {"compat", "relay"},
+    "gunicorn": {"compat", "errors", "relay"},
     "demo": {"protocol"},
-    "settings": {"errors", "protocol", "relay"},
+    "setting_name": set(),
+    "settings": {"errors", "protocol", "relay", "setting_name"},
     "web": {"compat", "errors", "protocol", "relay", "settings"},
     "assembly": {"compat", "demo", "errors", "protocol", "relay", "settings", "web"},
     "cli": {"compat", "errors", "protocol", "relay", "settings", "web"},
@@ -140,7 +141,7 @@ def test_everything_that_is_imported_is_declared() -> None:
     """In pyproject.toml, as a dependency or as an extra."""
     text = (ROOT / "pyproject.toml").read_text().lower().replace("_", "-")
     # The standard library's stubs, and what is used where a site has it.
-    optional = {"_typeshed", "opentelemetry"}
+    optional = {"_typeshed", "opentelemetry", "uwsgi"}
     distributions = packages_distributions()
     for name in {name for module in MODULES for name in theirs(module)} - sys.stdlib_module_names - optional:
         assert any(f'"{each.lower().replace("_", "-")}>=' in text for each in distributions[name]), name

@@ -115,6 +115,9 @@ if resource.RLIM_INFINITY != _soft < _wanted:
 # Connections that wait to be accepted: 5,000 at once were all served 2.6 times as soon as with 128.
 backlog = 2048
 
+# Bytes of a request line, as many as gunicorn can: a prompt in the query of an EventSource is long.
+limit_request_line = 8190
+
 # Seconds in which the event loop must show life; it is not a limit on streams.
 timeout = 60
 

@@ -15,7 +15,8 @@ from ..protocol.boundary import Boundary
 from .background import run_soon
 from .drain import Phase
 from .exchange import Exchange, Limits, Side, Stage
-from .log.base import Header, Log, Reader
+from .log.base import Header, Reader
+from .log.contract import Log
 from .log.ring import Recording
 from .monitor import Monitor
 from .stream.end import EndReason

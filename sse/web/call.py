@@ -46,8 +46,6 @@ class Call:
     #: The limit that is being counted, and what was counted last.
     limit: Limit | None = None
     counted: Verdict | None = None
-    #: Whether the refusal of the request has been logged.
-    is_reported: bool = False
     #: Closes the body of the response for as long as the server has not got it.
     close_unsent: Callable[[], None] | None = None
 

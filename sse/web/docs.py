@@ -15,10 +15,13 @@ from pydantic.json_schema import models_json_schema
 
 from ..errors import (
     AtCapacity,
+    CrossSite,
     Draining,
+    FieldsTooLarge,
     IdempotencyKeyReused,
     InvalidOffset,
     InvalidRequest,
+    LengthRequired,
     MethodNotAllowed,
     NotFound,
     OffsetExpired,
@@ -33,9 +36,11 @@ from ..errors import (
     TooManyStreams,
     Unauthenticated,
     UnsupportedMediaType,
+    UpgradeRequired,
     UpstreamBadResponse,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UriTooLong,
 )
 from .model import ForwardRequest, Problem
 from .page import STATIC, may_call, protect
@@ -60,8 +65,12 @@ RELAY_REFUSALS = (
     InvalidRequest,
     Unauthenticated,
     TargetNotAllowed,
+    CrossSite,
     MethodNotAllowed,
+    LengthRequired,
     TooLarge,
+    UriTooLong,
+    FieldsTooLarge,
     Throttled,
     TooManyStreams,
     UpstreamUnreachable,
@@ -379,7 +388,7 @@ def _upstream(state: State, url: str, names: Iterable[str]) -> dict[str, Any]:
             "description": _UPSTREAM,
             "parameters": [_REQUEST_ID, *_RECORDING, *([_LAST_EVENT_ID] if method == "get" else [])],
             **({} if method in ("get", "head") else {"requestBody": {"content": {"application/json": {}, "*/*": {}}}}),
-            "responses": _relayed(state, (*RELAY_REFUSALS, NotFound)),
+            "responses": _relayed(state, (*RELAY_REFUSALS, NotFound, UpgradeRequired)),
             "security": _security(state),
         }
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, current_app, jsonify, request, send_from_directory
 
-from ..errors import Throttled, Unauthenticated
+from ..errors import CrossSite, Throttled, Unauthenticated
 from .call import current_call
 from .state import State, current_state
 
@@ -94,8 +94,8 @@ def may_call(state: State) -> bool:
     if state.access.is_open:
         return True
     try:
-        state.access.admit(request, current_call(), None)
-    except (Unauthenticated, Throttled):
+        state.access.admit(request, current_call())
+    except (CrossSite, Throttled, Unauthenticated):
         return False
     return True
 

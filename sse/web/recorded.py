@@ -33,7 +33,7 @@ from ..relay.stream.source import Source
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
-from .own import client_socket
+from .connection import client_connection
 from .report import RecordingReport, StreamReport
 from .response import stream_response
 from .resume import Resume, claim_key, fingerprint
@@ -104,6 +104,7 @@ class Reading:
         if state.drain.phase() >= (Phase.DRAINING if recordings.is_shared else Phase.FINISHING):
             raise Draining(retry_after=RETRY_AFTER)
         self._state = state
+        self._client = client_connection(request.environ)
         self.stack = ExitStack()
         with store():
             self.reader = reader = recordings.log.follow(id, snapshot, offset)
@@ -111,7 +112,7 @@ class Reading:
         self.source: Source = reader
         self.stack.callback(reader.close)
         if exchange is None:
-            exchange = Exchange(client_socket(request), Limits(send=state.settings.send_timeout))
+            exchange = Exchange(self._client.socket, Limits(send=state.settings.send_timeout))
             exchange.watch_client()
             state.monitor.add(exchange)
             self.stack.callback(state.monitor.discard, exchange)
@@ -146,7 +147,8 @@ class Reading:
             is_event_stream=is_event_stream,
             heartbeat=self._state.settings.heartbeat,
             has_body=request.method != "HEAD",
-            is_framed=request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+            abort=self._client.abort,
+            holds_back=self._client.socket is None,
             on_end=on_end,
         )
         return stream_response(pump, status=status, fields=fields, call=call)

@@ -9,6 +9,7 @@ from flask import Request, Response
 
 from ..errors import ClientGone, Draining, SSEError
 from ..protocol.field import is_event_stream, response_fields
+from ..protocol.target.table import Upstream
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
@@ -17,7 +18,7 @@ from ..relay.stream.source import Source
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
-from .own import client_socket
+from .connection import client_connection
 from .recorded import Attempt, usable_recordings
 from .report import StreamReport
 from .response import stream_response
@@ -40,7 +41,8 @@ class Relay:
         self._call = call
         self._state = state
         self._stack = ExitStack()
-        self.exchange = Exchange(client_socket(request), state.limits)
+        self._client = client_connection(request.environ)
+        self.exchange = Exchange(self._client.socket, state.limits)
 
     def __enter__(self) -> Relay:
         if self._state.drain.phase() >= Phase.FINISHING:
@@ -52,18 +54,19 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def respond(self, wanted: UpstreamRequest, resume: Resume | None = None) -> Response:
+    def respond(self, wanted: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
 
+        :param entry: the upstream's in the table; None for a public target.
         :param resume: how the response is to be recorded, None if it is not.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
         if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
-            return self._relay(wanted, None)
+            return self._relay(wanted, entry, None)
         with Attempt(resume, wanted, self._call, self._state, recordings) as attempt:
-            return attempt.attach(self.exchange, self._stack) or self._relay(wanted, attempt)
+            return attempt.attach(self.exchange, self._stack) or self._relay(wanted, entry, attempt)
 
-    def _relay(self, wanted: UpstreamRequest, attempt: Attempt | None) -> Response:
+    def _relay(self, wanted: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
         report = StreamReport(self._call, self._state.metrics)
         # What a recorder takes over: the lease, and the upstream.
         taken = self._stack.enter_context(ExitStack())
@@ -80,7 +83,10 @@ class Relay:
             self._call.end = _unopened(error, self.exchange)
             raise
         report.answer(upstream.status)
-        fields = response_fields(upstream.fields)
+        fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
+        if wanted.method == "HEAD":
+            # RFC 9110, section 9.3.2: the fields of a HEAD "as if the request method had been GET".
+            fields.extend([field for field in upstream.fields if field[0].lower() == "content-length"][:1])
         named = {name.lower(): value for name, value in fields}
         reader = None
         if attempt is not None:
@@ -122,7 +128,8 @@ class Relay:
             heartbeat=self._state.settings.relay_heartbeat,
             limit=MAX_ERROR_BODY if is_error else 0,
             has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
-            is_framed=self._request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+            abort=self._client.abort,
+            holds_back=self._client.socket is None,
             on_end=on_end,
         )
         held.push(self._stack.pop_all())

@@ -31,6 +31,7 @@ TIERS = {
     "test_deploy.py": "deploy",
     "test_proxies.py": "deploy",
     "test_packaging.py": "deploy",
+    "test_servers.py": "deploy",
     "docs/test_deployment.py": "deploy",
     "faults": "fault",
     "test_costs.py": "cost",

@@ -40,7 +40,8 @@ def aim(asked: dict[str, Any]) -> dict[str, Any]:
     is_get = str(asked.get("method", "")).upper() == "GET"
     path = "v1/models" if is_get else "api/v1/services/aigc/text-generation/generation"
     header = asked.get("header", {})
-    if isinstance(header, str) or len(json.dumps(header)) > MOST_HEADER:
+    is_plain = isinstance(header, dict) and all(isinstance(value, str) for value in header.values())
+    if not is_plain or len(json.dumps(header)) > MOST_HEADER:
         header = {"X-DashScope-SSE": "enable"}
     target = os.environ["DEMONSTRATION"] + path
     return {"targetUrl": target, "header": header, "body": None if is_get else GENERATION}

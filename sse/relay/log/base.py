@@ -1,20 +1,17 @@
 """A log of bytes that are found by their position: what a recording consists of, wherever it is stored.
 
 One recorder appends; readers in any process take what follows a position. A position is the count of the bytes before
-it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`), and both keep the contract of `Log`.
+it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`); `contract.py` says what both do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
-
-if TYPE_CHECKING:
-    from .ring import Recording
 
 #: Bytes that one `read()` returns at most: as many as one read of an upstream does.
 READ_SIZE = 64 * 1024
@@ -145,58 +142,3 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Leave the recording; idempotent."""
-
-
-class Log(Protocol):
-    """All recordings of a store."""
-
-    def create(self, id: str, header: Header, cancel: Callable[[EndReason], None]) -> Recording | None:
-        """Begin a recording, None if there is no room for it.
-
-        :param cancel: stops the recorder, for a reason; called from anywhere, never waits.
-        """
-
-    def finish(self, recording: Recording, reason: EndReason) -> None:
-        """End a recording after its last byte was appended; never waits."""
-
-    def attend(self, recording: Recording) -> Reader:
-        """Return a reader for the client whose request is recorded, from the first byte on; to be closed."""
-
-    def look(self, id: str) -> Snapshot:
-        """Return the state of a recording.
-
-        :raises NotKept, Expired, Unavailable: if there is none to read.
-        """
-
-    def read(self, id: str, offset: int, limit: int) -> bytes:
-        """Return up to `limit` bytes that are there from a position on.
-
-        :raises Trimmed, NotKept, Expired, Unavailable: if they are not.
-        """
-
-    def follow(self, id: str, snapshot: Snapshot, offset: int) -> Reader:
-        """Return a reader, to be closed.
-
-        :raises TooManyReaders, NotKept, Unavailable: if there can be none.
-        """
-
-    def stop(self, id: str, *, erase: bool) -> None:
-        """End a recording as `EndReason.STOPPED` if it is open, and erase it if that is wanted; again is no error.
-
-        :raises Unavailable: if the store cannot be reached.
-        """
-
-    def claim(self, key: str, claim: Claim, *, instead_of: Claim | None = None) -> Claim:
-        """Return the claim that the key has now: the one given, if there was none or `instead_of`.
-
-        :raises Unavailable: if the store cannot be reached.
-        """
-
-    def is_alive(self, claim: Claim) -> bool:
-        """Return whether the process that made a claim still runs."""
-
-    def release(self, key: str, claim: Claim) -> None:
-        """Give up a claim whose recording has not begun."""
-
-    def has_written(self) -> bool:
-        """Return whether other processes can read all recordings of this process that have ended."""

@@ -44,7 +44,7 @@ def stream(id: str) -> Response:
     if (options := check_method(ALLOWED)) is not None:
         return options
     (request, call), state = current_request(), current_state()
-    state.access.admit(request, call, None)
+    state.access.admit(request, call)
     recordings = state.recordings
     if recordings is None:
         raise NotFound

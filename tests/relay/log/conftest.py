@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from sse.relay.log.base import Header, Log, Reader
+from sse.relay.log.base import Header, Reader
+from sse.relay.log.contract import Log
 from sse.relay.log.memory import MemoryLog
 from sse.relay.log.redis import RedisLog
 from sse.relay.log.ring import Recording
