@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r}")
     return value
+
+
+def _metrics(value: object) -> bool:
+    if _flag(value) and find_spec("prometheus_client") is None:
+        raise ValueError("needs a package that is not installed: pip install 'flask-sse-relay[metrics]'")
+    return _flag(value)
 
 
 def _count(value: object) -> int:
@@ -152,13 +159,23 @@ class Settings:
     #: PEM file of authorities trusted for upstreams beside the usual ones. "": none.
     ca_file: str = _key(_file, "")
     #: Whether `GET /metrics` is served.
-    metrics: bool = _key(_flag, False)
+    metrics: bool = _key(_metrics, False)
     #: The form of the service's log lines: "text", or "json" for an object a line. A site forms its log itself.
     log_format: str = _key(_log_format, "text")
     #: Seconds of silence after which an own stream sends a comment. 0: never.
     heartbeat: float = _key(_seconds, 15.0)
     #: Seconds of silence after which a relayed stream is given a comment between two events. 0: never.
     relay_heartbeat: float = _key(_seconds, 0.0)
+    #: Seconds for which a recorded response is kept after its end, unless its client wants less. 0: none is recorded.
+    resume_ttl: int = _key(_count, 300)
+    #: Seconds for which a recording goes on without any reader, unless its client says otherwise. 0: it ends at once.
+    resume_leave: float = _key(_seconds, 60.0)
+    #: Most seconds for which a client may let a recording go on without any reader.
+    resume_leave_max: float = _key(_seconds, 600.0)
+    #: Bytes that are kept of one recording; older ones are dropped.
+    resume_max_bytes: int = _key(_positive_count, 4 * 1024 * 1024)
+    #: Bytes that all recordings of a process may take in its memory.
+    resume_memory: int = _key(_positive_count, 256 * 1024 * 1024)
 
     @classmethod
     def checks(cls) -> dict[str, Callable[[object], Any]]:
