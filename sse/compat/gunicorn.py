@@ -9,8 +9,7 @@ from typing import Any
 
 import gunicorn
 from gunicorn.glogging import Logger
-from gunicorn.http import wsgi
-from gunicorn.http.message import HeaderPolicy
+from gunicorn.http import message, wsgi
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers import base_async
 from gunicorn.workers.ggevent import GeventWorker
@@ -78,7 +77,7 @@ def unexpected() -> list[str]:
         (wsgi.Response, "start_response", ("status", "headers")),
         (wsgi.Response, "default_headers", ()),
         (wsgi.Response, "force_close", ()),
-        (HeaderPolicy, "_peer_trusted_for_forwarded", ()),
+        (getattr(message, "HeaderPolicy", message.Request), "_peer_trusted_for_forwarded", ()),
         (Unreader, "take_buffered", ()),
         (Unreader, "unread", ("data",)),
         (Logger, "access", ("resp", "req", "environ", "request_time")),

@@ -358,7 +358,7 @@ def test_a_client_that_leaves_and_garbage_leave_no_trace_in_the_log(capfd: pytes
 
 FORKED = """
 import os, requests, threading
-from sse.web.demo import DemonstrationServer
+from sse.demo.server import DemonstrationServer
 
 def ask(who):
     server.ensure_started()
