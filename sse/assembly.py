@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flask_limiter import Limiter
@@ -10,10 +11,15 @@ from flask_limiter import Limiter
 from .demo.server import DemonstrationServer
 from .protocol.target.table import UpstreamTable, parse_upstream
 from .relay.drain import Drain
+from .relay.durable import Recordings
 from .relay.exchange import Limits
 from .relay.lease import leases_in
+from .relay.log.contract import Log
+from .relay.log.memory import MemoryLog
+from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor
-from .relay.redis import SharedStore, nothing
+from .relay.redis import SharedStore, connect, nothing, parse_storage_uri
+from .relay.redis_error import store_errors
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
@@ -47,7 +53,7 @@ def build(
     table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
-    drain = Drain()
+    monitor = Monitor(drain := Drain())
     cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
@@ -60,9 +66,10 @@ def build(
             on_unavailable=_on_unavailable(metrics, "leases"),
         ),
         metrics=metrics,
-        monitor=Monitor(drain),
+        monitor=monitor,
         drain=drain,
         limits=_limits(settings),
+        recordings=_recordings(settings, monitor, metrics),
         cross_origin=cross_origin,
         access=Access(
             passcodes=settings.passcodes,
@@ -83,6 +90,23 @@ def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
     dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
     pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
     return UpstreamClient(UpstreamAdapter(pool))
+
+
+def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
+    if not settings.resume_ttl:
+        return None
+    on_used = metrics.kept_bytes.set if metrics is not None else bool
+    most, memory = settings.resume_max_bytes, settings.resume_memory
+    log: Log
+    if settings.storage_uri == "memory://":
+        log = MemoryLog(max_bytes=most, memory=memory, on_used=on_used)
+    else:
+        is_cluster = parse_storage_uri(settings.storage_uri).kind == "cluster"
+        connecting = partial(connect, settings.storage_uri)
+        log = RedisLog(
+            connecting, store_errors(), max_bytes=most, memory=memory, is_cluster=is_cluster, on_used=on_used
+        )
+    return Recordings(log, monitor, _limits(settings), is_shared=settings.storage_uri != "memory://")
 
 
 def _limits(settings: Settings) -> Limits:

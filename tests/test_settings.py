@@ -123,6 +123,12 @@ BAD: list[tuple[str, object]] = [
     ("SSE_LOG_FORMAT", ["json"]),
     ("SSE_HEARTBEAT", None),
     ("SSE_RELAY_HEARTBEAT", -0.1),
+    ("SSE_RESUME_TTL", -1),
+    ("SSE_RESUME_TTL", 1.5),
+    ("SSE_RESUME_LEAVE", "long"),
+    ("SSE_RESUME_LEAVE_MAX", -1),
+    ("SSE_RESUME_MAX_BYTES", 0),
+    ("SSE_RESUME_MEMORY", "256M"),
 ]
 
 GOOD: dict[str, object] = {
@@ -147,6 +153,11 @@ GOOD: dict[str, object] = {
     "SSE_LOG_FORMAT": "json",
     "SSE_HEARTBEAT": 0,
     "SSE_RELAY_HEARTBEAT": 20,
+    "SSE_RESUME_TTL": 60,
+    "SSE_RESUME_LEAVE": 5,
+    "SSE_RESUME_LEAVE_MAX": 50.5,
+    "SSE_RESUME_MAX_BYTES": 1000,
+    "SSE_RESUME_MEMORY": 100000,
 }
 
 
@@ -185,6 +196,11 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "log_format": "text",
         "heartbeat": 15,
         "relay_heartbeat": 0,
+        "resume_ttl": 300,
+        "resume_leave": 60,
+        "resume_leave_max": 600,
+        "resume_max_bytes": 4 * 1024 * 1024,
+        "resume_memory": 256 * 1024 * 1024,
     }
     assert {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)} == documented
 

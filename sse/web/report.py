@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SSEError
+from ..relay.durable import RecordingEnd
 from ..relay.stream.end import StreamEnd
 from .call import Call, current_call
 from .log import log_event
@@ -54,6 +55,36 @@ class StreamReport:
         fields = _stream_fields(end, self._upstream, self._client)
         fields["request_id"] = self._request_id
         log_event(log, logging.INFO, "stream", fields)
+
+
+class RecordingReport:
+    """Reports on one recording; it keeps nothing of the request but names.
+
+    :param id: of the recording; only its begin is logged, because the whole is a right to read.
+    """
+
+    def __init__(self, call: Call, metrics: Metrics | None, id: str) -> None:
+        self._names = _names(call)
+        self._fields = {"recording": id[:6], "request_id": call.id}
+        self._metrics = metrics
+
+    def begin(self) -> None:
+        """Count the recording as open."""
+        if self._metrics is not None:
+            self._metrics.begin_recording(self._names["upstream"])
+
+    def finish(self) -> None:
+        """Count the recording as no longer open."""
+        if self._metrics is not None:
+            self._metrics.finish_recording(self._names["upstream"])
+
+    def tell(self, end: RecordingEnd) -> None:
+        """Log and count how the recording ended."""
+        self.finish()
+        if self._metrics is not None:
+            self._metrics.observe_recording(self._names["upstream"], end)
+        fields = {"end": str(end.reason), **self._names, "bytes": end.bytes, "total": round(end.total, 3)}
+        log_event(log, logging.INFO, "recording", {**fields, **self._fields})
 
 
 def report_refusal(error: SSEError) -> None:

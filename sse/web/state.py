@@ -9,6 +9,7 @@ from flask import current_app
 
 from ..protocol.target.table import UpstreamTable
 from ..relay.drain import Drain
+from ..relay.durable import Recordings
 from ..relay.exchange import Limits
 from ..relay.lease import Leases
 from ..relay.monitor import Monitor
@@ -46,6 +47,8 @@ class State:
     cross_origin: CrossOrigin
     access: Access
     metrics: Metrics | None
+    #: None if nothing is recorded.
+    recordings: Recordings | None
     demonstration: Demonstration | None
 
 
