@@ -1,4 +1,4 @@
-"""Who calls, and how often: credentials, the client's address, and the throttle."""
+"""Check who sends a request, and how often: credentials, the client's address, and the throttle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .origin import CrossOrigin
 from .throttle import Throttle
 from .unknown import UnknownBodies
 
-#: A site's callback: it returns the client's name; None, and all that is not a string or is empty, is a stranger.
+#: A site's callback. It returns the client's name; any value but a string that is not empty means an unknown client.
 Authorize = Callable[[Request], "str | None"]
 
 #: Returns the client that a JSON Web Token names, None if it is not valid.
@@ -29,18 +29,18 @@ Verify = Callable[[bytes], Client | None]
 
 log = logging.getLogger("sse")
 
-#: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
-GUESSES = "60 per 10 second"
+#: The limit of failed logins if `SSE_THROTTLE` is empty, so that a passcode cannot be guessed.
+FAILED_LOGINS = "60 per 10 second"
 
 #: Characters of a client's name that are logged: a site's `authorize` may return any.
 MAX_LOGGED_NAME = 64
 
-#: Addresses that are kept as they were read: a client calls again and again.
+#: How many parsed addresses are cached.
 KEPT_ADDRESSES = 1024
 
 
 class Access:
-    """Decides who may call and how often.
+    """Decides which requests are admitted.
 
     :param directory: clients by their passcodes.
     :param verify: returns the client that a JSON Web Token names, None if it is not valid; None if none are accepted.
@@ -79,15 +79,15 @@ class Access:
         self._calls = counts.limit(throttle, "client") if throttle else None
         #: The limits of clients that have their own, of which there are few.
         self._calls_of = cache(lambda value: counts.limit(value, "client") if value else None)
-        guesses = throttle or GUESSES
-        # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = counts.limit(guesses, "address", scope="sse-anonymous")
-        self._guess = counts.limit(guesses, "address", scope="sse-guess")
-        self._guessed = counts.limit(guesses, "address", scope="sse-guess", counts=False)
+        failures = throttle or FAILED_LOGINS
+        # One count for all endpoints. A request without a credential is no failed login.
+        self._anonymous = counts.limit(failures, "address", scope="sse-anonymous")
+        self._failed = counts.limit(failures, "address", scope="sse-guess")
+        self._failed_before = counts.limit(failures, "address", scope="sse-guess", counts=False)
         self.unknown_bodies = UnknownBodies()
-        #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
-        self._shares_guesses = limiter is not None or store is not None
-        self._guesses_until = 0.0
+        #: Whether other processes count failed logins too, and until when (time.monotonic()) this process's own count.
+        self._shares_failures = limiter is not None or store is not None
+        self._failures_until = 0.0
 
     def admit(self, request: Request, call: Call) -> None:
         """Set who sent a request, by its fields, and count it.
@@ -147,28 +147,28 @@ class Access:
             and _field_credentials(request)
             and self._find([encode(passcode)]) is None
         ):
-            self.refuse(request, call, is_guess=True)
+            self.refuse(request, call, is_failure=True)
 
-    def refuse(self, request: Request, call: Call, *, is_guess: bool) -> NoReturn:
+    def refuse(self, request: Request, call: Call, *, is_failure: bool) -> NoReturn:
         """Count and refuse a request without a valid credential.
 
-        :param is_guess: whether it had one at all: to have none is no guess.
+        :param is_failure: whether it had one at all: to have none is no guess.
         :raises Throttled: if the address failed too often.
         :raises Unauthenticated: otherwise.
         """
-        if is_guess:
-            self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
-        self._throttle.count(request, call, self._guess if is_guess else self._anonymous)
+        if is_failure:
+            self._failures_until = time.monotonic() + max(item.get_expiry() for item in self._failed.items)
+        self._throttle.count(request, call, self._failed if is_failure else self._anonymous)
         raise Unauthenticated
 
     def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
         found = self._find(credentials) if credentials else None
         if found is None and not self.is_open:
-            self.refuse(request, call, is_guess=bool(credentials))
+            self.refuse(request, call, is_failure=bool(credentials))
         name, call.rules = found.name if found is not None else None, found
-        if credentials and self._has_credentials and not self.is_open and self._may_have_guessed():
+        if credentials and self._has_credentials and not self.is_open and self._may_have_failures():
             # While locked out, correct credentials are refused too.
-            self._count(request, call, name, self._guessed)
+            self._count(request, call, name, self._failed_before)
         else:
             self._count(request, call, name)
 
@@ -195,16 +195,16 @@ class Access:
             self._throttle.count(request, call, *limits)
 
     def has_store(self) -> bool:
-        """Tell whether the store that the throttle is kept in can be used."""
+        """Return whether the store of the throttle is available."""
         return self._throttle.has_store()
 
     def rate_limit_fields(self, call: Call) -> list[tuple[str, str]]:
-        """Return what the throttle says of a call, as response fields."""
+        """Return the rate-limit fields of the response to a call."""
         return self._throttle.fields(call, only_exceeded=self._calls is None)
 
-    def _may_have_guessed(self) -> bool:
-        # To ask costs as much as the throttle itself, and mostly nobody has.
-        return self._shares_guesses or time.monotonic() < self._guesses_until
+    def _may_have_failures(self) -> bool:
+        # The check costs as much as the throttle itself, and failed logins are rare.
+        return self._shares_failures or time.monotonic() < self._failures_until
 
     def is_valid(self, client: Client) -> bool:
         """Return whether the credential of a client that was admitted is still valid."""
@@ -239,7 +239,7 @@ def bearer(request: Request) -> str | None:
 
 
 def client_address(request: Request, *, trusted_proxies: int) -> str:
-    """Return whom the nearest proxy that is not ours saw; an IPv6 address stands for its /64, which is one household.
+    """Return the address that the outermost trusted proxy saw; of an IPv6 address its /64, which one network prefix is.
 
     :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by proxies of ours; what
         is left of them is the client's own invention.
@@ -247,13 +247,13 @@ def client_address(request: Request, *, trusted_proxies: int) -> str:
     peer = request.remote_addr or "unknown"
     seen = request.headers.get("X-Forwarded-For", "").split(",") if trusted_proxies else []
     if not trusted_proxies or len(seen) < trusted_proxies:
-        return _household(peer) or peer
-    return _household(seen[-trusted_proxies].strip()) or _household(peer) or peer
+        return _network_prefix(peer) or peer
+    return _network_prefix(seen[-trusted_proxies].strip()) or _network_prefix(peer) or peer
 
 
 @lru_cache(maxsize=KEPT_ADDRESSES)
-def _household(text: str) -> str | None:
-    # Some proxies write the port behind the address, in the form of a URL's authority.
+def _network_prefix(text: str) -> str | None:
+    # Some proxies append the port to the address, as in a URL's authority.
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
@@ -264,7 +264,7 @@ def _household(text: str) -> str | None:
         return None
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
-    # A socket that listens for both families says ::ffff:192.0.2.1 of an IPv4 client.
+    # A dual-stack socket shows an IPv4 client as ::ffff:192.0.2.1.
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))
