@@ -131,7 +131,7 @@ def test_openai_runs_a_request_once_although_its_connection_breaks(gateway: Serv
 def test_chromium_goes_on_offline_and_after_a_reload(
     chromium: Browser, gateway: Service, upstream: Upstream, service: Callable[..., Service]
 ) -> None:
-    """An EventSource of the events view: the network goes away in mid-answer, and no event is missing or comes twice."""
+    """An EventSource of the events view, whose network goes away in mid-answer, misses no event and gets none twice."""
     upstream.script = script = Paced()
     with closing(post(gateway)) as client:
         place = location(client)
@@ -142,7 +142,7 @@ def test_chromium_goes_on_offline_and_after_a_reload(
         window.seen = [];
         const source = new EventSource(place + "?live=events");
         source.onmessage = (event) => window.seen.push(event.data);
-        source.onerror = () => { window.closed = source.readyState === EventSource.CLOSED; };
+        source.onerror = () => { window.ended = source.readyState === EventSource.CLOSED; };
     }"""
     page.evaluate(follow, place)
     for number in range(3):
@@ -158,6 +158,6 @@ def test_chromium_goes_on_offline_and_after_a_reload(
     page.evaluate(follow, place)
     script.send(b"data: 6\n\n")
     script.complete()
-    page.wait_for_function("window.closed", timeout=20_000)
+    page.wait_for_function("window.ended", timeout=20_000)
     assert page.evaluate("window.seen") == [str(number) for number in range(7)]
     context.close()
