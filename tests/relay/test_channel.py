@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sse import ServerSentEvent
-from sse.relay import channel as module
-from sse.relay.channel import (
-    ChannelReader,
-    Channels,
-    HistoryLimits,
-    Overtaken,
-    check_channel,
-    parse_event_id,
-)
+from sse.relay.channel import hub as module
+from sse.relay.channel.history import HistoryLimits, check_channel, parse_event_id
+from sse.relay.channel.hub import Channels
+from sse.relay.channel.reader import READ_SIZE, ChannelReader, Overtaken
 
 NAMES = ["a", "b", "c"]
 
@@ -74,7 +69,7 @@ def test_a_new_reader_gets_what_is_published_from_now_on() -> None:
     hub = Channels(HistoryLimits())
     publish(hub, "a", "before")
     reader = subscribe(hub, "a")
-    assert drain(reader) == f"id: {hub.epoch}-1\n\n".encode()
+    assert drain(reader) == f"id: {hub.numbering.epoch}-1\n\n".encode()
     last = publish(hub, "a", "after")
     assert drain(reader) == f"id: {last}\ndata: after\n\n".encode()
     assert reader.read() is None
@@ -86,7 +81,7 @@ def test_a_reader_without_an_event_yet_can_resume() -> None:
     (number,) = ids(drain(reader))
     reader.close()
     publish(hub, "a", "meanwhile")
-    assert data_of(subscribe(hub, "a", since=hub.event_id(number))) == ["meanwhile"]
+    assert data_of(subscribe(hub, "a", since=hub.numbering.event_id(number))) == ["meanwhile"]
 
 
 def test_one_id_covers_several_channels_in_order() -> None:
@@ -127,7 +122,7 @@ def test_a_piece_is_bounded() -> None:
     pieces = []
     while piece := reader.read():
         pieces.append(piece)
-    assert max(map(len, pieces)) <= module.READ_SIZE
+    assert max(map(len, pieces)) <= READ_SIZE
     assert ids(b"".join(pieces)) == list(range(1, 11))
 
 
@@ -157,7 +152,7 @@ def test_age_ends_a_history(clock: Clock) -> None:
 
 def test_a_quiet_channel_is_whole_however_busy_others_are(clock: Clock) -> None:
     hub = Channels(HistoryLimits(seconds=10))
-    mark = hub.event_id(0)
+    mark = hub.numbering.event_id(0)
     for _ in range(5):
         publish(hub, "busy")
         clock.now += 1
@@ -179,7 +174,7 @@ def test_a_channel_that_was_forgotten_is_not_taken_for_one_that_never_had_events
 def test_an_id_that_cannot_be_resumed_resets(since: str) -> None:
     hub = Channels(HistoryLimits())
     publish(hub, "a")
-    assert b"event: reset" in drain(subscribe(hub, "a", since=since.format(epoch=hub.epoch)))
+    assert b"event: reset" in drain(subscribe(hub, "a", since=since.format(epoch=hub.numbering.epoch)))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +214,7 @@ def test_a_closed_channel_gives_the_rest_and_ends() -> None:
     assert hub.subscribe(["a"], since=last) is None
     assert hub.subscribe(["a"], since=end) is None
     assert hub.subscribe(["a"]) is None
-    assert data_of(subscribe(hub, "a", since=hub.event_id(0))) == ["rest"]
+    assert data_of(subscribe(hub, "a", since=hub.numbering.event_id(0))) == ["rest"]
 
 
 def test_a_channel_that_is_published_to_again_is_open_again() -> None:
@@ -275,7 +270,7 @@ def test_a_bell_wakes_a_thread_that_waits() -> None:
     thread.start()
     publish(hub, "a", "ring")
     thread.join(10)
-    assert seen == [f"id: {hub.epoch}-1\ndata: ring\n\n".encode()]
+    assert seen == [f"id: {hub.numbering.epoch}-1\ndata: ring\n\n".encode()]
 
 
 def test_a_reader_that_is_cancelled_wakes_and_ends() -> None:
@@ -397,7 +392,7 @@ class ChannelMachine(RuleBasedStateMachine):
             assert due[0][1].encode() in block
         elif seen.last is not None:
             assert number == parse_event_id(seen.last)[1]
-        seen.last = self.hub.event_id(number)
+        seen.last = self.hub.numbering.event_id(number)
 
     @invariant()
     def readers_that_have_read_all_have_had_all(self) -> None:
@@ -405,7 +400,7 @@ class ChannelMachine(RuleBasedStateMachine):
             if seen.last is None:
                 continue
             last = parse_event_id(seen.last)[1]
-            assert last <= self.hub.seq
+            assert last <= self.hub.numbering.seq
 
 
 TestChannelMachine = ChannelMachine.TestCase
