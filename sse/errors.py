@@ -119,6 +119,12 @@ class Draining(SSEError):
     title = "The gateway is about to stop"
 
 
+class StoreUnavailable(SSEError):
+    status = 503
+    code = "store_unavailable"
+    title = "The store cannot be reached"
+
+
 class UpstreamTimeout(SSEError):
     status = 504
     code = "upstream_timeout"

@@ -102,8 +102,7 @@ class Channel:
     def append(self, entry: Entry, when: float, limits: HistoryLimits) -> None:
         """Append an entry; where others are missing before it, the history begins with it."""
         if entry.prev > self.last:
-            self.entries.clear()
-            self.size, self.lost = 0, entry.prev
+            self.skip(entry.prev)
         self.entries.append((when, entry))
         self.size += len(entry.frame)
         self.last = entry.seq
@@ -117,6 +116,11 @@ class Channel:
             or (len(entries) > 1 and (len(entries) > limits.events or self.size > limits.bytes))
         ):
             self.size -= len(entries.popleft()[1].frame)
+
+    def skip(self, seq: int) -> None:
+        """Forget the history: entries up to a number were lost."""
+        self.entries.clear()
+        self.size, self.last, self.lost = 0, seq, seq
 
     def clear(self) -> None:
         """Forget everything but the readers."""

@@ -182,11 +182,31 @@ class Channels:
                 channel.clear()
                 self._bells.ring(channel.readers)
 
-    def channel(self, name: str, last: int | None = None) -> Channel:
-        """Return a channel; one that is not known here begins behind `last`, or behind what is too old to be kept."""
+    def channel(self, name: str) -> Channel:
+        """Return a channel; one that is not known here begins behind what is too old to be kept."""
         if name not in self._channels:
-            self._channels[name] = Channel(self._floor(time.monotonic()) if last is None else last)
+            self._channels[name] = Channel(self._floor(time.monotonic()))
         return self._channels[name]
+
+    def begin_channel(self, name: str, floor: int, *, is_late: bool) -> None:
+        """Begin a channel behind the store's oldest entries, if it is new here or more was missed than is kept."""
+        with self.numbering.lock:
+            known = self._channels.get(name)
+            if known is None:
+                self._channels[name] = Channel(floor)
+            elif is_late and known.last < floor:
+                known.skip(floor)
+                self._bells.ring(known.readers)
+
+    def is_missing(self, name: str, epoch: str, prev: int | None) -> bool:
+        """Return whether an entry's predecessor should be here and is not."""
+        with self.numbering.lock:
+            return prev is not None and epoch == self.numbering.epoch and prev > self.channel(name).last
+
+    def advance(self, seq: int) -> None:
+        """Take note that all entries up to a number are known."""
+        with self.numbering.lock:
+            self.numbering.seq = max(self.numbering.seq, seq)
 
     def forget(self, name: str) -> None:
         """Drop the history of a channel that has no reader."""
