@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 from sse import SSE
 from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
 from sse.relay.drain import Phase
+from sse.web.call import current_call
 from sse.web.log import FORMATTERS
 from sse.web.report import report_failure, report_refusal
 from sse.web.response import problem
@@ -53,7 +54,7 @@ def readyz() -> Response:
     if current_state().drain.phase() is not Phase.SERVING:
         return _say("draining", 503)
     if not current_state().access.has_store():
-        return _say("the store is away", 503)
+        return _say("Redis unavailable", 503)
     return _say("ok")
 
 
@@ -70,7 +71,7 @@ def answer_routing(error: HTTPException) -> Response:
     kinds: dict[int | None, type[SSEError]] = {404: NotFound, 405: MethodNotAllowed}
     refusal = kinds.get(error.code, InvalidRequest)()
     report_refusal(refusal)
-    response = problem(refusal)
+    response = problem(refusal, current_call())
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
@@ -80,7 +81,7 @@ def answer_routing(error: HTTPException) -> Response:
 def answer_failure(error: Exception) -> Response:
     """Answer a fault of ours: its cause goes into the log, not to the client."""
     report_failure(error)
-    return problem(SSEError())
+    return problem(SSEError(), current_call())
 
 
 def _log_streams(form: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -10,16 +11,22 @@ class SSEError(Exception):
 
     :param detail: what was wrong, for the person who sent it; a lower-case clause, never with a secret in it.
     :param retry_after: seconds after which the same request would be let in; sent as `Retry-After`.
+    :param cause: what went wrong, for the log.
+    :param should_retry: False if an SDK must not repeat the request by itself; sent as `X-Should-Retry`.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "The gateway failed"
 
-    def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, detail: str = "", *, retry_after: int | None = None, cause: str = "", should_retry: bool | None = None
+    ) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.retry_after = retry_after
+        self.cause = cause
+        self.should_retry = should_retry
 
 
 class InvalidRequest(SSEError):
@@ -55,9 +62,18 @@ class NotFound(SSEError):
 
 
 class MethodNotAllowed(SSEError):
+    """The method is not allowed.
+
+    :param allowed: the methods that are.
+    """
+
     status = 405
     code = "method_not_allowed"
     title = "The method is not allowed here"
+
+    def __init__(self, *, allowed: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.allowed = allowed
 
 
 class TooLarge(SSEError):

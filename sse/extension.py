@@ -1,43 +1,24 @@
-"""class SSE: puts the parts into a Flask app."""
+"""Put the gateway into a Flask app: class `SSE`."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-from flask import Flask
-from flask_cors import CORS
+from flask import Blueprint, Flask, request_tearing_down
 from flask_limiter import Limiter
 
+from .assembly import build
 from .cli.command import register_commands, told_plainly
-from .demo.server import DemonstrationServer
-from .protocol.target.table import UpstreamTable, parse_upstream
 from .relay.drain import FAREWELL, Drain, Phase
-from .relay.exchange import Limits, Watches
-from .relay.lease import leases_in
-from .relay.redis import SharedStore, nothing
-from .relay.upstream.adapter import RelayAdapter
-from .relay.upstream.client import Upstreams
-from .relay.upstream.dial import Dialer
 from .settings import Settings
-from .web.access.access import Access, Authorize
+from .web.access.access import Authorize
+from .web.call import close_dropped
 from .web.docs import docs_blueprint
-from .web.page import page_blueprint
-from .web.response import EXPOSED_FIELDS, shared_fields
-from .web.state import State
-from .web.views import relay_blueprint, ticker_blueprint
-
-if TYPE_CHECKING:
-    from .web.metrics import Metrics
-
-#: Connections kept for one upstream where the number of streams is not limited.
-POOL_SIZE = 1000
-
-#: Seconds for which a browser need not ask again whether it may call.
-PREFLIGHT_AGE = 600
-
+from .web.page import page_blueprint, static_blueprint
+from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
 
 #: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
 #: once a second.
@@ -71,19 +52,6 @@ def _notice(drain: Drain) -> None:
         time.sleep(NOTICE_INTERVAL)
 
 
-def _metrics(settings: Settings) -> Metrics | None:
-    if not settings.metrics:
-        return None
-    from .web.metrics import new_metrics
-
-    return new_metrics()
-
-
-def _on_absence(metrics: Metrics | None, part: str) -> Callable[[], object]:
-    """Return what counts that a part of ours needed the shared store in vain."""
-    return metrics.store_errors.labels(part).inc if metrics is not None else nothing
-
-
 class SSE:
     """The extension. What a deployment changes are `SSE_*` keys of the app's configuration; see `Settings`.
 
@@ -93,6 +61,7 @@ class SSE:
     :param limiter: your own Limiter, if it is to keep our counts too; it should use the moving window.
     :param relay: whether there are the relay's endpoints; without them there are streams of the site's own alone.
     :param demonstration: whether there is `GET /sse`, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :param client: whether `sse.js`, the browser client, is served: `url_for("sse_static.file", name="sse.js")`.
     :param playground: whether the page at `/` is served.
     :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
     """
@@ -106,6 +75,7 @@ class SSE:
         limiter: Limiter | None = None,
         relay: bool = True,
         demonstration: bool = False,
+        client: bool = True,
         playground: bool = False,
         docs: bool = False,
     ) -> None:
@@ -114,6 +84,7 @@ class SSE:
         self._limiter = limiter
         self._relay = relay
         self._demonstration = demonstration
+        self._client = client
         self._playground = playground
         self._docs = docs
         if app is not None:
@@ -129,70 +100,28 @@ class SSE:
             raise RuntimeError(f"the app {app.name!r} has an SSE already")
         with told_plainly():
             settings = Settings.from_config(app.config)
-            app.extensions["sse"] = self._state(settings)
-        register_commands(app)
-        parts = [relay_blueprint()] if self._relay else []
-        if self._demonstration:
-            parts.append(ticker_blueprint())
-        if self._playground:
-            parts.append(page_blueprint())
-        if self._docs:
-            parts.append(docs_blueprint())
-        if settings.metrics:
-            from .web.metrics import metrics_blueprint
-
-            app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)
-        for part in parts:
-            CORS(
-                part,
-                origins=list(settings.cors_origins),
-                send_wildcard=True,
-                expose_headers=list(EXPOSED_FIELDS),
-                max_age=PREFLIGHT_AGE,
-            )
-            app.register_blueprint(part, url_prefix=self._url_prefix or None)
-
-    def _state(self, settings: Settings) -> State:
-        demonstration = DemonstrationServer() if self._demonstration and settings.upstreams is None else None
-        upstreams = settings.upstreams or ()
-        if demonstration is not None:
-            upstreams = (parse_upstream("demo", demonstration.url),)
-        table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
-        metrics = _metrics(settings)
-        store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
-        leases = leases_in(
-            store,
-            total=settings.max_streams,
-            per_client=settings.max_streams_per_client,
-            on_absence=_on_absence(metrics, "leases"),
-        )
-        drain = Drain()
-        dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
-        return State(
-            settings=settings,
-            table=table,
-            upstreams=Upstreams(
-                RelayAdapter(dialer, pool_size=settings.max_streams or POOL_SIZE, ca_file=settings.ca_file)
-            ),
-            leases=leases,
-            metrics=metrics,
-            watches=Watches(drain),
-            drain=drain,
-            limits=Limits(
-                open=settings.connect_timeout,
-                head=settings.response_timeout,
-                idle=settings.idle_timeout,
-                send=settings.send_timeout,
-                duration=settings.max_duration,
-            ),
-            shared_fields=shared_fields(settings.cors_origins),
-            access=Access(
+            state = app.extensions["sse"] = build(
                 settings,
                 authorize=self._authorize,
                 limiter=self._limiter,
-                is_open=settings.is_open(has_authorize=self._authorize is not None),
-                store=store,
-                on_absence=_on_absence(metrics, "throttle"),
-            ),
-            demonstration=demonstration,
-        )
+                has_demonstration=self._demonstration,
+            )
+        register_commands(app)
+        for part in self._blueprints():
+            part.after_request(state.cross_origin.share)
+            app.register_blueprint(part, url_prefix=self._url_prefix or None)
+        if settings.metrics:
+            app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)
+        request_tearing_down.connect(close_dropped, app)
+
+    def _blueprints(self) -> Iterator[Blueprint]:
+        if self._relay:
+            yield relay_blueprint()
+        if self._demonstration:
+            yield ticker_blueprint()
+        if self._client or self._playground:
+            yield static_blueprint(has_page=self._playground)
+        if self._playground:
+            yield page_blueprint()
+        if self._docs:
+            yield docs_blueprint()

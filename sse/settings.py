@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import limits
-from limits.errors import ConfigurationError
-from limits.storage import storage_from_string
 
 from .protocol.target.table import Upstream, parse_upstream
+from .relay.redis import check_storage_uri
 
 PREFIX = "SSE_"
 
@@ -52,15 +51,8 @@ def _throttle(value: object) -> str:
 def _storage_uri(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError('must be a string such as "memory://" or "redis://127.0.0.1:6379/0"')
-    if value != "memory://" and not re.match(r"(redis|rediss|redis\+unix|valkey|valkeys|valkey\+unix)://.", value):
-        raise ValueError("must be memory://, redis:// or valkey:// and where it is")
-    try:
-        storage_from_string(value)
-    except ConfigurationError as error:
-        raise ValueError("needs a package that is not installed: pip install flask-limiter[redis]") from error
-    except ValueError:
-        # Its text, and that of what it came from, may hold the store's password.
-        raise ValueError("is not a URL that can be used; a password in it must be percent-encoded") from None
+    if value != "memory://":
+        check_storage_uri(value)
     return value
 
 
@@ -148,9 +140,9 @@ class Settings:
     #: Seconds until an upstream must be connected, its name looked up and TLS agreed.
     connect_timeout: float = _key(_positive_seconds, 5.0)
     #: Seconds until the upstream's head must be there. 0: no limit.
-    response_timeout: float = _key(_seconds, 60.0)
+    response_timeout: float = _key(_seconds, 600.0)
     #: Seconds between two reads of a stream. 0: no limit.
-    idle_timeout: float = _key(_seconds, 120.0)
+    idle_timeout: float = _key(_seconds, 300.0)
     #: Seconds a client may take no byte at all, and its request body may take to arrive. 0: no limit.
     send_timeout: float = _key(_seconds, 30.0)
     #: Seconds the longest stream may live. 0: no limit.

@@ -323,17 +323,22 @@ def test_the_sites_cors_for_all_routes_is_the_sites_for_the_gateways_too(site: C
 # Parts and apps.
 
 
+#: Neither the relay nor the browser client.
+ALONE = {"relay": False, "client": False}
+
+
 @pytest.mark.parametrize(
     ("parts", "config", "paths"),
     [
-        pytest.param({}, {}, {"/forward-sse", "/upstream/<name>/", "/upstream/<name>/<path:path>"}, id="relay"),
-        pytest.param({"relay": False}, {}, set(), id="own-streams-alone"),
-        pytest.param({"relay": False, "demonstration": True}, {}, {"/sse"}, id="demonstration"),
-        pytest.param({"relay": False}, {"SSE_METRICS": True}, {"/metrics"}, id="metrics"),
-        pytest.param({"relay": False, "docs": True}, {}, {"/openapi.json", "/docs", "/docs/<name>"}, id="docs"),
         pytest.param(
-            {"relay": False, "playground": True}, {}, {"/", "/sse-static/<name>", "/playground.json"}, id="page"
+            {"client": False}, {}, {"/forward-sse", "/upstream/<name>/", "/upstream/<name>/<path:path>"}, id="relay"
         ),
+        pytest.param(ALONE, {}, set(), id="own-streams-alone"),
+        pytest.param({"relay": False}, {}, {"/sse-static/<name>"}, id="browser-client"),
+        pytest.param({**ALONE, "demonstration": True}, {}, {"/sse", "/hackathon/sse"}, id="demonstration"),
+        pytest.param(ALONE, {"SSE_METRICS": True}, {"/metrics"}, id="metrics"),
+        pytest.param({**ALONE, "docs": True}, {}, {"/openapi.json", "/docs", "/docs/<name>"}, id="docs"),
+        pytest.param({**ALONE, "playground": True}, {}, {"/", "/sse-static/<name>", "/playground.json"}, id="page"),
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "/ai"])

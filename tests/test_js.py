@@ -9,7 +9,7 @@ import pytest
 from .support.service import ROOT
 
 
-@pytest.mark.parametrize("name", ["sse.test.js", "dialect.test.js", "types.test.js"])
+@pytest.mark.parametrize("name", ["sse.test.js", "resume.test.js", "dialect.test.js", "types.test.js"])
 def test_sse_js(node: str, name: str) -> None:
     done = subprocess.run([node, "--test", str(ROOT / "tests/js" / name)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -233,8 +233,8 @@ def test_a_shared_store_that_is_away_is_counted_and_said_once(redis_server: Redi
         assert seen.sum("sse_store_errors_total", part="throttle") == 3
         # One for each that is taken, and for each that is given back.
         assert seen.sum("sse_store_errors_total", part="leases") >= 3
-        service.wait_log("the store is away")
-        assert service.log().count("the store is away") == 1
+        service.wait_log("Redis unavailable")
+        assert service.log().count("Redis unavailable") == 1
 
 
 # Several processes

@@ -104,7 +104,7 @@ def started(name: str) -> Iterator[str]:
 
 def test_service() -> None:
     with started("service") as url:
-        told = httpx.get(f"{url}/playground.json").json()
+        told = httpx.get(f"{url}/playground.json", headers={"X-Passcode": "a long random text"}).json()
     assert (told["upstreams"], told["open"]) == (["deepseek"], False)
 
 
@@ -204,7 +204,7 @@ def run_python(text: str) -> str:
 
 def test_upstreams() -> None:
     with started("upstreams") as url:
-        told = httpx.get(f"{url}/playground.json").json()
+        told = httpx.get(f"{url}/playground.json", headers={"X-Passcode": "a long random text"}).json()
     assert (told["upstreams"], told["open"]) == (["anthropic", "deepseek", "ollama", "openai", "tongyi"], False)
 
 
@@ -421,7 +421,7 @@ def test_systemd(tmp_path: Path) -> None:
     env = clean_environment(PORT="0", SSE_CONFIG=str(settings))
     with Process([sys.executable, "-m", "gunicorn", "app:app"], env=env) as process:
         url = process.wait_log(r"Listening at: (http://\S+)")[1]
-        told = httpx.get(f"{url}/playground.json").json()
+        told = httpx.get(f"{url}/playground.json", headers={"X-Passcode": "a long random text"}).json()
     assert (told["upstreams"], told["open"]) == (["deepseek"], False)
 
 

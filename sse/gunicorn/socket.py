@@ -9,6 +9,8 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
+from ..relay.linger import give_way
+
 
 class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets untyped
     """A client's connection that sends at once, as mostly it can; gevent's own prepares for what does not fit.
@@ -17,7 +19,7 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
     :param address: its peer's.
     """
 
-    __slots__ = ("address", "is_kept", "server")
+    __slots__ = ("_is_ahead", "address", "is_kept", "server")
 
     def __init__(self, server: Listener, descriptor: int, address: Any) -> None:
         super().__init__(server.family, socket.SOCK_STREAM, 0, descriptor)
@@ -25,6 +27,25 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
         self.address = address
         #: Whether its greenlet ended and left it open.
         self.is_kept = False
+        #: Whether the last read did not have to wait.
+        self._is_ahead = False
+
+    def recv(self, *args: Any) -> bytes:
+        """Return what has arrived; give way to others where that is always there at once."""
+        try:
+            # The system's socket, which never waits.
+            data = bytes(self._sock.recv(*args))
+        except BlockingIOError:
+            self._is_ahead = False
+            return bytes(super().recv(*args))
+        self.take_turn()
+        return data
+
+    def take_turn(self) -> None:
+        """Give way to others unless the client was waited for since the last turn."""
+        if self._is_ahead:
+            give_way()
+        self._is_ahead = True
 
     def renewed(self) -> Client:
         """Return the connection as one that greenlets close again."""

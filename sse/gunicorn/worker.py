@@ -15,9 +15,12 @@ from gunicorn.glogging import Logger
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.ggevent import GeventWorker
 
+from ..relay.linger import linger
 from ..relay.stream.pump import Pump
+from .request import RequestBody, track_body
 from .socket import Client, Listener
 from .stream import Environ, Stream
+from .tls import TLSListener
 
 #: What a client that has left looks like to whoever writes.
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
@@ -58,7 +61,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         """Return what accepts connections; gunicorn asks for it, and gives pywsgi's options besides."""
         handle = partial(self.handle, listener)
         if "ssl_context" in options:
-            server = StreamServer(listener, handle=handle, spawn=spawn, ssl_context=options["ssl_context"])
+            server = TLSListener(listener, handle, spawn, options["ssl_context"], self.log)
         else:
             server = Listener(listener, handle, spawn)
         if self.cfg.workers > 1:
@@ -66,10 +69,31 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             server.max_accept = 1
         return server
 
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serve a request; requests that came together on one connection give way to other connections."""
+        sock.take_turn()
+        body = track_body(req)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            if body is not None and body.failed:
+                linger(sock)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Respond to a request that cannot be served, such that the response arrives."""
+        super().handle_error(req, client, addr, exc)
+        if isinstance(exc, Exception):
+            linger(client)
+
     def _answer(self, app: Any, environ: Environ, start_response: Any) -> Iterable[bytes] | Stream:
         """Be the app; where it answers with a pump that nobody needs to be blocked in, return a stream."""
         body: Iterable[bytes] = app(environ, start_response)
         client, response = environ.get("gunicorn.socket"), start_response.__self__
+        unread = environ["wsgi.input"]
+        if isinstance(unread, RequestBody) and not unread.is_whole:
+            if unread.failed:
+                response.force_close()
+            return body
         if not (isinstance(body, Pump) and isinstance(client, Client) and type(response) is Response):
             return body
         # Where somebody has set a length, gunicorn keeps to it.

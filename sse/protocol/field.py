@@ -79,11 +79,11 @@ def parse_fields(obj: object) -> list[tuple[str, str]]:
             raise InvalidRequest("header: the string does not hold JSON") from None
     if not isinstance(obj, dict):
         raise InvalidRequest("header: not an object")
-    return [
-        _checked(str(name), text)
+    return _checked(
+        (str(name), text)
         for name, value in obj.items()
         for text in ([value] if isinstance(value, str) else _iter_texts(str(name), value))
-    ]
+    )
 
 
 def encode_request_fields(
@@ -101,8 +101,8 @@ def encode_request_fields(
     :param accept: the one media type that is asked for; None leaves the client's choice.
     :raises InvalidRequest: a field is invalid, or there are too many.
     """
-    given = [_checked(name, value) for name, value in pairs]
-    if len(given) > MAX_FIELDS or sum(len(name) + len(value) + 4 for name, value in given) > MAX_FIELD_BYTES:
+    given = _checked(pairs)
+    if len(given) > MAX_FIELDS or sum([len(name) + len(value) + 4 for name, value in given]) > MAX_FIELD_BYTES:
         raise InvalidRequest(f"more than {MAX_FIELDS} fields, or than {MAX_FIELD_BYTES} bytes of them")
     # The body reaches the reader as the upstream wrote it, so a coding would only delay what it reads.
     forced = {"accept-encoding": ("Accept-Encoding", "identity")}
@@ -111,9 +111,14 @@ def encode_request_fields(
     replace = list(replace)
     names = {_same(name) for name, _ in replace}
     dropped = _NEVER_SENT.union(_nominated(given), names, forced)
-    fields = [pair for pair in given if (same := _same(pair[0])) not in dropped and not same.startswith(_NEVER_BEGINS)]
+    # `_same`, written out: it is called for each field of each request.
+    fields = [
+        pair
+        for pair in given
+        if (same := pair[0].lower().replace("_", "-")) not in dropped and not same.startswith(_NEVER_BEGINS)
+    ]
     fields += [pair for same, pair in forced.items() if same not in names] + replace
-    if has_body and not any(_same(name) == "content-type" for name, _ in fields):
+    if has_body and "content-type" not in {name.lower() for name, _ in fields}:
         fields.append(("Content-Type", "application/json"))
     return fields
 
@@ -154,20 +159,22 @@ def _same(name: str) -> str:
 def _nominated(pairs: Iterable[tuple[str, str]]) -> set[str]:
     # 7.6.1: "for each connection-option in this field, remove any header or trailer field(s) from the message with the
     # same name as the connection-option".
-    return {
-        _same(option.strip(_OWS))
-        for name, value in pairs
-        if name.lower() == "connection"
-        for option in value.split(",")
-    }
+    options: set[str] = set()
+    for name, value in pairs:
+        if name.lower() == "connection":
+            options.update(_same(option.strip(_OWS)) for option in value.split(","))
+    return options
 
 
-def _checked(name: str, value: str) -> tuple[str, str]:
-    if _FIELD_NAME.fullmatch(name) is None:
-        raise InvalidRequest(f"header: {name[:64]!r} is not a field name")
-    if _FIELD_VALUE.fullmatch(value) is None:
-        raise InvalidRequest(f"header: the value of {name[:64]!r} has a character that no field can carry")
-    return name, value.strip(_OWS)
+def _checked(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    checked = []
+    for name, value in pairs:
+        if _FIELD_NAME.fullmatch(name) is None:
+            raise InvalidRequest(f"header: {name[:64]!r} is not a field name")
+        if _FIELD_VALUE.fullmatch(value) is None:
+            raise InvalidRequest(f"header: the value of {name[:64]!r} has a character that no field can carry")
+        checked.append((name, value.strip(_OWS)))
+    return checked
 
 
 def _iter_texts(name: str, value: object) -> Iterator[str]:

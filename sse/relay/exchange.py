@@ -15,7 +15,6 @@ import struct
 import sys
 import threading
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -167,9 +166,6 @@ def _unsent(client: socket.socket) -> int:
 
 #: Held while a socket is shut down or given away: a kept connection is somebody else's in the next moment.
 _lock = threading.Lock()
-
-#: The watch of the exchange that the current greenlet or thread is opening.
-current: ContextVar[Watch | None] = ContextVar("sse_watch", default=None)
 
 
 class Watch:

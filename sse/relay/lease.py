@@ -83,11 +83,11 @@ class Leases:
 class SharedLeases(Leases):
     """Leases whose counts for each client are shared by all processes and hosts that use one Redis.
 
-    The process keeps its own counts too: they are the limit in all, and what is left while the store is away.
+    The process keeps its own counts too: they are the limit in all, and what is left while the store is unavailable.
 
     :param store: where they are.
     :param lifetime: seconds after which the leases of a process that was killed expire.
-    :param on_absence: called each time the store is needed and away.
+    :param on_unavailable: called each time the store is needed and unavailable.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class SharedLeases(Leases):
         total: int,
         per_client: int,
         lifetime: int = LIFETIME,
-        on_absence: Callable[[], object] = nothing,
+        on_unavailable: Callable[[], object] = nothing,
     ) -> None:
         super().__init__(total=total, per_client=per_client)
         self._store = store
         self._lifetime = lifetime
-        self._on_absence = on_absence
+        self._on_unavailable = on_unavailable
         self._held: dict[str, str] = {}
         self._renewing = False
 
@@ -112,7 +112,7 @@ class SharedLeases(Leases):
             return give_back
         lease, key = uuid.uuid4().hex, f"sse-leases:{client}"
         self._hold(lease, key)
-        if self._ask(lambda: self._store.client.eval(_TAKE, 1, key, lease, self._per_client, self._lifetime)) == 0:
+        if self._call(lambda store: store.eval(_TAKE, 1, key, lease, self._per_client, self._lifetime)) == 0:
             self._held.pop(lease)
             give_back()
             raise TooManyStreams(retry_after=RETRY_AFTER)
@@ -120,13 +120,13 @@ class SharedLeases(Leases):
         def give_back_both() -> None:
             give_back()
             if self._held.pop(lease, None) is not None:
-                self._ask(lambda: self._store.client.zrem(key, lease))
+                self._call(lambda store: store.zrem(key, lease))
 
         return give_back_both
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
-        """Return what the store answers, None while it is away."""
-        return self._store.ask(question, on_absence=self._on_absence)
+    def _call(self, operation: Callable[[Any], Any]) -> Any:
+        """Return the result of an operation on the store, None while it is unavailable."""
+        return self._store.call(operation, on_unavailable=self._on_unavailable)
 
     def _hold(self, lease: str, key: str) -> None:
         with self._lock:
@@ -145,14 +145,15 @@ class SharedLeases(Leases):
                 if not held:
                     self._renewing = False
                     return
-            self._ask(partial(self._renew, held))
+            self._call(partial(self._renew, held))
 
-    def _renew(self, held: list[tuple[str, str]]) -> None:
-        with self._store.client.pipeline(transaction=False) as pipeline:
+    def _renew(self, held: list[tuple[str, str]], store: Any) -> None:
+        with store.pipeline(transaction=False) as pipeline:
             for lease, key in held:
-                pipeline.eval(_TAKE, 1, key, lease, 0, self._lifetime)
+                # A Cluster's pipeline has no eval().
+                pipeline.execute_command("EVAL", _TAKE, 1, key, lease, 0, self._lifetime)
             pipeline.execute()
-            # One that was given back meanwhile has been taken again by that.
+            # A lease that was given back meanwhile has been taken again by that.
             for lease, key in held:
                 if lease not in self._held:
                     pipeline.zrem(key, lease)
@@ -160,12 +161,12 @@ class SharedLeases(Leases):
 
 
 def leases_in(
-    store: SharedStore | None, *, total: int, per_client: int, on_absence: Callable[[], object] = nothing
+    store: SharedStore | None, *, total: int, per_client: int, on_unavailable: Callable[[], object] = nothing
 ) -> Leases:
     """Return the leases that are kept in a store, or in this process alone.
 
-    :param on_absence: called each time the store is needed and away.
+    :param on_unavailable: called each time the store is needed and unavailable.
     """
     if store is None:
         return Leases(total=total, per_client=per_client)
-    return SharedLeases(store, total=total, per_client=per_client, on_absence=on_absence)
+    return SharedLeases(store, total=total, per_client=per_client, on_unavailable=on_unavailable)

@@ -1,78 +1,257 @@
-"""The store that processes share, asked such that its absence costs nobody an answer."""
+"""Connect to the store that processes share, a Redis or a Valkey, so that no request fails while it is unavailable.
+
+This is the one place where clients of the store are made: of a single server, of a Cluster, or of the primary that
+Sentinels name.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
+import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from limits.storage import storage_from_string
-
-if TYPE_CHECKING:
-    from limits.storage import RedisStorage
+from .redis_error import REDIS_PACKAGE, Busy, describe, store_errors
 
 log = logging.getLogger("sse")
 
-#: Seconds that it may take to connect, and to answer; without them it could hold a call for ever.
-STORAGE_OPTIONS = {"socket_timeout": 1, "socket_connect_timeout": 1}
-#: Seconds for which a store that did not answer is left alone.
-ABSENCE = 5.0
+#: Seconds to connect, to wait for a reply, and to wait for a free connection.
+TIMEOUT = 1.0
+#: Seconds for which an unavailable store is not called.
+RETRY_INTERVAL = 5.0
+#: Connections of one process to one server: a command takes less than a millisecond, and more would only queue there.
+CONNECTIONS = 32
+
+_SCHEME = re.compile(r"(?:redis|valkey)(?P<tls>s)?(?:\+(?P<kind>cluster|sentinel|unix))?|(?P<socket>unix)")
+_UNUSABLE = "is not a URL that can be used; a password in it must be percent-encoded"
+_PORTS = {"cluster": 6379, "sentinel": 26379}
 
 
 def nothing() -> None:
     """Do nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreAddress:
+    """Where the store is, as `SSE_STORAGE_URI` says it.
+
+    :param kind: `single`, `cluster` or `sentinel`.
+    :param url: of a single server, in the form that redis-py reads.
+    :param hosts: nodes of a Cluster, or Sentinels, with their ports.
+    :param service: the name that Sentinels have for the primary.
+    :param options: for every connection, such as `username` and `ssl_ca_certs`.
+    """
+
+    kind: str
+    url: str = ""
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    options: dict[str, Any]
+
+
+def parse_storage_uri(uri: str) -> StoreAddress:
+    """Return where the store is.
+
+    :raises ValueError: if the URI cannot be used; the message shows nothing of it, because it can hold a password.
+    """
+    parts = _split(uri)
+    scheme = _SCHEME.fullmatch(parts.scheme)
+    if scheme is None or not (parts.netloc or parts.path):
+        raise ValueError(
+            "must be memory:// or the address of a Redis or Valkey: redis://, rediss://, unix://, redis+cluster:// or "
+            "redis+sentinel:// and where it is"
+        )
+    if scheme["kind"] in _PORTS:
+        return _many(scheme["kind"], uri, is_tls=scheme["tls"] is not None)
+    name = "unix" if scheme["socket"] or scheme["kind"] == "unix" else "rediss" if scheme["tls"] else "redis"
+    return StoreAddress(kind="single", url=f"{name}{uri[len(parts.scheme) :]}", options={})
+
+
+def _split(uri: str) -> SplitResult:
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        # Its text, and those below, can hold the password.
+        raise ValueError(_UNUSABLE) from None
+    return parts
+
+
+def _many(kind: str, uri: str, *, is_tls: bool) -> StoreAddress:
+    parts = _split(uri)
+    user, _, places = parts.netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    options: dict[str, Any] = {key: value for key, value in parse_qsl(parts.query) if key.startswith("ssl_")}
+    options |= {"ssl": True} if is_tls else {}
+    options |= {key: unquote(value) for key, value in (("username", name), ("password", password)) if value}
+    path = parts.path.strip("/")
+    if bool(path) != (kind == "sentinel"):
+        raise ValueError(
+            "must name the primary: redis+sentinel://host:26379,host:26379/NAME" if not path else "a Cluster has no /0"
+        )
+    hosts = tuple(_host(place, _PORTS[kind]) for place in places.split(","))
+    return StoreAddress(kind=kind, hosts=hosts, service=path, options=options)
+
+
+def _host(place: str, port: int) -> tuple[str, int]:
+    parts = _split(f"//{place.strip()}")
+    try:
+        found = parts.hostname, parts.port or port
+    except ValueError:
+        raise ValueError(_UNUSABLE) from None
+    if not found[0]:
+        raise ValueError("has an empty host name")
+    return found[0], found[1]
+
+
+def check_storage_uri(uri: str) -> None:
+    """Check that a client for the store can be made; nothing is connected.
+
+    :raises ValueError: if not; the message shows nothing of the URI.
+    """
+    address = parse_storage_uri(uri)
+    try:
+        import redis
+    except ImportError:
+        raise ValueError(f"needs a package that is not installed: {REDIS_PACKAGE}") from None
+    try:
+        if address.kind == "single":
+            pool = redis.Redis.from_url(address.url).connection_pool
+            # An unknown option is an error only here.
+            pool.connection_class(**pool.connection_kwargs)
+        elif address.options:
+            redis.Redis(**address.options).close()
+    except (ValueError, TypeError, redis.RedisError):
+        raise ValueError(_UNUSABLE) from None
+
+
+def connect(uri: str, *, timeout: float = TIMEOUT, connections: int = CONNECTIONS) -> Any:
+    """Return a client of the store; the caller closes it.
+
+    A single server and the servers that Sentinels name are connected with the first command; a Cluster's nodes now.
+
+    :param timeout: seconds to connect, and to wait for each reply.
+    :param connections: the most connections to one server.
+    :return: a `redis.Redis`, or a `redis.cluster.RedisCluster`.
+    """
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    address = parse_storage_uri(uri)
+    # A kept connection that the server has closed is replaced once. A time-out is not tried again: the command may have
+    # been executed.
+    retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+    options = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "socket_keepalive": True,
+        "max_connections": connections,
+        **address.options,
+    }
+    if address.kind == "cluster":
+        from redis.cluster import ClusterNode, RedisCluster
+
+        nodes: list[Any] = [ClusterNode(*host) for host in address.hosts]  # type: ignore[no-untyped-call]
+        return RedisCluster(startup_nodes=nodes, retry=retry, **options)
+    if address.kind == "sentinel":
+        from redis.sentinel import Sentinel
+
+        # The Sentinels are called with the same credentials and the same TLS.
+        make: Any = Sentinel
+        return make(list(address.hosts), sentinel_kwargs=options, retry=retry, **options).master_for(address.service)
+    if address.url.startswith("unix"):
+        del options["socket_keepalive"]
+    return redis.Redis.from_url(address.url, retry=retry, **options)
+
+
 class SharedStore:
-    """A Redis, and whether it is there; one for all that an app keeps in it.
+    """The shared store with a circuit breaker: while it is unavailable, callers do without it.
 
-    It is away as well when it takes no writes (full, read-only, loading): what cannot be counted is not shared.
+    It counts as unavailable as well if it refuses writes (full, read-only, loading): limits are not shared then.
 
-    :param uri: where it is, in the words of limits.
+    :param uri: the value of `SSE_STORAGE_URI`.
     """
 
     def __init__(self, uri: str) -> None:
-        #: What limits makes of it, to count calls.
-        self.storage = cast("RedisStorage", storage_from_string(uri, **STORAGE_OPTIONS))
-        #: A redis.Redis or valkey.Valkey, of which limits' own type knows a part.
-        self.client: Any = self.storage.get_connection()
-        self._errors = self.storage.base_exceptions
-        self._absent_until = 0.0
+        self.uri = uri
+        self.errors = store_errors()
+        self._retry_at = 0.0
+        self._client: Any = None
+        #: Made when they are needed, because locks that are made before gevent patches block the event loop.
+        self._locks: dict[str, Any] = {}
 
-    def ask(self, question: Callable[[], Any], *, on_absence: Callable[[], object] = nothing) -> Any:
-        """Return what the store answers, None while it is away: then each process counts for itself.
+    @property
+    def client(self) -> Any:
+        """The client, made when it is needed first; a Cluster's may fail with one of `errors`."""
+        if self._client is None:
+            with self._locks.setdefault("connect", threading.Lock()):
+                if self._client is None:
+                    self._client = connect(self.uri)
+        return self._client
 
-        :param question: asks it; its answer, if it matters, is not None.
-        :param on_absence: called if it is away.
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def call(self, operation: Callable[[Any], Any], *, on_unavailable: Callable[[], object] = nothing) -> Any:
+        """Return the result of an operation on the store, None while it is unavailable.
+
+        :param operation: is given the client; its result, if it matters, is not None.
+        :param on_unavailable: called if the operation was not possible.
         """
-        now, was_away = time.monotonic(), self._absent_until > 0
-        if now < self._absent_until:
-            on_absence()
+        now, was_unavailable = time.monotonic(), self._retry_at > 0
+        if now < self._retry_at:
+            on_unavailable()
             return None
-        if was_away:
-            # Whoever asks whether it is back may have to wait, so for a while it is one alone.
-            self._absent_until = now + ABSENCE
+        if was_unavailable:
+            # The next attempt may have to wait for a time-out, so one caller makes it and the others do not wait.
+            self._retry_at = now + RETRY_INTERVAL
         try:
-            answer = question()
-        except self._errors as error:
-            self._note_absence(error)
-            on_absence()
+            with self._connection_slot(may_retry=was_unavailable):
+                result = operation(self.client)
+        except self.errors as error:
+            self._mark_unavailable(error)
+            on_unavailable()
             return None
-        if was_away:
-            self._note_return()
-        return answer
+        if was_unavailable:
+            self._mark_available()
+        return result
 
-    def is_there(self) -> bool:
-        """Tell whether it takes writes, as far as is known: one that is away is not asked all the time."""
-        return self.ask(lambda: self.client.set("sse-probe", 1, px=1000)) is not None
+    def is_available(self) -> bool:
+        """Return whether the store takes writes; an unavailable one is not called each time."""
+        return self.call(lambda client: client.set("sse-probe", 1, px=1000)) is not None
 
-    def _note_absence(self, error: Exception) -> None:
-        if not self._absent_until:
-            log.warning("the store is away (%s): each process counts for itself", type(error).__name__)
-        self._absent_until = time.monotonic() + ABSENCE
+    @contextmanager
+    def _connection_slot(self, *, may_retry: bool) -> Iterator[None]:
+        """Wait until one more connection may be used.
 
-    def _note_return(self) -> None:
-        if self._absent_until:
-            log.warning("the store is back: processes count together")
-        self._absent_until = 0.0
+        :raises Busy: if none becomes free in time, or another caller has found the store unavailable meanwhile.
+        """
+        slots = self._locks.setdefault("slots", threading.BoundedSemaphore(CONNECTIONS))
+        if not slots.acquire(timeout=TIMEOUT):
+            raise Busy("no free connection")
+        try:
+            if not may_retry and time.monotonic() < self._retry_at:
+                raise Busy("unavailable")
+            yield
+        finally:
+            slots.release()
+
+    def _mark_unavailable(self, error: Exception) -> None:
+        if isinstance(error, Busy):
+            return
+        if not self._retry_at:
+            log.warning("Redis unavailable (%s); using per-process limits", describe(error))
+        self._retry_at = time.monotonic() + RETRY_INTERVAL
+
+    def _mark_available(self) -> None:
+        if self._retry_at:
+            log.warning("Redis recovered; limits are shared again")
+        self._retry_at = 0.0

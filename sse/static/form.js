@@ -111,14 +111,30 @@ async function copySnippet() {
 	}, 1500);
 }
 
-/** Takes what the gateway told, and fills the form for the first time. */
-export function prepareForm(told) {
-	facts = told;
-	$("upstream").append(
+function offerUpstreams() {
+	$("upstream").replaceChildren(
 		...facts.upstreams.map((name) => new Option(name, name)),
 		...(facts.demo ? [new Option("", OWN)] : []),
 		new Option("", FREE),
 	);
+}
+
+/** The gateway names its upstreams only to those who may call them. */
+async function askAgain() {
+	const passcode = $("passcode").value;
+	const headers = passcode ? { "X-Passcode": asBytes(passcode) } : {};
+	const { upstreams } = await (await fetch("playground.json", { headers })).json();
+	if (!upstreams.length || facts.upstreams.length) return;
+	facts.upstreams = upstreams;
+	offerUpstreams();
+	if (preset) preset = guess(place()).preset;
+	relabelForm();
+}
+
+/** Takes what the gateway told, and fills the form for the first time. */
+export function prepareForm(told) {
+	facts = told;
+	offerUpstreams();
 	for (const name of facts.demo ? ["openai", "dashscope", "ticks"] : Object.keys(PRESETS)) {
 		const input = make("input", { type: "radio", name: "preset", value: name });
 		const title = make("span", {}, PRESETS[name]?.title ?? "");
@@ -129,6 +145,7 @@ export function prepareForm(told) {
 	preset = guess(place()).preset;
 	$("call").addEventListener("input", ({ target }) => change(target));
 	$("copy").addEventListener("click", copySnippet);
+	$("passcode").addEventListener("change", askAgain);
 	for (const button of all("button[data-snippet]")) {
 		button.addEventListener("click", () => {
 			chosenSnippet = button.dataset.snippet;

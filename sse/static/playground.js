@@ -14,7 +14,7 @@ function send() {
 	const call = new Call(isIncremental());
 	try {
 		const { url, ...init } = describe($("passcode").value);
-		const watched = { ...init, fetch: (request) => call.fetch(request) };
+		const watched = { ...init, fetch: (url, init) => call.fetch(url, init) };
 		const { controller } = fetchSSE(url, watched, {
 			onEvent: (event) => call.event(event),
 			onDone: () => call.end("complete"),

@@ -32,8 +32,8 @@ export class Call {
 	}
 
 	/** fetch, watched: every byte is told, and an answer that is not of events is made one that is. */
-	async fetch(request) {
-		const response = await fetch(request);
+	async fetch(url, init) {
+		const response = await fetch(url, init);
 		this.status = response.status;
 		this.head(response);
 		if (!response.body) return response;

@@ -1,4 +1,4 @@
-"""What is counted, and `GET /metrics`, where Prometheus reads it.
+"""What is counted, for Prometheus.
 
 Imported only where SSE_METRICS is on, so that the others need not pay for the library.
 """
@@ -9,16 +9,14 @@ import http
 from functools import cache, partial
 from typing import TypeVar
 
-from flask import Blueprint, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MutexValue, ValueClass
 
 from ..errors import ClientGone
 from ..relay.stream.pump import StreamEnd
-from .state import current_state
 
 #: Whether what is counted is kept in files that all processes read. The library has decided it when it was imported, by
 #: PROMETHEUS_MULTIPROC_DIR in the environment.
@@ -119,17 +117,3 @@ def new_metrics() -> Metrics:
     other's counts, so the apps of a process then count in one place.
     """
     return _of_process() if IS_SHARED else Metrics()
-
-
-def metrics_blueprint() -> Blueprint:
-    """Return the endpoint that Prometheus reads."""
-    blueprint = Blueprint("sse_metrics", __name__)
-    blueprint.add_url_rule("/metrics", view_func=metrics)
-    return blueprint
-
-
-def metrics() -> Response:
-    """Serve what was counted."""
-    counted = current_state().metrics
-    assert counted is not None, "registered only where SSE_METRICS is on"
-    return Response(counted.expose(), content_type=CONTENT_TYPE_LATEST)

@@ -13,9 +13,10 @@ from ..protocol.event import ServerSentEvent
 from ..relay.exchange import Limits, Watch
 from ..relay.stream.producer import Producer
 from ..relay.stream.pump import Pump, StreamEnd
-from .report import StreamReport, note_upstream
-from .response import STREAM_FIELDS, request_id
-from .state import State, current_request, current_state
+from .call import Call, current_call
+from .report import StreamReport
+from .response import STREAM_FIELDS
+from .state import State, current_state
 
 #: What an iterable may yield: an event, or the data of one, as text or as what becomes JSON.
 Event = ServerSentEvent | str | dict[str, Any] | list[Any]
@@ -38,10 +39,10 @@ class EventSourceResponse(Response):
     implicit_sequence_conversion = False
 
     def __init__(self, events: Iterable[Event], *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        request = current_request()
-        super().__init__(_pump(request, events, status, current_state()), status=status, headers=headers)
+        call = current_call()
+        super().__init__(_pump(request, call, events, status, current_state()), status=status, headers=headers)
         self.headers["Content-Type"] = "text/event-stream; charset=utf-8"
-        for name, value in (*STREAM_FIELDS, ("X-Request-Id", request_id(request))):
+        for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
             self.headers.setdefault(name, value)
 
 
@@ -62,11 +63,11 @@ def client_socket(request: Request) -> socket.socket | None:
     return client
 
 
-def _pump(request: Request, events: Iterable[Event], status: int, state: State) -> Pump:
+def _pump(request: Request, call: Call, events: Iterable[Event], status: int, state: State) -> Pump:
     settings = state.settings
     watch = Watch(client_socket(request), Limits(send=settings.send_timeout, duration=settings.max_duration))
-    note_upstream(request, f"own:{request.endpoint}")
-    report, stack = StreamReport(request, state.metrics), ExitStack()
+    call.upstream = f"own:{request.endpoint}"
+    report, stack = StreamReport(call, state.metrics), ExitStack()
 
     def on_start(producer: Producer) -> None:
         report.begin()

@@ -1,27 +1,58 @@
-"""The page at `/`, its files, and what it has to know of the gateway."""
+"""`sse.js` and its types, the page at `/`, and what the page has to know of the gateway."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from flask import Blueprint, Response, jsonify, send_from_directory
+from flask import Blueprint, Response, abort, jsonify, request, send_from_directory
 
-from .state import current_state
+from ..errors import Throttled, Unauthenticated
+from .call import current_call
+from .state import State, current_state
 
 STATIC = Path(__file__).parent.parent / "static"
 
-#: Nothing but our own files, nothing inline, no frames: what a stream says can never become code here.
+#: What is served without the page: the browser client and its types.
+CLIENT_FILES = ("sse.js", "sse.d.ts")
+
+#: Set here, because a machine's own table may say something else: `.ts` is a video for many.
+CONTENT_TYPES = {
+    ".js": "text/javascript; charset=utf-8",
+    ".ts": "text/plain; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
+
+#: Only our own files, nothing inline, no frames: the text of a stream can never become code here.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
+def static_blueprint(*, has_page: bool) -> Blueprint:
+    """Return the blueprint that serves `sse.js`; `url_for("sse_static.file", name="sse.js")` is its URL.
+
+    :param has_page: whether the page's own files are served too.
+    """
+    blueprint = Blueprint("sse_static", __name__)
+
+    @blueprint.get("/sse-static/<name>")
+    def file(name: str) -> Response:
+        """Serve a file."""
+        if not has_page and name not in CLIENT_FILES:
+            abort(404)
+        response = send_from_directory(STATIC, name)
+        response.content_type = CONTENT_TYPES.get(Path(name).suffix, response.content_type)
+        return response
+
+    blueprint.after_request(protect)
+    return blueprint
+
+
 def page_blueprint() -> Blueprint:
-    """Return the page and its files."""
+    """Return the blueprint of the page at `/`."""
     blueprint = Blueprint("sse_page", __name__)
     blueprint.add_url_rule("/", view_func=index)
-    blueprint.add_url_rule("/sse-static/<name>", view_func=static_file)
     blueprint.add_url_rule("/playground.json", view_func=playground)
     blueprint.after_request(protect)
     return blueprint
@@ -32,26 +63,30 @@ def index() -> Response:
     return send_from_directory(STATIC, "index.html")
 
 
-def static_file(name: str) -> Response:
-    """Serve `sse.js` and what else the page needs."""
-    return send_from_directory(STATIC, name)
-
-
 def playground() -> Response:
-    """Tell the page which upstreams there are: names only, for the page is open to all."""
+    """Return what the page has to know: the names of the upstreams only for a client that may call them."""
     state = current_state()
     return jsonify(
-        upstreams=list(state.table.names),
+        upstreams=list(state.table.names) if _may_call(state) else [],
         demo=state.demonstration is not None,
         open=state.access.is_open,
     )
 
 
+def _may_call(state: State) -> bool:
+    """Return whether the client of the current request may call upstreams; a wrong passcode counts as one tried."""
+    try:
+        state.access.admit(request, current_call(), None)
+    except (Unauthenticated, Throttled):
+        return False
+    return True
+
+
 def protect(response: Response) -> Response:
-    """Set what keeps a page of ours to our own files."""
+    """Set the fields that keep a page of ours to our own files."""
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
-    # Revalidated each time, so that a page never meets the script of another version.
+    # Revalidated each time, so that a page never loads the script of another version.
     response.headers["Cache-Control"] = "no-cache"
     return response

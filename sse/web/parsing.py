@@ -14,7 +14,6 @@ from ..errors import Draining, InvalidRequest, SSEError, TooLarge, UnsupportedMe
 from ..relay.exchange import EndReason, Watch
 from ..relay.upstream.client import RETRY_AFTER
 from .model import ForwardRequest
-from .state import State
 
 #: Levels a JSON request body may be nested.
 MAX_JSON_DEPTH = 64
@@ -29,14 +28,15 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
+def read_body(request: Request, watch: Watch, most: int) -> bytes | None:
     """Return a request's body, None if it has none.
 
-    :raises TooLarge: beyond SSE_MAX_BODY.
+    :param most: bytes that it may have.
+    :raises TooLarge: if it has more.
     :raises Draining: if the process stops before it has arrived.
     :raises InvalidRequest: if it does not arrive.
     """
-    most, length = state.settings.max_body, request.content_length
+    length = request.content_length
     # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is asked for.
     request.max_content_length = most + 1
     try:
@@ -45,6 +45,9 @@ def read_body(request: Request, state: State, watch: Watch) -> bytes | None:
         raise TooLarge(f"the request body is longer than {most} bytes") from error
     except (ClientDisconnected, BadRequest, OSError) as error:
         raise _not_arrived(watch) from error
+    except Exception as error:
+        # What a server raises for a malformed body is its own affair: gunicorn has six kinds, none of them an OSError.
+        raise InvalidRequest("the request body is malformed") from error
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.
@@ -59,7 +62,7 @@ def _not_arrived(watch: Watch) -> SSEError:
     return InvalidRequest("the request body did not arrive whole")
 
 
-def read_document(request: Request, state: State, watch: Watch) -> tuple[Any, SSEError | None]:
+def read_document(request: Request, watch: Watch, most: int) -> tuple[Any, SSEError | None]:
     """Return the JSON of a request, or why there is none.
 
     :raises Draining: if the process stops before it has arrived; who calls is not known then.
@@ -67,7 +70,7 @@ def read_document(request: Request, state: State, watch: Watch) -> tuple[Any, SS
     try:
         if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
             raise UnsupportedMediaType("the request body must be application/json")
-        return _parse_json(read_body(request, state, watch) or b""), None
+        return _parse_json(read_body(request, watch, most) or b""), None
     except Draining:
         raise
     except SSEError as error:
@@ -123,9 +126,9 @@ def raw_path(request: Request, name: str) -> str:
     return urllib.parse.quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
-def client_fields(request: Request, state: State) -> list[tuple[str, str]]:
+def client_fields(request: Request, *, is_open: bool) -> list[tuple[str, str]]:
     """Return a request's fields less the gateway's own credential and what the browser says of its page."""
     own = {"x-passcode", "cookie", "origin", "referer", "x-request-id"}
-    if not state.access.is_open and not request.headers.get("X-Passcode"):
+    if not is_open and not request.headers.get("X-Passcode"):
         own.add("authorization")
     return [(name, value) for name, value in request.headers.items() if name.lower() not in own]

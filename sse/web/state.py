@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from flask import Request, current_app, request
+from flask import current_app
 
 from ..protocol.target.table import UpstreamTable
 from ..relay.drain import Drain
 from ..relay.exchange import Limits, Watches
 from ..relay.lease import Leases
-from ..relay.upstream.client import Upstreams
+from ..relay.upstream.client import UpstreamClient
 from ..settings import Settings
+from .access.access import Access
+from .access.origin import CrossOrigin
 
 if TYPE_CHECKING:
     from ..demo.server import DemonstrationServer
-    from .access.access import Access
     from .metrics import Metrics
 
 
@@ -27,25 +27,15 @@ class State:
 
     settings: Settings
     table: UpstreamTable
-    upstreams: Upstreams
+    upstreams: UpstreamClient
     leases: Leases
     watches: Watches
     drain: Drain
     limits: Limits
-    #: Fields of every relayed answer that tell scripts of other origins that they may read it.
-    shared_fields: Sequence[tuple[str, str]]
+    cross_origin: CrossOrigin
     access: Access
     metrics: Metrics | None
     demonstration: DemonstrationServer | None
-
-
-def current_request() -> Request:
-    """Return the current request itself, to be handed on: every look at Flask's `request` finds it anew in four calls.
-
-    :raises RuntimeError: if there is none.
-    """
-    # Flask gives the proxy the type of what is behind it, which has no such method.
-    return cast(Request, request._get_current_object())  # type: ignore[attr-defined]
 
 
 def current_state() -> State:

@@ -24,7 +24,7 @@ RECEIVES = frozenset({"recv", "recv_into", "recvmsg", "recvfrom"})
 SENDS = frozenset({"send", "sendall", "sendmsg", "sendto"})
 
 _PACKAGE = str(Path(sse.__file__).parent)
-_look_up = socket.getaddrinfo
+_look_up = _socket.getaddrinfo
 _look_ups = 0
 
 
@@ -97,5 +97,6 @@ def _counted_look_up(*args: Any, **kwargs: Any) -> Any:
     return _look_up(*args, **kwargs)
 
 
-socket.getaddrinfo = _counted_look_up
+# Below gevent's, which is not used for upstreams.
+_socket.getaddrinfo = _counted_look_up  # type: ignore[assignment]
 app.wsgi_app = _counted(app.wsgi_app)  # type: ignore[method-assign]

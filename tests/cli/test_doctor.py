@@ -279,8 +279,8 @@ def _follow(client: Redis) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        pytest.param(_deny, "may not do.*ACL SETUSER", id="forbidden"),
-        pytest.param(_fill, "is full.*maxmemory", id="full"),
+        pytest.param(_deny, "lacks a permission.*ACL SETUSER", id="forbidden"),
+        pytest.param(_fill, "out of memory.*maxmemory", id="full"),
         pytest.param(_follow, "replica.*primary", id="replica"),
     ],
 )
@@ -297,13 +297,13 @@ def test_a_store_that_is_dead_silent_or_no_redis_is_a_failure(
 ) -> None:
     redis_server.stop()
     report = doctor(**SOUND, SSE_STORAGE_URI=redis_server.url)
-    assert re.match("fail .*nobody answers.*SSE_STORAGE_URI", report.finding("store"))
+    assert re.match("fail .*connection refused.*SSE_STORAGE_URI", report.finding("store"))
     with SilentListener() as silent:
         report = doctor(**SOUND, SSE_STORAGE_URI=silent.url.replace("http", "redis"))
-    assert re.match("fail .*no answer in time.*firewall", report.finding("store"))
+    assert re.match("fail .*no reply in time.*firewall", report.finding("store"))
     other = upstream(lambda connection: connection.send(head(400, "Content-Length: 0")))
     report = doctor(**SOUND, SSE_STORAGE_URI=other.url.replace("http", "redis"))
-    assert re.match("fail .*no Redis.*see what listens", report.finding("store"))
+    assert re.match("fail .*not a Redis server.*fix the port", report.finding("store"))
 
 
 def test_a_store_that_forgets_is_named_and_nothing_of_ours_stays(redis_server: RedisServer) -> None:
@@ -407,7 +407,7 @@ def upstreams_report() -> Iterator[Report]:
         ("mute", "fail .*no answer in time"),
         ("garbage", "fail .*does not speak HTTP.*scheme and port"),
         ("unknown-name", "fail .*name does not resolve.*resolver"),
-        ("closed", "fail .*no connection see that it runs"),
+        ("closed", "fail .*no connection: connection refused see that it runs"),
         ("unanswered", "fail .*no connection in time.*firewall.*SSE_CONNECT_TIMEOUT"),
     ],
 )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from limits.storage import RedisStorage
 
 from ..support.crowd import Crowd, Spring
 from ..support.ending import EVENT, eventually
@@ -22,8 +21,8 @@ from ..support.upstream import Connection, Upstream, answer
 
 pytestmark = pytest.mark.fault
 
-AWAY = "the store is away"
-BACK = "the store is back"
+AWAY = "Redis unavailable"
+BACK = "Redis recovered"
 
 
 def status(service: Service, path: str) -> int:
@@ -43,7 +42,7 @@ def using(uri: str, upstream: str, **settings: Any) -> Iterator[Service]:
 #: The service, but a store that is away is left alone for half a second instead of five.
 IMPATIENT = """
 import sse.relay.redis
-sse.relay.redis.ABSENCE = 0.5
+sse.relay.redis.RETRY_INTERVAL = 0.5
 from service_app import app
 """
 
@@ -59,7 +58,7 @@ def impatient(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Any]:
     """A way to do harm to the store."""
-    connection: Any = RedisStorage(redis_server.url).get_connection()
+    connection = redis_server.client()
     yield connection
     connection.close()
 

@@ -8,10 +8,8 @@ import signal
 import socket
 import threading
 import time
-from typing import Any
 
 import pytest
-from limits.storage import RedisStorage
 
 from sse.relay.lease import LIFETIME
 
@@ -65,7 +63,7 @@ def test_one_killed_worker_of_two_takes_its_own_streams_along_and_their_leases_e
     redis_server: RedisServer,
 ) -> None:
     settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": STREAMS, "SSE_STORAGE_URI": redis_server.url}
-    store: Any = RedisStorage(redis_server.url).get_connection()
+    store = redis_server.client()
     with Spring() as spring, Service("--workers", "2", SSE_UPSTREAMS={"test": spring.url}, **settings) as service:
         with Crowd(service, STREAMS) as crowd:
             spring.wait_open(STREAMS)

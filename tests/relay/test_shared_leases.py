@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from limits.storage import RedisStorage
 
 from sse.errors import TooManyStreams
 from sse.relay.lease import LIFETIME, Leases, SharedLeases, leases_in
@@ -32,7 +31,7 @@ def shared(redis_server: Any) -> Iterator[Callable[..., SharedLeases]]:
 
     yield make
     for store in stores:
-        store.client.close()
+        store.close()
 
 
 def test_processes_count_together(shared: Callable[..., SharedLeases]) -> None:
@@ -80,9 +79,9 @@ def test_what_is_held_is_renewed_and_what_is_not_expires(
     renewed = threading.Semaphore(0)
     renew = SharedLeases._renew
 
-    def renew_one(leases: SharedLeases, held: list[tuple[str, str]]) -> None:
+    def renew_one(leases: SharedLeases, held: list[tuple[str, str]], store: Any) -> None:
         if leases is living:
-            renew(leases, held)
+            renew(leases, held, store)
             renewed.release()
 
     monkeypatch.setattr(SharedLeases, "_renew", renew_one)
@@ -118,7 +117,7 @@ def test_what_is_given_back_while_it_is_renewed_stays_given_back(shared: Callabl
     give_back = leases.take("a")
     held = list(leases._held.items())
     give_back()
-    leases._renew(held)
+    leases._renew(held, leases._store.client)
     other.take("a")
 
 
@@ -140,14 +139,14 @@ def test_without_the_store_each_process_counts_for_itself(
     before()
     give_back = one.take("a")
     # One line for each process.
-    away = "the store is away (ConnectionError): each process counts for itself"
+    away = "Redis unavailable (ConnectionError: connection refused); using per-process limits"
     assert [record.message for record in caplog.records] == [away] * 2
     # It comes back empty; what is held is there again with the next renewal.
     redis_server.start()
-    monkeypatch.setattr(one._store, "_absent_until", 1.0)
+    monkeypatch.setattr(one._store, "_retry_at", 1.0)
     held = list(one._held.items())
-    one._ask(lambda: one._renew(held))
-    assert caplog.records[-1].message == "the store is back: processes count together"
+    one._call(lambda store: one._renew(held, store))
+    assert caplog.records[-1].message == "Redis recovered; limits are shared again"
     third = shared(per_client=1)
     with pytest.raises(TooManyStreams):
         third.take("a")
@@ -245,7 +244,7 @@ def test_two_services_count_together_and_a_killed_worker_is_forgotten(
             os.kill(pid, signal.SIGKILL)
         held.read_body()
     # Nobody gave that one back; its thirty seconds are not waited for, they are taken off its end.
-    store: Any = RedisStorage(redis_server.url).get_connection()
+    store = redis_server.client()
     [key] = store.keys("sse-leases:*")
     assert 0 < store.ttl(key) <= LIFETIME + 1
     [(member, _)] = store.zrange(key, 0, -1, withscores=True)

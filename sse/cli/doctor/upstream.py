@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
 import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
-
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError
 
 from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout
+from ...protocol.http1.head import InvalidResponse, encode_request_head
 from ...protocol.target.table import Upstream
-from ...relay.exchange import Limits, Stage, Watch, current
-from ...relay.upstream.adapter import tls_context
-from ...relay.upstream.client import USER_AGENT
-from ...relay.upstream.connection import connection_classes
+from ...relay.exchange import Limits, Stage, Watch
+from ...relay.upstream.adapter import USER_AGENT, tls_context
+from ...relay.upstream.connection import Connection
 from ...relay.upstream.dial import Dialer
+from ...relay.upstream.pool import Pool
+from ...relay.upstream.transport import TLSTransport
 from ...web.state import State
 from .certificate import RENEWAL, days_left, explain
 from .finding import Finding, fail, ok, warn
@@ -45,49 +42,46 @@ class Call:
 def check_upstreams(state: State) -> Iterator[Finding]:
     """Yield how each upstream is, one after the other, each within the time-out for connections."""
     dialer = Dialer(allows=state.table.allows, lists=state.table.lists, timeout=state.settings.connect_timeout)
-    plain, tls = connection_classes(dialer)
-    context = tls_context(state.settings.ca_file)
+    pool = Pool(dialer, tls_context(state.settings.ca_file), size=0)
     for upstream in state.settings.upstreams or ():
-        host, port = upstream.base.host, upstream.base.port
-        is_tls = upstream.base.scheme == "https"
-        connection = tls(host, port, ssl_context=context) if is_tls else plain(host, port)
-        yield from _check(state, upstream, connection)
+        yield from _check(state, upstream, pool)
 
 
-def _check(state: State, upstream: Upstream, connection: HTTPConnection) -> Iterator[Finding]:
+def _check(state: State, upstream: Upstream, pool: Pool) -> Iterator[Finding]:
     what, base = f"upstream {upstream.name}", upstream.base
     where = f"{base.scheme}://{base.authority}"
     limit = state.settings.connect_timeout
     watch = Watch(None, Limits(open=limit, head=limit))
     state.watches.add(watch)
-    token = current.set(watch)
     watch.enter(Stage.OPEN)
     try:
-        connection.connect()
-        call = Call(days=_days(connection), skew=_skew(connection, base.authority))
-    except (SSEError, OSError, HTTPError, http.client.HTTPException, ValueError) as error:
+        connection = pool.connect(base, watch)
+        try:
+            call = Call(days=_days(connection), skew=_skew(connection, base.authority, watch))
+        finally:
+            connection.transport.close()
+    except (SSEError, OSError, InvalidResponse) as error:
         text, remedy = _explain(error, watch)
         yield fail(what, f"{where}: {text}", remedy)
     else:
         yield from _judge(what, where, call)
     finally:
-        current.reset(token)
         state.watches.discard(watch)
-        connection.close()
 
 
-def _days(connection: Any) -> float | None:
-    return days_left(connection.sock.getpeercert() or {}) if isinstance(connection.sock, ssl.SSLSocket) else None
+def _days(connection: Connection) -> float | None:
+    transport = connection.transport
+    return days_left(transport.peer_certificate()) if isinstance(transport, TLSTransport) else None
 
 
-def _skew(connection: Any, authority: str) -> float | None:
+def _skew(connection: Connection, authority: str, watch: Watch) -> float | None:
     """Return the seconds that our clock is ahead, None if the upstream tells no time.
 
     It is asked without the fields of its entry, for it gives the time to everybody.
     """
     asked = [("Host", authority), ("User-Agent", USER_AGENT), ("Connection", "close")]
-    connection.request("HEAD", "/", headers=asked)
-    fields = {name.lower(): value for name, value in connection.getresponse().head.fields}
+    head, _ = connection.exchange(encode_request_head("HEAD", "/", asked), watch)
+    fields = {name.lower(): value for name, value in head.fields}
     try:
         # RFC 9111, section 4.2.3: an answer that a cache kept is `Age` seconds older than now.
         told = parsedate_to_datetime(fields["date"]).timestamp() + int(fields.get("age", 0))

@@ -1,4 +1,4 @@
-"""How long the body of an upstream's answer is, and what it is if it comes in chunks (RFC 9112, sections 6 and 7)."""
+"""How long the body of an upstream's response is, and what it is if it comes in chunks (RFC 9112, sections 6 and 7)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from .head import InvalidResponse
 
 #: Bytes of a chunk-size line with its extensions; h11 and nginx stop in the same region.
 MAX_SIZE_LINE = 4096
@@ -15,10 +17,11 @@ MAX_TRAILERS = 16384
 _CRLF = b"\r\n"
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # 7.1: "chunk-size = 1*HEXDIG" and "The recipient MUST anticipate potentially large hexadecimal numerals": 16 digits are
-# 64 bits. 7.1.1: "chunk-ext = *( BWS ";" BWS chunk-ext-name [...])", of which only the characters are looked at.
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+# 64 bits. 7.1.1: "chunk-ext = *( BWS ";" BWS chunk-ext-name [...])", of which only the characters are checked. Some
+# servers pad the size with blanks, which every browser skips.
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*+(?:;[\t\x20-\x7e\x80-\xff]*+)?\r\n")
 # 7.1.2: "trailer-section = *( field-line CRLF )", here each line with the CRLF that stands before it.
-_TRAILERS = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)*")
+_TRAILERS = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*+:[\t\x20-\x7e\x80-\xff]*)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +44,11 @@ class Framing:
 
 
 def parse_framing(pairs: Iterable[tuple[str, str]], *, method: str, status: int) -> Framing:
-    """Return how the answer to a request is framed, by the rules of RFC 9112, section 6.3.
+    """Return how the response to a request is framed, by the rules of RFC 9112, section 6.3.
 
-    :param pairs: the answer's fields, repeated ones apart.
-    :param method: of the request that is answered.
-    :raises ValueError: the fields contradict each other, or name a coding other than `chunked`.
+    :param pairs: the response's fields, repeated ones apart.
+    :param method: of the request.
+    :raises InvalidResponse: the fields contradict each other, or name a coding other than `chunked`.
     """
     codings, lengths = [], []
     for name, value in pairs:
@@ -54,16 +57,15 @@ def parse_framing(pairs: Iterable[tuple[str, str]], *, method: str, status: int)
                 codings += _members(value)
             case "content-length":
                 lengths += _members(value)
-    if codings and [coding.lower() for coding in codings] != ["chunked"]:
-        raise ValueError("the transfer coding of the answer is not exactly chunked")
+    is_chunked = _is_chunked(codings)
     length = _parse_length(lengths)
     # "Any response to a HEAD request and any response with a 1xx, 204, or 304 status code is always terminated by the
     # first empty line after the header fields". A 204 that announces a body all the same may yet send it.
     if method == "HEAD" or status < 200 or status in (204, 304):
-        return Framing(kind="none", reusable=status != 204 or not (codings or length))
+        return Framing(kind="none", reusable=status != 204 or not (is_chunked or length))
     # "If a message is received with both a Transfer-Encoding and a Content-Length header field, the Transfer-Encoding
-    # overrides the Content-Length": 6.1 then wants the connection closed after the answer.
-    if codings:
+    # overrides the Content-Length": 6.1 then wants the connection closed after the response.
+    if is_chunked:
         return Framing(kind="chunked", reusable=length is None)
     if length is not None:
         return Framing(kind="length", length=length)
@@ -74,13 +76,24 @@ def _members(value: str) -> list[str]:
     return [member.strip(" \t") for member in value.split(",")]
 
 
+def _is_chunked(codings: list[str]) -> bool:
+    # RFC 2616, section 3.6: "identity" is no coding at all; RFC 9112 dropped it, and some servers did not. A field that
+    # a proxy has repeated says the same twice: 7.1 forbids to apply `chunked` more than once.
+    names = {coding.lower() for coding in codings} - {"identity"}
+    if names - {"chunked"}:
+        raise InvalidResponse(f"unsupported Transfer-Encoding {', '.join(codings)[:64]!r}")
+    return bool(names)
+
+
 def _parse_length(lengths: list[str]) -> int | None:
     # 6.3: a list is an error "unless the field value can be successfully parsed as a comma-separated list, all values
     # in the list are valid, and all values in the list are the same".
     if not lengths:
         return None
-    if len(set(lengths)) > 1 or not _CONTENT_LENGTH.fullmatch(lengths[0]):
-        raise ValueError("the Content-Length of the answer is invalid")
+    if len(set(lengths)) > 1:
+        raise InvalidResponse("contradicting Content-Length values")
+    if not _CONTENT_LENGTH.fullmatch(lengths[0]):
+        raise InvalidResponse(f"invalid Content-Length {lengths[0][:32]!r}")
     return int(lengths[0])
 
 
@@ -100,7 +113,7 @@ class Decoder(Protocol):
 
     #: Whether the body has ended.
     finished: bool
-    #: What came after its end; a connection that has some is not to be used again.
+    #: Data after the end of the body; a connection that has some must not be used again.
     rest: bytes
 
     def feed(self, data: bytes) -> bytes:
@@ -110,7 +123,7 @@ class Decoder(Protocol):
         """
 
     def end(self) -> None:
-        """Take note that no more will come.
+        """Check that the body may end here, because no more data will come.
 
         :raises MalformedBody: the body has not ended.
         """
@@ -157,23 +170,12 @@ class ChunkedDecoder:
 
     def __init__(self) -> None:
         self.finished = False
-        #: What came after the end; a connection that has some is not to be used again.
         self.rest = b""
         self._left = 0
         self._tail = b""
-        self._width = 4
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bytes:
-        """Return the payload in the data, which may be empty.
-
-        :raises MalformedBody: the coding is broken, or a line of it too long.
-        """
-        if not self._left and not self._tail and not self._in_trailers:
-            # What most reads bring is one whole chunk, as long as the one before.
-            known = _USUAL_SIZE_LINES.get(data[: self._width])
-            if known is not None and len(data) == self._width + known and data.endswith(_CRLF):
-                return data[self._width : -2]
         if self._tail:
             data, self._tail = self._tail + data, b""
         pieces: list[bytes] = []
@@ -190,20 +192,19 @@ class ChunkedDecoder:
         raise MalformedBody("the last chunk is missing")
 
     def _decode(self, data: bytes, pieces: list[bytes]) -> None:
-        position, left, width, size = 0, self._left, self._width, len(data)
+        position, left, size = 0, self._left, len(data)
         while position < size:
             if not left:
-                # A line mostly has as many digits as the one before; then a look-up spares the search for its end.
-                known = _USUAL_SIZE_LINES.get(data[position : position + width])
-                if known is None:
-                    width = _find_line(data, position)
-                    if not width:
-                        break
-                    known = _parse_size_line(data[position : position + width])
-                    if not known:
-                        return self._end(data[position + width - 2 :])
-                left = known
-                position += width
+                line = _SIZE_LINE.match(data, position, position + MAX_SIZE_LINE)
+                if line is None:
+                    _check_unfinished_line(data, position)
+                    break
+                left = int(line[1], 16)
+                if not left:
+                    return self._end(data[line.end() - 2 :])
+                # The CRLF after the data counts as a part of the chunk.
+                left += 2
+                position = line.end()
             end = position + left
             if end > size:
                 break
@@ -211,7 +212,6 @@ class ChunkedDecoder:
             if data[end - 1] != 10 or data[end - 2] != 13:
                 raise ValueError("no CRLF after the data of a chunk")
             position, left = end, 0
-        self._width = width or 4
         self._left = left
         self._tail = data[position:]
         if left:
@@ -243,28 +243,10 @@ class ChunkedDecoder:
             self.finished, self.rest = True, rest
 
 
-def _find_line(data: bytes, position: int) -> int:
-    """Return how long the line at a position is with its CRLF, 0 if that has not come yet.
-
-    :raises ValueError: it is too long, or ends in another way.
-    """
-    line_end = data.find(b"\n", position, position + MAX_SIZE_LINE)
-    if line_end < 0 and len(data) - position < MAX_SIZE_LINE:
-        return 0
+def _check_unfinished_line(data: bytes, position: int) -> None:
+    """Raise ValueError unless what follows the position may be the beginning of a chunk-size line."""
     # 2.2 lets a recipient take a bare LF for a line's end; two readers who differ about that are how smuggling works.
-    if line_end < 1 or data[line_end - 1] != 13:
-        raise ValueError("a chunk-size line without its end")
-    return line_end + 1 - position
-
-
-def _parse_size_line(line: bytes) -> int:
-    """Return how many bytes follow, the CRLF after the data included; 0 for the last chunk."""
-    match = _SIZE_LINE.fullmatch(line)
-    if match is None:
+    if b"\n" in data[position : position + MAX_SIZE_LINE]:
         raise ValueError("a malformed chunk-size line")
-    size = int(match[1], 16)
-    return size + 2 if size else 0
-
-
-#: What servers write before chunks of up to 4 KiB, and the value of `_parse_size_line` for it.
-_USUAL_SIZE_LINES = {form % size: size + 2 for size in range(1, 4096) for form in (b"%x\r\n", b"%X\r\n")}
+    if len(data) - position >= MAX_SIZE_LINE:
+        raise ValueError("a chunk-size line without its end")

@@ -1,140 +1,138 @@
-"""The requests adapter: connects to the checked address; `iter_content` yields bytes as they arrive.
+"""The requests adapter: `requests.adapters.BaseAdapter` over connections of our own.
 
-requests and urllib3 keep their work: pools, connections and their states, TLS. What is ours sits at three places
-below them: how a connection is made (`dial`), how heads are written and read (`connection`), how a body is (`body`).
+A `requests.Response` of it is read by `iter_content(None)`, which hands through what `Body.stream()` yields. It is
+called without a Session: no cookies, no redirects, no netrc, no proxies of the environment, no hooks.
 """
 
 from __future__ import annotations
 
 import ssl
-from types import FunctionType
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import certifi
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPSConnectionPool, PoolManager
+from requests.adapters import BaseAdapter
 
+from ...protocol.http1.head import encode_request_head
 from ...protocol.target.parse import Target
-from .body import RawBody
-from .connection import Fields, connection_classes
-from .dial import Dialer
+from .body import Body
+from .connection import Connection
+from .pool import Pool
+from .transport import Side
+
+#: Names the gateway where the client names no product. RFC 9110, section 10.1.5.
+USER_AGENT = "flask-sse-relay"
+
+#: What all responses have in common; a new one would make a cookie jar and more, of 2 kB.
+_EMPTY_RESPONSE = vars(requests.Response())
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamRequest:
+    """What is sent to an upstream; all of it is checked and final.
+
+    :param client: the client's name; look-ups for one client do not delay those for another.
+    """
+
+    method: str
+    target: Target
+    fields: Sequence[tuple[str, str]] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    client: str = ""
+
+
+class PreparedUpstreamRequest(requests.PreparedRequest):
+    """What the adapter sends; requests' own preparation would parse and encode the URL again.
+
+    :param side: the upstream side of the exchange.
+    :param fields: all but those that this adds: Host, User-Agent, Content-Length.
+    """
+
+    def __init__(self, request: UpstreamRequest, side: Side, fields: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self.target = request.target
+        self.side = side
+        self.client = request.client
+        self.method = request.method
+        #: Whether a kept connection may be used.
+        self.may_reuse = True
+        #: Whether a part of the request was sent.
+        self.was_sent = False
+        # RFC 9110, section 7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
+        lines = [("Host", request.target.authority), *fields]
+        if "user-agent" not in [name.lower() for name, _ in fields]:
+            lines.append(("User-Agent", USER_AGENT))
+        if request.body is not None:
+            lines.append(("Content-Length", str(len(request.body))))
+        #: The whole request as it is sent.
+        self.data = encode_request_head(request.method, request.target.request_target, lines) + (request.body or b"")
 
 
 def tls_context(ca_file: str = "") -> ssl.SSLContext:
-    """Return what verifies upstreams.
+    """Return the context that verifies upstreams; one for all, because loading the authorities takes 20 ms of CPU.
 
     :param ca_file: PEM file of further authorities, or "".
     """
     context = ssl.create_default_context(cafile=certifi.where())
     if ca_file:
         context.load_verify_locations(cafile=ca_file)
+    # RFC 9525, section 6.3: a name in the subject's CN is no reference identity any more.
+    context.hostname_checks_common_name = False
+    # Python 3.11.2, Debian 12's, sets it: a connection that was cut would look like one that was closed.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     return context
 
 
-class _PoolKey(NamedTuple):
-    scheme: str
-    host: str
-    port: int
+class UpstreamAdapter(BaseAdapter):
+    """Sends prepared upstream requests.
 
-
-def _is_wrapped(function: Any) -> bool:
-    own = isinstance(function, FunctionType) and function.__module__ == HTTPConnectionPool.__module__
-    return not own or hasattr(function, "__wrapped__")
-
-
-#: urllib3's own way to send; None if somebody had wrapped it before we came.
-_URLOPEN = None if _is_wrapped(HTTPConnectionPool.urlopen) else HTTPConnectionPool.urlopen
-
-
-class _Relaying:
-    """What our pools do differently, whether of plain connections or of those with TLS; mixed into urllib3's."""
-
-    # mypy cannot know what it is mixed into; hence the ignores below.
-    def urlopen(self, method: str, url: str, body: bytes | None, headers: Fields, **_: Any) -> RawBody:
-        """Send a request over a connection of the pool, which gets it back from the answer.
-
-        urllib3's own parses the URL again, copies the fields, and is prepared for proxies, redirects and retries. Who
-        instruments urllib3, such as OpenTelemetry, wraps it, and is to see our calls: then it is gone through.
-        """
-        if HTTPConnectionPool.urlopen is not _URLOPEN:
-            options: Any = {"redirect": False, "retries": False, "preload_content": False, "release_conn": False}
-            given: Any = HTTPHeaderDict(headers)
-            return super().urlopen(method, url, body, given, assert_same_host=False, **options)  # type: ignore[misc, no-any-return]
-        connection = self._get_conn()  # type: ignore[attr-defined]
-        try:
-            return self._make_request(connection, method, url, body, headers)
-        except BaseException:
-            connection.close()
-            self._put_conn(None)  # type: ignore[attr-defined]
-            raise
-
-    def _make_request(
-        self, conn: Any, method: str, url: str, body: bytes | None, headers: Fields | HTTPHeaderDict, **_: Any
-    ) -> RawBody:
-        fields = headers.items() if isinstance(headers, HTTPHeaderDict) else headers
-        conn.request(method, url, body, list(fields))
-        return RawBody(conn.getresponse(), conn, self._put_conn, method=method)  # type: ignore[attr-defined]
-
-
-class _Response(requests.Response):
-    """As much of requests' response as `iter_content` needs; the rest (a cookie jar, mappings) is 2 kB a stream."""
-
-    _content = False
-    _content_consumed = False
-
-    def __init__(self, raw: RawBody) -> None:
-        self.status_code = raw.status
-        self.raw = raw
-
-
-class RelayAdapter(HTTPAdapter):
-    """Sends requests whose `target` was parsed and matched, over connections that were judged.
-
-    Called without a Session: no cookies, no redirects, no netrc, no proxies of the environment, no hooks.
-
-    :param dialer: makes the connections.
-    :param pool_size: most connections kept for one host.
-    :param ca_file: PEM file of further authorities, or "".
+    :param pool: opens and keeps the connections.
     """
 
-    def __init__(self, dialer: Dialer, *, pool_size: int, ca_file: str = "") -> None:
-        self._dialer = dialer
-        # One context for all connections: requests reads the authorities anew for each, 20 ms of CPU every time.
-        self._tls = tls_context(ca_file)
-        super().__init__(pool_connections=64, pool_maxsize=pool_size)
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self._pool = pool
 
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
-        plain, tls = connection_classes(self._dialer)
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a request and return the response as soon as its head has come.
 
-        class PlainPool(_Relaying, HTTPConnectionPool):  # type: ignore[misc]
-            ConnectionCls = plain
+        Options of requests (`stream`, `timeout`, `verify` and the like) are ignored: the side of the exchange keeps the
+        time, and every upstream is verified.
 
-        class TLSPool(_Relaying, HTTPSConnectionPool):  # type: ignore[misc]
-            ConnectionCls = tls
-
-        self.poolmanager = PoolManager(num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls)
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": TLSPool}
-
-    def get_connection_with_tls_context(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the pool of the request's target, as it was parsed: no second parser is asked."""
-        target: Target = request.target
-        # urllib3's own key has 27 members more, which are the same for all pools here.
-        key: Any = _PoolKey(target.scheme, target.host, target.port)
-        pool = self.poolmanager.pools.get(key)
-        if pool is not None:
-            return pool
-        return self.poolmanager.connection_from_pool_key(key, {**self.poolmanager.connection_pool_kw, **key._asdict()})
-
-    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send a request and return the answer as soon as its head is there.
-
-        requests' own adds what is for sessions, proxies, time-outs and retries, of which there are none; errors are
-        those of whoever found them.
+        :raises SSEError: see `Dialer.dial`.
+        :raises StaleConnection: a kept connection was closed.
+        :raises InvalidResponse: what came cannot be relayed.
+        :raises OSError: the connection, or TLS, failed.
         """
-        pool = self.get_connection_with_tls_context(request)
-        raw = pool.urlopen(request.method, request.target.request_target, request.body, request.fields)
-        return self.build_response(request, raw)
+        if not isinstance(request, PreparedUpstreamRequest):
+            raise TypeError("the adapter sends prepared upstream requests only")
+        connection = self._pool.acquire(request.target) if request.may_reuse else None
+        if connection is None:
+            connection = self._pool.connect(request.target, request.side, client=request.client)
+        try:
+            return _new_response(self._exchange(connection, request))
+        except BaseException:
+            request.side.detach()
+            connection.transport.close()
+            raise
+        finally:
+            request.was_sent = request.was_sent or connection.sent > 0
 
-    def build_response(self, req: Any, resp: RawBody) -> requests.Response:
-        return _Response(resp)
+    def _exchange(self, connection: Connection, request: PreparedUpstreamRequest) -> Body:
+        head, rest = connection.exchange(request.data, request.side)
+        return Body(connection, head, rest, method=request.method or "", side=request.side, release=self._pool.release)
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._pool.close()
+
+
+def _new_response(body: Body) -> requests.Response:
+    response = requests.Response.__new__(requests.Response)
+    vars(response).update(_EMPTY_RESPONSE)
+    response.status_code = body.status
+    # requests hints at urllib3's response, and uses `stream()` of it.
+    response.raw = body
+    return response

@@ -1,14 +1,12 @@
-"""Opens upstreams: `open()` gives the status and the fields, then the bytes as they arrive."""
+"""Opens upstreams: `open()` returns the status and the fields, and then the bytes as they arrive."""
 
 from __future__ import annotations
 
-import http.client
+import re
 import ssl
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 import requests
-from urllib3.exceptions import HTTPError, SSLError
 
 from ...errors import (
     ClientGone,
@@ -18,77 +16,81 @@ from ...errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from ...protocol.target.parse import Target
-from ..exchange import EndReason, Stage, Watch, current
-from .adapter import RelayAdapter
-from .body import RawBody
+from ...protocol.http1.head import InvalidResponse
+from ..exchange import EndReason, Stage
+from .adapter import PreparedUpstreamRequest, UpstreamAdapter, UpstreamRequest
+from .body import Body, TruncatedBody
 from .connection import StaleConnection
+from .dial import describe_os_error
+from .trace import Fields, traced
+from .transport import Side, uses_gevent
 
 #: RFC 9110, section 9.2.2: "A client SHOULD NOT automatically retry a request with a non-idempotent method".
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
-#: Seconds after which the process that replaces a stopping one is there.
+#: Seconds after which the process that replaces a stopping one is ready.
 RETRY_AFTER = 1
 
-#: Names the gateway where the client names no product. RFC 9110, section 10.1.5.
-USER_AGENT = "flask-sse-relay"
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpstreamRequest:
-    """What is sent to an upstream; all of it is judged and final."""
-
-    method: str
-    target: Target
-    fields: Sequence[tuple[str, str]] = field(repr=False)
-    body: bytes | None = field(default=None, repr=False)
-
-
-class _Prepared(requests.PreparedRequest):
-    """What an adapter sends. Filled by hand: requests' own preparation would parse and re-encode the URL again."""
-
-    def __init__(self, request: UpstreamRequest) -> None:
-        self.target = request.target
-        self.method = request.method
-        self.body = request.body
-        # RFC 9110, section 7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
-        self.fields = [("Host", request.target.authority), *request.fields]
-        if "user-agent" not in {name.lower() for name, _ in request.fields}:
-            self.fields.append(("User-Agent", USER_AGENT))
-        if request.body is not None:
-            self.fields.append(("Content-Length", str(len(request.body))))
+#: Scheme, host, port and path of a Location; userinfo, query and fragment may be secrets.
+_LOCATION = re.compile(r"(?:https?:)?(?://(?:[^/?#@\s]*@)?[^/?#@\s]+)?[\x21-\x7e]*?(?=[?#]|\Z)", re.IGNORECASE)
 
 
 class UpstreamResponse:
-    """An upstream's answer, whose head has come; whoever got it closes it."""
+    """An upstream's response, whose head has come; a `Source` that its owner closes."""
 
-    __slots__ = ("_raw", "_response", "fields", "status")
+    __slots__ = ("_body", "_is_parked", "_pieces", "fields", "status")
 
     def __init__(self, response: requests.Response) -> None:
-        self._response = response
-        self._raw: RawBody = response.raw
-        self.status = self._raw.status
+        self._body: Body = response.raw
+        # requests hands `raw.stream()` through unchanged; None is the size that asks for pieces as they come.
+        self._pieces: Iterator[bytes | None] = response.iter_content(None)
+        self._is_parked = False
+        self.status = self._body.status
         #: All fields as they came, repeated ones apart.
-        self.fields = self._raw.fields
+        self.fields = self._body.fields
 
-    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
-        """Yield the body as it arrives, one piece a read of the socket.
+    def read(self) -> bytes | None:
+        """Return what has arrived, one piece for a read of the socket; None if nothing has yet, b"" at the end.
 
-        :param silence: seconds after which b"" is yielded when nothing came; None: never.
         :raises TruncatedBody: if the body ends before its framing says so.
         """
-        if silence:
-            self._raw.settimeout(silence)
-        # requests hands `raw.stream()` through untouched; None is the size that asks for pieces as they come.
-        return self._response.iter_content(None)
+        piece = next(self._pieces, b"")
+        if piece == b"" and not self._body.is_complete:
+            raise TruncatedBody("the body was closed, or has ended early before")
+        return piece
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until `read()` may return something else than None, or for `timeout` seconds (None: for ever)."""
+        self._body.wait(timeout)
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake()` from the event loop each time `read()` may return something; return what unsubscribes."""
+        return self._body.subscribe(wake)
+
+    def cancel(self) -> None:
+        """End the response now, waking its reader; idempotent, never waits, callable from any thread."""
+        self._body.cancel()
+
+    def close(self) -> None:
+        """Close the connection, unless the body was read to its end; idempotent."""
+        self._body.close()
+
+    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
+        """Yield the pieces, and b"" after so many seconds without one, or instead of waiting after `wait_outside()`."""
+        # None is as empty as b"".
+        return self._pieces if self._is_parked else self._waiting(silence)  # type: ignore[return-value]
+
+    def _waiting(self, silence: float | None) -> Iterator[bytes]:
+        for piece in self._pieces:
+            if piece is not None:
+                yield piece
+            elif not self._body.wait(silence):
+                yield b""
 
     def wait_outside(self) -> int | None:
         """Let `iter_chunks()` yield b"" where it would wait; return the descriptor to wait for, None if it cannot."""
-        return self._raw.wait_outside()
-
-    def close(self) -> None:
-        """Let go of the connection; may be called again."""
-        self._raw.close()
+        self._is_parked = uses_gevent() and not self._body.is_complete
+        return self._body.fileno() if self._is_parked else None
 
     def __enter__(self) -> UpstreamResponse:
         return self
@@ -97,67 +99,100 @@ class UpstreamResponse:
         self.close()
 
 
-class Upstreams:
-    """The way to all upstreams of one app: one pool of kept connections."""
+class UpstreamClient:
+    """The way to all upstreams of one app.
 
-    def __init__(self, adapter: RelayAdapter) -> None:
+    :param adapter: has the connections.
+    """
+
+    def __init__(self, adapter: UpstreamAdapter) -> None:
         self._adapter = adapter
 
-    def open(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
-        """Send a request and return the answer as soon as its head is there.
+    def open(self, request: UpstreamRequest, side: Side) -> UpstreamResponse:
+        """Send a request and return the response as soon as its head has come.
 
-        :param watch: may cut the attempt; the time-outs are its.
+        :param side: the upstream side of the exchange: it can cancel the attempt, and keeps the time.
         :raises AtCapacity: if there is no socket left for it.
         :raises TargetNotAllowed: if the address is refused.
-        :raises UpstreamUnreachable: if there is no connection, or TLS does not come about.
-        :raises UpstreamBadResponse: if what answers is no HTTP, or a redirect.
-        :raises UpstreamTimeout: if the connection or the head was not there in time.
-        :raises Draining: if the process stops before there is an answer.
-        :raises ClientGone: if nobody waits for the answer any more.
+        :raises UpstreamUnreachable: if there is no connection, or TLS fails.
+        :raises UpstreamBadResponse: if what comes is no HTTP that can be relayed, or a redirect.
+        :raises UpstreamTimeout: if the connection or the head took too long.
+        :raises Draining: if the process stops before there is a response.
+        :raises ClientGone: if the client has left.
         """
-        token = current.set(watch)
+        return traced(request.method, request.target, request.fields, lambda fields: self._open(request, fields, side))
+
+    def _open(self, request: UpstreamRequest, fields: Fields, side: Side) -> UpstreamResponse:
+        prepared = PreparedUpstreamRequest(request, side, fields)
         try:
-            return self._send(request, watch)
+            response = self._send(prepared)
         except SSEError as error:
-            # What was cut while it dialled looks like an upstream that nobody answers at.
-            if watch.reason is None:
+            # What was cancelled while it connected looks like an upstream that is unreachable.
+            if side.reason is None:
                 raise
-            raise _refusal(error, watch) from error
-        except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-            raise _refusal(error, watch) from error
-        finally:
-            current.reset(token)
+            raise _refusal(error, side, was_sent=prepared.was_sent) from error
+        except (InvalidResponse, StaleConnection, OSError) as error:
+            raise _refusal(error, side, was_sent=prepared.was_sent) from error
+        return _without_redirect(response, request)
 
-    def _send(self, request: UpstreamRequest, watch: Watch) -> UpstreamResponse:
-        watch.enter(Stage.OPEN)
+    def _send(self, prepared: PreparedUpstreamRequest) -> UpstreamResponse:
+        prepared.side.enter(Stage.OPEN)
         try:
-            response = self._try(request)
+            return UpstreamResponse(self._adapter.send(prepared))
         except StaleConnection as stale:
-            if watch.reason or not (stale.nothing_sent or request.method in IDEMPOTENT):
-                raise http.client.HTTPException("the upstream closed the connection") from stale
-            watch.enter(Stage.OPEN)
-            response = self._try(request)
-        if 300 <= response.status < 400 and response.status != 304:
-            response.close()
-            raise UpstreamBadResponse("the upstream redirects, and redirects are not followed")
-        if response.status == 101:
-            response.close()
-            raise UpstreamBadResponse("the upstream switches protocols")
+            if prepared.side.reason or not (stale.nothing_sent or prepared.method in IDEMPOTENT):
+                raise
+        # Once, and over a new connection: others that were kept may be as stale.
+        prepared.may_reuse = False
+        prepared.side.enter(Stage.OPEN)
+        return UpstreamResponse(self._adapter.send(prepared))
+
+
+def _without_redirect(response: UpstreamResponse, request: UpstreamRequest) -> UpstreamResponse:
+    """Return a response, unless it is one that cannot be relayed.
+
+    :raises UpstreamBadResponse: if it is not.
+    """
+    if response.status == 101:
+        cause = "the upstream switches protocols"
+    elif 300 <= response.status < 400 and response.status != 304:
+        cause = f"the upstream redirects ({response.status}{_describe_location(response)})"
+    else:
         return response
+    response.close()
+    raise UpstreamBadResponse(f"{cause}, which is not followed", cause=cause, should_retry=False)
 
-    def _try(self, request: UpstreamRequest) -> UpstreamResponse:
-        return UpstreamResponse(self._adapter.send(_Prepared(request)))
+
+def _describe_location(response: UpstreamResponse) -> str:
+    """Return where a redirect leads, without what may be a secret."""
+    value = next((value for name, value in response.fields if name.lower() == "location"), "")
+    match = _LOCATION.match(value)
+    place = re.sub(r"//[^/]*@", "//", match[0]) if match else ""
+    return f" to {place[:200]}" if place else ""
 
 
-def _refusal(error: Exception, watch: Watch) -> SSEError:
-    """Tell what a failure means for the client. The texts are ours: those of requests hold URLs with their queries."""
-    if watch.reason is EndReason.CLIENT_GONE:
+def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:
+    """Return what a failure means for the client; the texts hold no address and no secret."""
+    if side.reason is EndReason.CLIENT_GONE:
         return ClientGone()
-    if watch.reason is EndReason.DRAINING:
+    if side.reason is EndReason.DRAINING:
         return Draining(retry_after=RETRY_AFTER)
-    if watch.reason is EndReason.UPSTREAM_TIMEOUT:
-        return UpstreamTimeout("no response head in time" if watch.stage is Stage.HEAD else "no connection in time")
-    if watch.stage is Stage.OPEN:
-        is_tls = isinstance(error, ssl.SSLError | SSLError)
-        return UpstreamUnreachable("TLS does not come about" if is_tls else "no connection")
-    return UpstreamBadResponse()
+    # SDKs would run, and pay, a request again that the upstream has got.
+    should_retry = False if was_sent else None
+    if side.reason is EndReason.UPSTREAM_TIMEOUT:
+        detail = "no response head in time" if was_sent else "no connection in time"
+        return UpstreamTimeout(detail, cause=detail, should_retry=should_retry)
+    cause = _describe(error)
+    if not was_sent:
+        return UpstreamUnreachable(cause, cause=cause)
+    return UpstreamBadResponse(f"{UpstreamBadResponse.title}: {cause}", cause=cause, should_retry=should_retry)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS failed: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or 'unexpected end').replace('_', ' ').lower()}"
+    if isinstance(error, StaleConnection | InvalidResponse):
+        return str(error)
+    return f"no connection: {describe_os_error(error)}" if isinstance(error, OSError) else "it broke"

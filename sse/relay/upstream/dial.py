@@ -1,27 +1,25 @@
-"""Connects to upstreams: look the name up, judge every answer, connect to one that was judged, look at the peer.
+"""Connects to upstreams: looks the name up, judges every address, connects to one that was judged, checks the peer.
 
-The check and the connection are one, so a name that changes its mind between the two (DNS rebinding) gains nothing.
-What there is to install was tried and falls short: requests-hardened judges only the first answer and still dials
-several ranges that lead inside, advocate does not work with urllib3 2.
+The check and the connection are one, so a name that changes its addresses between the two (DNS rebinding) gains
+nothing. What there is to install was tried and falls short: requests-hardened judges only the first address and still
+connects to several ranges that lead inside, advocate does not work with urllib3 2.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import queue
+import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 
 from ...errors import AtCapacity, SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
-from ..exchange import current
+from .lookup import Addresses, LookUpTimeout, Resolver
+from .transport import Side, Transport, connect, enable_keep_alive, new_socket
 
-#: Seconds after which somebody may have closed one.
+#: Seconds after which a socket may have been closed.
 RETRY_AFTER = 1
-#: Names looked up at a time. The resolver has 10 threads for all; two stay free for the rest of the process.
-MAX_LOOKUPS = 8
 
 
 class Dialer:
@@ -36,19 +34,22 @@ class Dialer:
         self._allows = allows
         self._lists = lists
         self._timeout = timeout
-        self._lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
+        self._resolver = Resolver()
 
-    def dial(self, host: str, port: int) -> socket.socket:
-        """Return a connection to the host, without a time-out of its own; the caller closes it.
+    def dial(self, host: str, port: int, side: Side, *, client: str = "") -> Transport:
+        """Return a connection to the host; the caller closes it.
 
+        :param side: what cancels it.
+        :param client: who waits for it; a client can use up only its own share of look-ups.
         :raises AtCapacity: if this process, or the system, may open no more sockets.
         :raises TargetNotAllowed: if any of its addresses is refused, or it has none and no operator named it.
         :raises UpstreamTimeout: if the time ran out.
-        :raises UpstreamUnreachable: if nobody answers at its addresses.
+        :raises UpstreamUnreachable: if no connection to its addresses succeeds.
+        :raises ConnectionAbortedError: if the side was cancelled before.
         """
         deadline = time.monotonic() + self._timeout
-        addresses = self._look_up(host, port, deadline)
-        # One bad answer condemns all: a name that gives a public and a private address is up to something.
+        addresses = self._find_addresses(host, port, deadline, side, client)
+        # One bad address condemns all: a name that has a public and a private address is an attack or a mistake.
         if not all(self._allows(host, address) for _, address in addresses):
             raise TargetNotAllowed
         failure: OSError | None = None
@@ -56,81 +57,70 @@ class Dialer:
             # An equal share of the time for each that is left, so that a silent one does not hide the others.
             share = max(deadline - time.monotonic(), 0.001) / left
             try:
-                return self._connect(family, address, port, share)
+                return _connect(family, address, port, share, side)
             except OSError as error:
                 failure = error
         if isinstance(failure, TimeoutError):
             raise UpstreamTimeout("no connection in time") from failure
-        raise UpstreamUnreachable("no connection") from failure
+        raise UpstreamUnreachable(f"no connection: {describe_os_error(failure)}") from failure
 
-    def _connect(self, family: int, address: str, port: int, timeout: float) -> socket.socket:
-        connection = _open_socket(family)
-        try:
-            connection.settimeout(timeout)
-            watch = current.get()
-            if watch is not None:
-                watch.attach(connection)
-            connection.connect((address, port))
-            # From here on the watch keeps the time.
-            connection.settimeout(None)
-            if _canonical(connection.getpeername()[0]) != _canonical(address):
-                raise TargetNotAllowed
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _look_up(self, host: str, port: int, deadline: float) -> list[tuple[int, str]]:
+    def _find_addresses(self, host: str, port: int, deadline: float, side: Side, client: str) -> Addresses:
         try:
             literal = ipaddress.ip_address(host)
         except ValueError:
-            return self._ask(host, port, deadline)
+            return self._look_up(host, port, deadline, side, client)
         return [(socket.AF_INET if literal.version == 4 else socket.AF_INET6, host)]
 
-    def _ask(self, host: str, port: int, deadline: float) -> list[tuple[int, str]]:
-        """Ask the resolver in a thread of its own: getaddrinfo(3) knows no time-out."""
-        if not self._lookups.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            raise self._unresolved(host, UpstreamTimeout("no connection in time"))
-        answers: queue.Queue[list[tuple[int, str]] | OSError | UnicodeError] = queue.Queue(1)
-
-        def ask() -> None:
-            try:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                answers.put([(int(family), str(sockaddr[0])) for family, _, _, _, sockaddr in found])
-            except (OSError, UnicodeError) as error:
-                answers.put(error)
-            finally:
-                self._lookups.release()
-
-        threading.Thread(target=ask, name="sse-look-up", daemon=True).start()
+    def _look_up(self, host: str, port: int, deadline: float, side: Side, client: str) -> Addresses:
+        payer = None if self._lists(host) else client
         try:
-            answer = answers.get(timeout=max(deadline - time.monotonic(), 0.001))
-        except queue.Empty as error:
-            raise self._unresolved(host, UpstreamTimeout("no connection in time")) from error
-        if isinstance(answer, Exception) or not answer:
-            # A resolver that gets no socket says that there is no such name.
+            addresses = self._resolver.look_up(host, port, deadline=deadline, side=side, client=payer)
+        except LookUpTimeout as error:
+            raise self._unresolved(host, UpstreamTimeout("no connection in time: the name look-up is slow")) from error
+        except ConnectionAbortedError:
+            raise
+        except (OSError, UnicodeError):
+            addresses = []
+        if not addresses:
+            # A resolver that gets no socket reports that there is no such name.
             _open_socket(socket.AF_INET).close()
-            raise self._unresolved(host, UpstreamUnreachable("its name does not resolve"))
-        return answer
+            raise self._unresolved(host, UpstreamUnreachable("no connection: its name does not resolve"))
+        return addresses
 
     def _unresolved(self, host: str, error: SSEError) -> SSEError:
-        # Whether a name exists is nobody's business, unless the operator wrote it down.
+        # Whether a name exists is told to no client, unless the operator wrote the name down.
         return error if self._lists(host) else TargetNotAllowed()
+
+
+def _connect(family: int, address: str, port: int, timeout: float, side: Side) -> Transport:
+    connection = Transport(_open_socket(family))
+    try:
+        side.attach(connection)
+        connect(connection, (address, port), timeout)
+        if _canonical(connection.socket.getpeername()[0]) != _canonical(address):
+            raise TargetNotAllowed
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        enable_keep_alive(connection.socket)
+    except BaseException:
+        side.detach()
+        connection.close()
+        raise
+    return connection
 
 
 def _open_socket(family: int) -> socket.socket:
     try:
-        return socket.socket(family, socket.SOCK_STREAM)
+        return new_socket(family)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise no_socket() from error
+            raise AtCapacity("the gateway has no socket left", retry_after=RETRY_AFTER) from error
         raise
 
 
-def no_socket() -> AtCapacity:
-    """Return the refusal of what would take a socket that this process, or the system, may not open."""
-    return AtCapacity("the gateway has no socket left", retry_after=RETRY_AFTER)
+def describe_os_error(error: OSError | None) -> str:
+    """Return why a connection failed, in the system's words, which hold no address."""
+    text = os.strerror(error.errno) if error is not None and error.errno else "it broke"
+    return text[0].lower() + text[1:]
 
 
 def _canonical(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

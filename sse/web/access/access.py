@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from flask import Request
@@ -14,14 +14,17 @@ from flask_limiter import Limiter
 
 from ...errors import Unauthenticated
 from ...relay.redis import SharedStore, nothing
-from ...settings import Settings
-from .throttle import Throttle
+from ..call import Call
+from .throttle import Limit, Throttle
 
 #: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
 Authorize = Callable[[Request], "str | None"]
 
 #: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
 GUESSES = "60 per 10 second"
+
+#: Characters of a client's name that are logged: a site's `authorize` may return any.
+MAX_LOGGED_NAME = 64
 
 #: Addresses that are kept as they were read: a client calls again and again.
 KEPT_ADDRESSES = 1024
@@ -33,54 +36,61 @@ _CLIENT, _ADDRESS = "sse.client", "sse.address"
 class Access:
     """Decides who may call and how often.
 
+    :param passcodes: client name -> passcode.
+    :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
+    :param trusted_proxies: how many proxies in front are believed about the client's address.
     :param authorize: the site's own answer to who calls; asked before the passcodes.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether anybody may call.
     :param store: what processes share, if they do; the site's own Limiter counts where it counts.
-    :param on_absence: called each time the store is needed for a call and away.
+    :param on_unavailable: called each time the store is needed for a call and unavailable.
     """
 
     def __init__(
         self,
-        settings: Settings,
         *,
+        passcodes: Mapping[str, str],
+        throttle: str,
+        trusted_proxies: int,
         authorize: Authorize | None,
         limiter: Limiter | None,
         is_open: bool,
         store: SharedStore | None = None,
-        on_absence: Callable[[], object] = nothing,
+        on_unavailable: Callable[[], object] = nothing,
     ) -> None:
         self._authorize = authorize
         self.is_open = is_open
-        self._trusted_proxies = settings.trusted_proxies
+        self._trusted_proxies = trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
-        self._digests = [(name, _digest(_encode(passcode))) for name, passcode in settings.passcodes.items()]
-        self._throttle = throttle = Throttle(limiter, store=store, on_absence=on_absence)
-        self._calls = throttle.limit(settings.throttle, _CLIENT) if settings.throttle else None
-        guesses = settings.throttle or GUESSES
+        self._digests = [(name, _digest(_encode(passcode))) for name, passcode in passcodes.items()]
+        self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
+        self._calls = counts.limit(throttle, _CLIENT) if throttle else None
+        guesses = throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = throttle.limit(guesses, _ADDRESS, scope="sse-anonymous")
-        self._guess = throttle.limit(guesses, _ADDRESS, scope="sse-guess")
-        self._guessed = throttle.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
+        self._anonymous = counts.limit(guesses, _ADDRESS, scope="sse-anonymous")
+        self._guess = counts.limit(guesses, _ADDRESS, scope="sse-guess")
+        self._guessed = counts.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
         self._guesses_until = 0.0
 
-    def admit(self, request: Request, passcode: str | None) -> str:
-        """Return the name under which the client is counted: its own, or its address where anybody may call.
+    def admit(self, request: Request, call: Call, passcode: str | None) -> None:
+        """Set the client's name and address in a call, and count it.
 
         :param passcode: the one in the request's JSON, if there is any; the request's fields are looked at here.
         :raises Throttled: if it called too often, or failed too often.
         :raises Unauthenticated: if a credential is needed and there is none, or a wrong one.
         """
-        address = client_address(request, trusted_proxies=self._trusted_proxies)
-        request.environ[_ADDRESS] = address
-        name = self._identify(request, passcode)
-        client = f"name:{name}" if name is not None else f"address:{address}"
-        request.environ[_CLIENT] = client
+        call.address = client_address(request, trusted_proxies=self._trusted_proxies)
+        request.environ[_ADDRESS] = call.address
+        name, limits = self._identify(request, passcode)
+        call.name = name and name[:MAX_LOGGED_NAME]
+        call.client = request.environ[_CLIENT] = f"name:{name}" if name is not None else f"address:{call.address}"
         if self._calls is not None:
-            self._throttle.count(request, self._calls)
-        return client
+            limits.append(self._calls)
+        if limits:
+            # All at once, because with a shared store each count is a round trip.
+            self._throttle.count(request, *limits)
 
     def has_store(self) -> bool:
         """Tell whether the store that the throttle is kept in can be used."""
@@ -90,21 +100,20 @@ class Access:
         """Return what the throttle says of a request, as response fields."""
         return self._throttle.fields(request, only_exceeded=self._calls is None)
 
-    def _identify(self, request: Request, passcode: str | None) -> str | None:
-        """Return the client's name, None for a stranger where anybody may call."""
+    def _identify(self, request: Request, passcode: str | None) -> tuple[str | None, list[Limit]]:
+        """Return the client's name, None for a stranger where anybody may call, and the limits that hold for it."""
         if self._authorize is not None and (name := self._authorize(request)) is not None:
-            return name
+            return name, []
         credentials = _credentials(request, passcode)
-        if credentials and self._digests and not self.is_open and self._may_have_guessed():
-            # Whoever has failed too often is not told either when it guesses right.
-            self._throttle.count(request, self._guessed)
-        name = self._find(credentials)
+        name = self._find(credentials) if credentials else None
         if name is None and not self.is_open:
             if credentials:
                 self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
             self._throttle.count(request, self._guess if credentials else self._anonymous)
             raise Unauthenticated
-        return name
+        is_guarded = credentials and self._digests and not self.is_open and self._may_have_guessed()
+        # While locked out, correct credentials are refused too.
+        return name, [self._guessed] if is_guarded else []
 
     def _may_have_guessed(self) -> bool:
         # To ask costs as much as the throttle itself, and mostly nobody has.

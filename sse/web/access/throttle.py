@@ -1,177 +1,212 @@
-"""How often something may be done: limits that Flask-Limiter counts, in memory, in a store, or in the site's way."""
+"""Limit how often something may be done, with Flask-Limiter: in memory, in the shared store, or in a site's Limiter."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from flask import Flask, Request, Response, request
+from flask import Request, Response, has_request_context, request
 from flask_limiter import Limiter
 from flask_limiter.errors import RateLimitExceeded
 from flask_limiter.util import get_remote_address
 from limits import RateLimitItem, parse_many
+from limits.storage import Storage
+from limits.strategies import MovingWindowRateLimiter
 
+from ...compat.flask_limiter import identifiers
 from ...errors import Throttled
 from ...relay.redis import SharedStore
-from .limit_storage import Memory, SharedCounts
+from .limit_storage import Check, Memory, SharedCounts, Verdict, Window
 
-#: Into every key, so that another strategy on the same store never meets our entries.
-KEY_PREFIX = "sse-moving-window"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counted:
-    """Where a request was counted last: what its answer says of limits."""
-
-    item: RateLimitItem
-    identifiers: Sequence[str]
-    is_exceeded: bool
+# In a request's environ: the limit that a site's Limiter is counting, and what was counted last.
+_LIMIT, _COUNTED = "sse.limit", "sse.counted"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """How often something may be done; `count` counts a request, and returns None where nothing is limited.
+    """How often something may be done.
 
-    :param items: the shortest window first; the first that is exceeded ends the counting.
+    :param value: in the words of limits, such as `60 per minute`.
+    :param items: the same, the shortest window first.
+    :param key: where in a request's environ it stands who is counted.
+    :param scope: what is limited; empty for each endpoint by itself.
+    :param counts: False only looks whether one more is allowed.
     """
 
+    value: str
     items: Sequence[RateLimitItem]
-    count: Callable[[Request], Counted | None]
+    key: str
+    scope: str
+    counts: bool
+
+
+class RelayLimiter(Limiter):
+    """A Limiter with counts of its own: an app's `RATELIMIT_*` keys do not change it, and it adds no hooks to an app.
+
+    :param counts: where it counts.
+    """
+
+    def __init__(self, counts: Memory) -> None:
+        super().__init__(get_remote_address, strategy="moving-window")
+        self._counts = counts
+
+    @property
+    def storage(self) -> Memory:
+        return self._counts
+
+    @property
+    def limiter(self) -> MovingWindowRateLimiter:
+        return MovingWindowRateLimiter(self._counts)
+
+    def count(self, request: Request, limits: Sequence[Limit]) -> Sequence[Verdict]:
+        """Count a request in all limits at once."""
+        return self._counts.check_all([_check(request, limit) for limit in limits])
+
+
+def _check(request: Request, limit: Limit) -> Check:
+    name = f"{request.environ[limit.key]}/{limit.scope or request.endpoint}"
+    return Check(name=name, items=limit.items, amount=int(limit.counts))
+
+
+class SiteLimiter:
+    """Counts in a site's Limiter as a decorated view would: its exemptions, fallback and hooks apply.
+
+    Flask-Limiter identifies a decorated function by its name and reads limit, key and scope at each request, so the two
+    functions below serve every app and every limit.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._hit = limiter.shared_limit(_value, _scope, key_func=_key)(_counted)
+        self._test = limiter.shared_limit(_value, _scope, key_func=_key, deduct_when=_never)(_looked_at)
+
+    @property
+    def storage(self) -> Storage:
+        return self._limiter.storage
+
+    def count(self, request: Request, limits: Sequence[Limit]) -> Iterator[Verdict]:
+        """Count a request in one limit after the other."""
+        for limit in limits:
+            request.environ[_LIMIT] = limit
+            is_exceeded = False
+            try:
+                (self._hit if limit.counts else self._test)()
+            except RateLimitExceeded:
+                is_exceeded = True
+            finally:
+                del request.environ[_LIMIT]
+            # None if it is disabled, exempts the request, or has swallowed that its store is unavailable.
+            if (current := self._limiter.current_limit) is not None:
+                # A site can have other limits for the time in which its store is unavailable.
+                items = limit.items if current.limit in limit.items else [current.limit]
+                windows = [self._window(item, identifiers(current)) for item in items]
+                yield Verdict(exceeded=items.index(current.limit) if is_exceeded else None, windows=windows)
+
+    def _window(self, item: RateLimitItem, arguments: Sequence[str]) -> Window:
+        strategy = self._limiter.limiter
+        try:
+            reset, remaining = strategy.get_window_stats(item, *arguments)
+        except strategy.storage.base_exceptions:
+            # The site's store has become unavailable since the request was counted.
+            return Window(item=item, reset=0.0, remaining=item.amount)
+        return Window(item=item, reset=reset, remaining=remaining)
+
+
+def _counted() -> None: ...
+
+
+def _looked_at() -> None: ...
+
+
+def _current() -> Limit | None:
+    # Flask-Limiter reads all limits of an endpoint before each request, when none is counted yet.
+    return request.environ.get(_LIMIT) if has_request_context() else None
+
+
+def _value() -> str:
+    limit = _current()
+    return limit.value if limit is not None else ""
+
+
+def _key() -> str:
+    limit = _current()
+    return str(request.environ[limit.key]) if limit is not None else ""
+
+
+def _scope(endpoint: str) -> str:
+    limit = _current()
+    return (limit.scope if limit is not None else "") or endpoint
+
+
+def _never(_: Response) -> bool:
+    return False
 
 
 class Throttle:
     """Counts requests in a Limiter.
 
     :param limiter: the site's; None makes one that takes nothing from the site and adds nothing to it.
-    :param store: what processes share, if they do; the site's own Limiter counts where it counts.
-    :param on_absence: called each time the store is needed for a call and away.
+    :param store: what processes share, if they do; a site's own Limiter counts in its own storage.
+    :param on_unavailable: called each time the store is needed for a request and unavailable.
     """
 
-    def __init__(self, limiter: Limiter | None, *, store: SharedStore | None, on_absence: Callable[[], object]) -> None:
-        self._is_own = limiter is None
-        self._limiter = limiter or _own_limiter(store, on_absence)
+    def __init__(
+        self, limiter: Limiter | None, *, store: SharedStore | None, on_unavailable: Callable[[], object]
+    ) -> None:
+        self._limiter: RelayLimiter | SiteLimiter
+        if limiter is not None:
+            self._limiter = SiteLimiter(limiter)
+        else:
+            shared = SharedCounts(store=store, on_unavailable=on_unavailable) if store is not None else None
+            self._limiter = RelayLimiter(shared or Memory())
 
     def limit(self, value: str, key: str, *, scope: str = "", counts: bool = True) -> Limit:
         """Return a limit, for each endpoint if no scope is named.
 
         :param key: where in a request's environ it stands who is counted.
-        :param counts: False only looks whether one more may come.
+        :param counts: False only looks whether one more is allowed.
         """
-        items = sorted(parse_many(value))
-        if not self._is_own:
-            return Limit(items=items, count=_by_decorator(self._limiter, value, key, scope=scope, counts=counts))
-        ask = self._limiter.limiter.hit if counts else self._limiter.limiter.test
+        return Limit(value=value, items=sorted(parse_many(value)), key=key, scope=scope, counts=counts)
 
-        def count(request: Request) -> Counted:
-            identifiers = (KEY_PREFIX, request.environ[key], scope or str(request.endpoint))
-            for item in items:
-                if not ask(item, *identifiers):
-                    return Counted(item=item, identifiers=identifiers, is_exceeded=True)
-            return Counted(item=items[0], identifiers=identifiers, is_exceeded=False)
-
-        return Limit(items=items, count=count)
-
-    def count(self, request: Request, limit: Limit) -> None:
-        """Count a request.
+    def count(self, request: Request, *limits: Limit) -> None:
+        """Count a request in all limits, with one round trip to the shared store.
 
         :raises Throttled: if there were too many.
         """
-        counted = request.environ["sse.counted"] = limit.count(request)
-        if counted is not None and counted.is_exceeded:
-            raise Throttled(retry_after=self._retry_after(limit, counted))
-
-    def _retry_after(self, limit: Limit, counted: Counted) -> int:
-        """Return the whole seconds after which the limit lets one more in: true if somebody waits so long."""
-        # Of several limits the first that is exceeded is reported, and a longer one may be used up as well.
-        windows = [self._window(item, counted.identifiers) for item in limit.items]
-        return _seconds_until(max((reset for reset, remaining in windows if remaining <= 0), default=0.0))
-
-    def _window(self, item: RateLimitItem, identifiers: Sequence[str]) -> tuple[float, int]:
-        """Return when the next call is forgotten (time.time()), and how many more may come."""
-        strategy = self._limiter.limiter
-        try:
-            reset, remaining = strategy.get_window_stats(item, *identifiers)
-        except strategy.storage.base_exceptions:
-            # A site's own store went away between two questions.
-            return 0.0, item.amount
-        return reset, remaining
+        request.environ[_COUNTED] = None
+        for verdict in self._limiter.count(request, limits):
+            request.environ[_COUNTED] = verdict
+            if verdict.exceeded is not None:
+                raise Throttled(retry_after=_retry_after(verdict))
 
     def fields(self, request: Request, *, only_exceeded: bool) -> list[tuple[str, str]]:
-        """Return what there is to say of the limit that a request was counted in, as response fields.
+        """Return what the limit says that a request was counted in last, as response fields.
 
-        :param only_exceeded: whether a limit that lets it in is not spoken of.
+        :param only_exceeded: whether a limit that allows the request is left out.
         """
-        counted: Counted | None = request.environ.get("sse.counted")
-        if counted is None or (only_exceeded and not counted.is_exceeded):
+        verdict: Verdict | None = request.environ.get(_COUNTED)
+        if verdict is None or (only_exceeded and verdict.exceeded is None):
             return []
-        reset, remaining = self._window(counted.item, counted.identifiers)
+        window = verdict.windows[verdict.exceeded or 0]
         return [
-            ("X-RateLimit-Limit", str(counted.item.amount)),
-            ("X-RateLimit-Remaining", str(max(remaining, 0))),
-            ("X-RateLimit-Reset", str(_seconds_until(reset))),
+            ("X-RateLimit-Limit", str(window.item.amount)),
+            ("X-RateLimit-Remaining", str(max(window.remaining, 0))),
+            ("X-RateLimit-Reset", str(_seconds_until(window.reset))),
         ]
 
     def has_store(self) -> bool:
-        """Tell whether the store that the throttle is kept in can be used."""
+        """Return whether the storage of the counts can be used."""
         return bool(self._limiter.storage.check())
 
 
-def _by_decorator(
-    limiter: Limiter, value: str, key: str, *, scope: str, counts: bool
-) -> Callable[[Request], Counted | None]:
-    """Return what counts in a site's Limiter: whom it exempts and what it does without its store, its decorator knows.
-
-    Ours has nothing of that, and its strategy is asked directly: a decorator finds out anew at each call what there is
-    to ask, which takes a tenth of a request.
-    """
-
-    def admit() -> None: ...
-
-    # Flask-Limiter tells limits apart by the function's name.
-    admit.__qualname__ = f"admit.{scope}.{counts}.{id(admit)}"
-    options: dict[str, Any] = {"key_func": lambda: request.environ[key], "deduct_when": None if counts else _never}
-    limit = limiter.shared_limit(value, scope, **options) if scope else limiter.limit(value, **options)
-    decorated = limit(admit)
-
-    def count(_: Request) -> Counted | None:
-        is_exceeded = False
-        try:
-            decorated()
-        except RateLimitExceeded:
-            is_exceeded = True
-        current = limiter.current_limit
-        if current is None:
-            # It is disabled, exempts the request, or has swallowed that its store is away.
-            return None
-        return Counted(item=current.limit, identifiers=current.request_args, is_exceeded=is_exceeded)
-
-    return count
-
-
-def _own_limiter(store: SharedStore | None, on_absence: Callable[[], object]) -> Limiter:
-    """Return a Limiter that is configured by us alone.
-
-    It is put into a Flask app that serves nothing: a site's `RATELIMIT_*` keys would otherwise configure it too, its
-    default limits would count twice, and its hooks would run on every request of the site.
-    """
-    options: dict[str, Any] = {"store": store, "on_absence": on_absence} if store is not None else {}
-    limiter = Limiter(
-        # It is never asked: the strategy is, with keys of ours.
-        key_func=get_remote_address,
-        storage_uri=f"{(SharedCounts if store is not None else Memory).STORAGE_SCHEME[0]}://",
-        storage_options=options,
-        strategy="moving-window",
-    )
-    limiter.init_app(Flask("sse-throttle"))
-    return limiter
+def _retry_after(verdict: Verdict) -> int:
+    """Return the whole seconds after which one more request is allowed."""
+    # Of several limits the first that is exceeded is reported, and a longer one may be used up as well.
+    resets = [window.reset for window in verdict.windows if window.remaining <= 0]
+    return _seconds_until(max(resets, default=0.0))
 
 
 def _seconds_until(reset: float) -> int:
     return max(1, math.ceil(reset - time.time()))
-
-
-def _never(_: Response) -> bool:
-    return False

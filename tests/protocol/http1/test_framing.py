@@ -62,6 +62,19 @@ def cut(wire: bytes, places: list[int]) -> list[bytes]:
             Framing(kind="chunked", reusable=False),
             id="both-fields-chunked-wins",
         ),
+        pytest.param("GET", 200, [("Transfer-Encoding", "chunked")] * 2, Framing(kind="chunked"), id="repeated"),
+        pytest.param("GET", 200, [("Transfer-Encoding", "chunked, Chunked")], Framing(kind="chunked"), id="in-list"),
+        pytest.param("GET", 200, [("Transfer-Encoding", "identity, chunked")], Framing(kind="chunked"), id="no-op"),
+        pytest.param(
+            "GET", 200, [("Transfer-Encoding", "identity")], Framing(kind="close", reusable=False), id="identity"
+        ),
+        pytest.param(
+            "GET",
+            200,
+            [("Transfer-Encoding", "Identity"), ("Content-Length", "5")],
+            Framing(kind="length", length=5),
+            id="identity-and-length",
+        ),
         pytest.param("HEAD", 200, [("Content-Length", "42")], Framing(kind="none"), id="head"),
         pytest.param("HEAD", 200, [("Transfer-Encoding", "chunked")], Framing(kind="none"), id="head-chunked"),
         pytest.param("GET", 304, [("Content-Length", "42")], Framing(kind="none"), id="not-modified"),
@@ -95,10 +108,8 @@ def test_the_fields_say_where_the_body_ends(method: str, status: int, pairs: Pai
         pytest.param([("Content-Length", "١")], id="length-arabic-digit"),
         pytest.param([("Content-Length", "9" * 5000)], id="length-endless"),
         pytest.param([("Transfer-Encoding", "gzip, chunked")], id="gzip-chunked"),
-        pytest.param([("Transfer-Encoding", "chunked, chunked")], id="chunked-twice"),
-        pytest.param([("Transfer-Encoding", "chunked")] * 2, id="chunked-in-two-fields"),
-        pytest.param([("Transfer-Encoding", "chunked, identity")], id="chunked-not-last"),
-        pytest.param([("Transfer-Encoding", "identity")], id="identity"),
+        pytest.param([("Transfer-Encoding", "identity, gzip")], id="identity-gzip"),
+        pytest.param([("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "gzip")], id="chunked-then-gzip"),
         pytest.param([("Transfer-Encoding", "")], id="coding-empty"),
         pytest.param([("Transfer-Encoding", "xchunked")], id="coding-unknown"),
         pytest.param([("Transfer-Encoding", "chunked\x0b")], id="coding-vertical-tab"),
@@ -109,7 +120,7 @@ def test_the_fields_say_where_the_body_ends(method: str, status: int, pairs: Pai
     ],
 )
 def test_contradictory_or_invalid_framing_is_refused(pairs: Pairs) -> None:
-    with pytest.raises(ValueError, match="of the answer"):
+    with pytest.raises(ValueError, match="Transfer-Encoding|Content-Length"):
         parse_framing(pairs, method="POST", status=200)
 
 
@@ -123,6 +134,8 @@ WIRES = [
     pytest.param(b"5\r\n0\r\n\r\n\r\n0\r\n\r\n", b"0\r\n\r\n", b"", id="data-is-a-last-chunk"),
     pytest.param(b"2\r\n\xe4\xbd\r\n1\r\n\xa0\r\n0\r\n\r\n", "你".encode(), b"", id="character-in-two-chunks"),
     pytest.param(b"1\r\na\r\n0\r\nA: b\r\nC:\r\n\r\n", b"a", b"", id="trailers"),
+    pytest.param(b"1\r\na\r\n0\r\nA \t: b\r\n\r\n", b"a", b"", id="blanks-before-a-trailer-s-colon"),
+    pytest.param(b"5 \r\nhello\r\n5 \t  \r\nworld\r\n0   \r\n\r\n", b"helloworld", b"", id="blanks-after-a-size"),
     pytest.param(b"1\r\na\r\n0\r\n\r\nHTTP/1.1", b"a", b"HTTP/1.1", id="bytes-behind-the-end"),
     pytest.param(
         encode_chunk(b"x" * 5000) + encode_chunk(b"y" * 82) + b"0\r\n\r\n", b"x" * 5000 + b"y" * 82, b"", id="sizes"
@@ -144,7 +157,8 @@ MALFORMED = [
     pytest.param(b"+5\r\nhello\r\n", b"", id="size-plus"),
     pytest.param(b"-5\r\nhello\r\n", b"", id="size-minus"),
     pytest.param(b" 5\r\nhello\r\n", b"", id="size-space-before"),
-    pytest.param(b"5 \r\nhello\r\n", b"", id="size-space-behind"),
+    pytest.param(b"5 0\r\nhello\r\n", b"", id="size-in-two"),
+    pytest.param(b"5\x0b\r\nhello\r\n", b"", id="size-vertical-tab-behind"),
     pytest.param(b"1_0\r\nhello\r\n", b"", id="size-underscore"),
     pytest.param(b"g\r\nhello\r\n", b"", id="size-no-hex"),
     pytest.param(b"00000000000000005\r\nhello\r\n", b"", id="size-17-digits"),
@@ -160,7 +174,6 @@ MALFORMED = [
     pytest.param(b"0\r\n\n", b"", id="last-chunk-bare-lf"),
     pytest.param(b"0\r\nA: b\n\r\n", b"", id="trailer-bare-lf"),
     pytest.param(b"0\r\nA b\r\n\r\n", b"", id="trailer-without-colon"),
-    pytest.param(b"0\r\nA : b\r\n\r\n", b"", id="trailer-space-before-colon"),
     pytest.param(b"0\r\nA: b\r\n c\r\n\r\n", b"", id="trailer-folded"),
     pytest.param(b"0\r\nHTTP/1.1 200 OK\r\n\r\n", b"", id="trailer-is-a-status-line"),
     pytest.param(b"0\r\nA: \0\r\n\r\n", b"", id="trailer-nul"),

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse.protocol.http1.head import MAX_FIELDS, Head, encode_fields, find_head_end, parse_head
+from sse.protocol.http1.head import (
+    MAX_FIELDS,
+    MAX_HEAD,
+    Head,
+    HeadReader,
+    InvalidResponse,
+    encode_request_head,
+    find_head_end,
+    parse_head,
+)
 
 Pairs = list[tuple[str, str]]
 
@@ -27,6 +36,8 @@ OK = b"HTTP/1.1 200 OK\r\n"
         pytest.param(b"A: \xe9\r\n", [("A", "\xe9")], id="obs-text"),
         pytest.param(b"A: \x01\r\n", [("A", "\x01")], id="another-control"),
         pytest.param(b"A: b\nC: d\n", [("A", "b"), ("C", "d")], id="bare-lf"),
+        pytest.param(b"A : b\r\n", [("A", "b")], id="space-before-colon"),
+        pytest.param(b"A \t : b:c\r\nB: d\r\n", [("A", "b:c"), ("B", "d")], id="blanks-before-colon"),
         pytest.param(b"A: b\r\n c\r\n\td\r\n", [("A", "b c d")], id="folded"),
         pytest.param(b"A: b\r\n C: d\r\n", [("A", "b C: d")], id="folded-like-a-field"),
         pytest.param(b"!#$%&'*+-.^_`|~: x\r\n", [("!#$%&'*+-.^_`|~", "x")], id="name-token"),
@@ -49,7 +60,7 @@ def test_fields_are_read_as_they_came(lines: bytes, pairs: Pairs) -> None:
         pytest.param(b"HTTP/1.1 404\r\n", 1, 404, id="no-reason-no-space"),
         pytest.param(b"HTTP/1.1 500 a  b\t\xe9 \r\n", 1, 500, id="odd-reason"),
         pytest.param(b"HTTP/1.1 100 Continue\n", 1, 100, id="bare-lf"),
-        pytest.param(b"HTTP/1.1 999 Odd\r\n", 1, 999, id="no-class"),
+        pytest.param(b"HTTP/1.1 599 Odd\r\n", 1, 599, id="largest"),
     ],
 )
 def test_a_status_line_is_read(line: bytes, minor: int, status: int) -> None:
@@ -67,6 +78,8 @@ MALFORMED = [
     pytest.param(b"HTTP/1.1\r\n\r\n", id="no-status"),
     pytest.param(b"HTTP/1.1 99 Odd\r\n\r\n", id="status-99"),
     pytest.param(b"HTTP/1.1 099 Odd\r\n\r\n", id="status-099"),
+    pytest.param(b"HTTP/1.1 600 Odd\r\n\r\n", id="status-600"),
+    pytest.param(b"HTTP/1.1 999 Odd\r\n\r\n", id="status-999"),
     pytest.param(b"HTTP/1.1 2000 Odd\r\n\r\n", id="status-four-digits"),
     pytest.param(b"HTTP/1.1 +200 OK\r\n\r\n", id="status-signed"),
     pytest.param(b"HTTP/1.1 2_0 OK\r\n\r\n", id="status-underscore"),
@@ -79,8 +92,8 @@ MALFORMED = [
     pytest.param(OK + b"no colon\r\n\r\n", id="no-colon"),
     pytest.param(OK + b"From somebody\r\nA: b\r\n\r\n", id="envelope-line"),
     pytest.param(OK + b": b\r\n\r\n", id="no-name"),
-    pytest.param(OK + b"A : b\r\n\r\n", id="space-before-colon"),
-    pytest.param(OK + b"A\t: b\r\n\r\n", id="tab-before-colon"),
+    pytest.param(OK + b" : b\r\n\r\n", id="blank-for-a-name"),
+    pytest.param(OK + b"A\x0b: b\r\n\r\n", id="vertical-tab-before-colon"),
     pytest.param(OK + b"A B: b\r\n\r\n", id="space-in-name"),
     pytest.param(OK + b"\xc4: b\r\n\r\n", id="name-obs-text"),
     pytest.param(OK + b"A(b): c\r\n\r\n", id="name-no-token"),
@@ -161,8 +174,9 @@ def test_another_reader_finds_the_same(pairs: list[tuple[bytes, bytes]], status:
     assert [(name.lower().encode(), value.encode("latin-1")) for name, value in found.fields] == list(other.headers)
 
 
-def test_fields_are_written_as_they_are() -> None:
-    assert encode_fields([("Host", "a"), ("X", "caf\xe9"), ("x", "")]) == b"Host: a\r\nX: caf\xe9\r\nx: "
+def test_a_request_is_written_as_it_is() -> None:
+    head = encode_request_head("GET", "/a%2Fb?c=%\\", [("Host", "a"), ("X", "caf\xe9"), ("x", "")])
+    assert head == b"GET /a%2Fb?c=%\\ HTTP/1.1\r\nHost: a\r\nX: caf\xe9\r\nx: \r\n\r\n"
 
 
 @pytest.mark.parametrize("value", ["a\r\nB: c", "a\nB: c", "a\rb", "a\0b", "\N{EURO SIGN}"])
@@ -171,4 +185,55 @@ def test_what_would_be_another_field_is_not_written(value: str, at: int) -> None
     pairs = [("A", "b"), ("C", "d")]
     pairs[at] = ("X", value)
     with pytest.raises(ValueError):
-        encode_fields(pairs)
+        encode_request_head("GET", "/", pairs)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"), [("GET /", "/"), ("GET", "/ x"), ("GET", "/\r\nA: b"), ("", "/"), ("GET", ""), ("GET", "/ä")]
+)
+def test_what_would_be_another_request_line_is_not_written(method: str, target: str) -> None:
+    with pytest.raises(ValueError):
+        encode_request_head(method, target, [("Host", "a")])
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", INTERIM], ids=["final", "interim-first"])
+def test_the_reader_finds_the_final_head_however_it_is_cut(before: bytes) -> None:
+    data = before + OK + b"A: b\r\n\r\n"
+    for cut in range(len(data)):
+        reader = HeadReader()
+        assert reader.feed(data[:cut]) is None
+        assert reader.feed(data[cut:] + b"body") == Head(minor=1, status=200, fields=[("A", "b")])
+        assert (reader.rest, reader.received) == (b"body", len(data) + 4)
+
+
+def test_a_switch_of_protocols_is_final() -> None:
+    head = HeadReader().feed(b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + OK + b"\r\n")
+    assert head is not None and head.status == 101
+
+
+@pytest.mark.parametrize("piece", [b"HTTP/1.1 100 Continue\r\n\r\n", b"A: " + b"b" * 500 + b"\r\n"])
+def test_the_reader_ends_at_its_bound(piece: bytes) -> None:
+    """An upstream that sent 100 Continue for ever was read for ever."""
+    reader = HeadReader()
+    reader.feed(b"HTTP/1.1 100 Continue\r\n\r\n" if piece.startswith(b"H") else OK)
+    with pytest.raises(InvalidResponse, match="larger"):
+        for _ in range(MAX_HEAD // len(piece) + 1):
+            assert reader.feed(piece) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"HTTP/1.1 OK\r\n\r\n", "bad status line"),
+        (b"HTTP/1.1 999 Odd\r\n\r\n", "status 999"),
+        (OK + b"no colon\r\n\r\n", "malformed field line"),
+        (OK + b"A: b\r\n" * (MAX_FIELDS + 1) + b"\r\n", "more than 100 fields"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),
+    ],
+)
+def test_a_refused_head_names_its_cause(data: bytes, cause: str) -> None:
+    with pytest.raises(InvalidResponse, match=cause):
+        HeadReader().feed(data)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import http.client
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from urllib3 import HTTPConnectionPool
+import requests
 
 from sse.errors import (
     ClientGone,
@@ -20,14 +17,18 @@ from sse.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from sse.protocol.http1.head import MAX_HEAD
 from sse.protocol.target.parse import Target, parse_target
 from sse.relay.exchange import EndReason, Limits, Stage, Watch
-from sse.relay.upstream.adapter import RelayAdapter
+from sse.relay.upstream.adapter import UpstreamAdapter, UpstreamRequest, tls_context
 from sse.relay.upstream.body import TruncatedBody
-from sse.relay.upstream.client import UpstreamRequest, UpstreamResponse, Upstreams
-from sse.relay.upstream.connection import MAX_HEAD, StaleConnection, _Relayed
+from sse.relay.upstream.client import UpstreamClient, UpstreamResponse
+from sse.relay.upstream.connection import StaleConnection
 from sse.relay.upstream.dial import Dialer
+from sse.relay.upstream.pool import Pool
+from sse.relay.upstream.transport import Transport
 
+from ...support.source import pieces
 from ...support.upstream import (
     EVENT_STREAM,
     LAST_CHUNK,
@@ -51,8 +52,8 @@ class Relaying:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         dialer = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=PATIENCE)
-        self.adapter = RelayAdapter(dialer, pool_size=10, ca_file=upstream.ca_file)
-        self.upstreams = Upstreams(self.adapter)
+        self.adapter = UpstreamAdapter(Pool(dialer, tls_context(upstream.ca_file), size=10))
+        self.upstreams = UpstreamClient(self.adapter)
         self.watch = Watch(None, Limits())
 
     def open(self, script: Script, *, method: str = "GET", body: bytes | None = None) -> UpstreamResponse:
@@ -64,7 +65,7 @@ class Relaying:
 
     def read(self, script: Script) -> bytes:
         with self.open(script) as response:
-            return b"".join(response.iter_chunks())
+            return b"".join(pieces(response))
 
     def close(self) -> None:
         self.adapter.close()
@@ -121,59 +122,70 @@ def test_a_piece_does_not_wait_for_the_next(framing: str, relaying: str, request
     data = framed(EVENT + EVENT, framing)
     script = in_two(data, data.index(b"a\n\n") + 3, go)
     with request.getfixturevalue(relaying).open(script) as response:
-        pieces = response.iter_chunks()
+        rest = pieces(response)
         first = b""
         while not first.endswith(b"a\n\n"):
-            first += next(pieces)
+            first += next(rest)
         assert not go.is_set()
         go.set()
-        assert first + b"".join(pieces) == EVENT + EVENT
+        assert first + b"".join(rest) == EVENT + EVENT
 
 
-def test_a_silence_is_told_of_and_the_body_goes_on(plain: Relaying) -> None:
+@pytest.mark.parametrize("relaying", ["plain", "tls"])
+def test_a_source_gives_none_while_nothing_comes(relaying: str, request: pytest.FixtureRequest) -> None:
     go = threading.Event()
     data = framed(EVENT, "chunked")
-    with plain.open(in_two(data, len(data) - 12, go)) as response:
-        pieces = response.iter_chunks(silence=0.02)
-        got = [next(pieces)]
-        while got[-1]:
-            got.append(next(pieces))
+    with request.getfixturevalue(relaying).open(in_two(data, len(data) - 9, go)) as response:
+        got = b""
+        while len(got) < len(EVENT[:-2]):
+            got += response.read() or b""
+        # Twice: neither the read nor the wait may take something away, or wait for ever.
+        for _ in range(2):
+            response.wait(0.02)
+            assert response.read() is None
         go.set()
-        got += pieces
-    assert b"".join(got) == EVENT
+        assert got + b"".join(pieces(response)) == EVENT
+        assert response.read() == response.read() == b""
 
 
-def test_a_silence_is_told_of_over_tls(tls: Relaying) -> None:
+def test_the_bytes_pass_through_requests(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`requests.Response.iter_content` is the way by which bytes are taken, None included."""
+    taken: list[bytes | None] = []
+    iter_content = requests.Response.iter_content
+
+    def spy(self: requests.Response, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for piece in iter_content(self, *args, **kwargs):
+            taken.append(piece)
+            yield piece
+
+    monkeypatch.setattr(requests.Response, "iter_content", spy)
+    assert plain.read(answer(EVENT)) == EVENT
+    assert b"".join(piece or b"" for piece in taken) == EVENT
+
+
+def test_one_read_of_the_socket_is_one_piece(plain: Relaying) -> None:
     go = threading.Event()
-    data = framed(EVENT, "chunked")
-    with tls.open(in_two(data, len(data) - 12, go)) as response:
-        pieces = response.iter_chunks(silence=0.02)
-        got = [next(pieces)]
-        while got[-1]:
-            got.append(next(pieces))
+    data = head(200, EVENT_STREAM, "Transfer-Encoding: chunked")
+    with plain.open(in_two(data + chunk(EVENT) * 50 + LAST_CHUNK, len(data), go)) as response:
         go.set()
-        got += pieces
-    assert b"".join(got) == EVENT
+        assert list(pieces(response)) == [EVENT * 50]
 
 
-def test_a_kept_connection_has_no_time_limit_of_the_stream_before(plain: Relaying) -> None:
-    go = threading.Event()
+def test_a_large_body_gives_way(plain: Relaying) -> None:
+    """Where there is always something to read, nothing else would run."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(framed(EVENT, "length"))
-        connection.read_request()
-        connection.wait_for(go)
-        connection.send(framed(EVENT, "length"))
+        connection.send(head(200, EVENT_STREAM, "Content-Length: 20000000") + bytes(20_000_000))
 
     with plain.open(script) as response:
-        assert b"".join(response.iter_chunks(silence=0.02)) == EVENT
-    timer = threading.Timer(0.1, go.set)
-    timer.start()
-    with plain.open(script) as response:
-        assert list(response.iter_chunks()) == [EVENT]
-    timer.join()
-    assert [request.connection for request in plain.upstream.requests] == [0, 0]
+        longest = reads = 0
+        while (piece := response.read()) != b"":
+            reads = reads + 1 if piece else 0
+            longest = max(longest, reads)
+            if piece is None:
+                response.wait(None)
+    assert longest <= 16
 
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
@@ -190,8 +202,10 @@ def test_an_answer_that_ends_early_is_truncated_wherever_it_is_cut(
             connection.send(data[:cut])
 
         with request.getfixturevalue(relaying).open(script) as response, pytest.raises(TruncatedBody):
-            for piece in response.iter_chunks():
+            for piece in pieces(response):
                 assert piece in EVENT
+        with pytest.raises(TruncatedBody):
+            response.read()
 
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
@@ -206,8 +220,25 @@ def test_cutting_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequ
         timer = threading.Timer(0.05, ring.watch.cut, [EndReason.CLIENT_GONE])
         timer.start()
         with pytest.raises(TruncatedBody):
-            list(response.iter_chunks())
+            list(pieces(response))
         timer.join()
+
+
+@pytest.mark.parametrize("relaying", ["plain", "tls"])
+@pytest.mark.parametrize("framing", ["close", "length", "chunked"])
+def test_a_cancelled_body_never_looks_complete(relaying: str, framing: str, request: pytest.FixtureRequest) -> None:
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(framed(EVENT, framing)[:-1])
+        connection.wait_closed()
+
+    with request.getfixturevalue(relaying).open(script) as response:
+        timer = threading.Timer(0.05, response.cancel)
+        timer.start()
+        with pytest.raises(TruncatedBody):
+            list(pieces(response))
+        timer.join()
+        response.cancel()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +277,7 @@ def test_a_connection_is_kept_after_a_whole_answer_and_its_watch_lets_go(plain: 
         # The watch of the exchange before has nothing to do with this one, although the connection is the same.
         before.cut(EndReason.CLIENT_GONE)
         go.set()
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces(response)) == EVENT
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
 
 
@@ -258,9 +289,9 @@ def test_an_answer_that_is_closed_before_its_end_takes_the_connection_with_it(pl
         connection.wait_closed()
 
     with plain.open(script) as response:
-        pieces = response.iter_chunks()
+        rest = pieces(response)
         for _ in range(count):
-            next(pieces)
+            next(rest)
     plain.upstream.wait_connection().wait_closed()
 
 
@@ -275,36 +306,29 @@ def test_an_answer_without_a_body_gives_its_connection_back_at_once(plain: Relay
             connection.send(head(status))
 
     first, second = plain.open(script, method=method), plain.open(script, method=method)
-    assert list(first.iter_chunks()) == list(second.iter_chunks()) == []
+    assert list(pieces(first)) == list(pieces(second)) == []
     first.close()
     second.close()
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
-    """Let the next write of the relay's break after so many bytes; return where that is noted."""
+    """Let the relay's next send break after so many bytes; return where that is noted."""
     refused: list[bytes] = []
+    send = Transport.send
 
-    class Breaking(socket.socket):
-        def send(self, data: Any, flags: int = 0) -> int:
-            if refused:
-                return super().send(data, flags)
-            refused.append(data)
-            if not after:
-                raise BrokenPipeError
-            return super().send(data[:after], flags)
+    def broken(self: Transport, data: Any) -> int:
+        if len(refused) > 1 or (refused and not after):
+            return send(self, data)
+        refused.append(bytes(data))
+        if not after:
+            raise BrokenPipeError
+        if len(refused) == 1:
+            return send(self, data[:after])
+        self.cancel()
+        raise ConnectionResetError
 
-        def sendall(self, data: Any, flags: int = 0) -> None:
-            self.shutdown(socket.SHUT_RDWR)
-            raise ConnectionResetError
-
-    def request(self: Any, *args: Any, **kwargs: Any) -> None:
-        if self.sock is not None and not refused:
-            self.sock = Breaking(fileno=self.sock.detach())
-        real(self, *args, **kwargs)
-
-    real = _Relayed.request
-    monkeypatch.setattr(_Relayed, "request", request)
+    monkeypatch.setattr(Transport, "send", broken)
     return refused
 
 
@@ -314,7 +338,7 @@ def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
     assert plain.read(answer(EVENT)) == EVENT
     refused = breaking(monkeypatch, after=0)
     with plain.open(answer(EVENT), method="POST", body=b"once") as response:
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces(response)) == EVENT
     assert refused
     assert [request.body for request in plain.upstream.requests] == [b"", b"once"]
 
@@ -340,7 +364,7 @@ def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_rep
             plain.open(script, method=method, body=b"once")
     else:
         with plain.open(script, method=method) as response:
-            assert b"".join(response.iter_chunks()) == EVENT
+            assert b"".join(pieces(response)) == EVENT
     assert refused
 
 
@@ -364,8 +388,8 @@ def test_an_upstream_that_refuses_a_request_before_it_has_come_whole_is_heard(pl
     assert len(plain.upstream.connections) == 1
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_what_comes_on_an_idle_connection_is_nobodys_answer(upstream: Callable[..., Upstream], tls: bool) -> None:
+@pytest.mark.parametrize("ring", ["plain", "tls"])
+def test_what_comes_on_an_idle_connection_is_nobodys_answer(ring: str, request: pytest.FixtureRequest) -> None:
     """TLS had it in the system's hands, where it was not looked for."""
     stray = threading.Event()
     has_read = threading.Event()
@@ -379,66 +403,25 @@ def test_what_comes_on_an_idle_connection_is_nobodys_answer(upstream: Callable[.
             stray.set()
             connection.wait_closed()
 
-    relaying = Relaying(upstream(tls=tls))
+    relaying: Relaying = request.getfixturevalue(ring)
     assert relaying.read(script) == EVENT
     has_read.set()
     assert stray.wait(PATIENCE)
     assert relaying.read(script) == EVENT
 
 
-def _note_as_opentelemetry(answer: Any) -> object:
-    return answer.status, answer.version, answer.headers["Content-Length"]
+def test_it_is_retried_once_and_over_a_new_connection(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several kept connections, the upstream may have closed all."""
+    may_reuse: list[bool] = []
 
-
-def _note_as_sentry(answer: Any) -> object:
-    answer._span = "a span"
-    return answer.status, answer.reason, answer.chunked, answer.length, answer.getheader("Content-Length")
-
-
-@pytest.mark.parametrize(
-    "owner, name, note, expected",
-    [
-        pytest.param(HTTPConnectionPool, "urlopen", _note_as_opentelemetry, (200, 11, "9"), id="urllib3"),
-        pytest.param(
-            http.client.HTTPConnection, "getresponse", _note_as_sentry, (200, "", False, None, "9"), id="http.client"
-        ),
-    ],
-)
-def test_who_instruments_a_library_sees_our_calls(
-    plain: Relaying,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: Any,
-    name: str,
-    note: Callable[[Any], object],
-    expected: object,
-) -> None:
-    """What they did not find made every request fail."""
-    seen, function = [], getattr(owner, name)
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        given = function(*args, **kwargs)
-        seen.append(note(given))
-        return given
-
-    monkeypatch.setattr(owner, name, wrapper)
-    for _ in range(2):
-        assert plain.read(lambda connection: answer(EVENT, framing="length")(connection)) == EVENT
-    assert seen == [expected] * 2
-    assert len(plain.upstream.connections) == 1
-
-
-def test_it_is_retried_once(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[object] = []
-
-    def send(self: object, request: object, **_: object) -> object:
-        tries.append(request)
+    def send(self: object, request: Any, **_: object) -> object:
+        may_reuse.append(request.may_reuse)
         raise StaleConnection(nothing_sent=True)
 
-    monkeypatch.setattr(RelayAdapter, "send", send)
-    with pytest.raises(StaleConnection):
+    monkeypatch.setattr(UpstreamAdapter, "send", send)
+    with pytest.raises(SSEError):
         plain.open(answer())
-    assert len(tries) == 2
+    assert may_reuse == [True, False]
 
 
 def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstream]) -> None:
@@ -446,7 +429,7 @@ def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstrea
     refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
     wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
     with pytest.raises(TargetNotAllowed):
-        Upstreams(RelayAdapter(refusing, pool_size=1)).open(wanted, Watch(None, Limits()))
+        UpstreamClient(UpstreamAdapter(Pool(refusing, tls_context(), size=1))).open(wanted, Watch(None, Limits()))
     assert not target.connections
 
 
@@ -489,7 +472,7 @@ def test_a_head_just_within_the_bound_passes(plain: Relaying) -> None:
 
     with plain.open(script) as response:
         assert len(response.fields) == len(fields) + 2
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces(response)) == EVENT
 
 
 def test_repeated_fields_stay_apart(plain: Relaying) -> None:
@@ -511,7 +494,7 @@ def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
     plain.upstream.script = answer(EVENT)
     target = parse_target(plain.upstream.url + path)
     with plain.upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as got:
-        list(got.iter_chunks())
+        list(pieces(got))
     assert plain.upstream.requests[0].target == target.request_target
 
 
@@ -521,4 +504,4 @@ def test_a_body_goes_on_when_its_head_was_the_last_use_of_the_connection(plain: 
     data = head(200, EVENT_STREAM, "Content-Length: 9", "Connection: close")
     with plain.open(in_two(data + EVENT, len(data), go)) as response:
         go.set()
-        assert b"".join(response.iter_chunks()) == EVENT
+        assert b"".join(pieces(response)) == EVENT

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from sse.errors import TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from sse.errors import SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
 from sse.protocol.target.parse import parse_target
 from sse.protocol.target.table import UpstreamTable, parse_upstream
-from sse.relay.exchange import EndReason, Limits, Watch, current
-from sse.relay.upstream import dial
-from sse.relay.upstream.adapter import RelayAdapter
-from sse.relay.upstream.client import UpstreamRequest, Upstreams
-from sse.relay.upstream.dial import MAX_LOOKUPS, Dialer
+from sse.relay.exchange import EndReason, Limits, Watch
+from sse.relay.upstream.adapter import UpstreamAdapter, UpstreamRequest, tls_context
+from sse.relay.upstream.client import UpstreamClient
+from sse.relay.upstream.dial import Dialer
+from sse.relay.upstream.lookup import MAX_CLIENT_LOOKUPS, MAX_LOOKUPS, MAX_PUBLIC_LOOKUPS
+from sse.relay.upstream.pool import Pool
+from sse.relay.upstream.transport import Transport
 
+from ...support.source import pieces
 from ...support.upstream import SilentListener, Upstream, answer
 
 #: One that the operator named and that is nobody's in public, one that he named and is public, and one that he did not.
@@ -54,8 +58,17 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resolver]:
     return install
 
 
-def dialer(table: UpstreamTable = TABLE, *, timeout: float = 5) -> Dialer:
-    return Dialer(allows=table.allows, lists=table.lists, timeout=timeout)
+class TestDialer(Dialer):
+    """Dials for an exchange of its own."""
+
+    __test__ = False
+
+    def __call__(self, host: str, port: int, *, client: str = "") -> Transport:
+        return self.dial(host, port, Watch(None, Limits()), client=client)
+
+
+def dialer(table: UpstreamTable = TABLE, *, timeout: float = 5) -> TestDialer:
+    return TestDialer(allows=table.allows, lists=table.lists, timeout=timeout)
 
 
 @pytest.fixture
@@ -68,7 +81,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             tried.append(address[0])
             raise ConnectionRefusedError
 
-    monkeypatch.setattr(dial.socket, "socket", Socket)
+    monkeypatch.setattr(socket, "socket", Socket)
     return tried
 
 
@@ -89,7 +102,7 @@ def test_a_public_name_leads_nowhere_inside(
 ) -> None:
     resolve([address])
     with pytest.raises(TargetNotAllowed):
-        dialer().dial(host, 80)
+        dialer()(host, 80)
     assert not dialled
 
 
@@ -99,7 +112,7 @@ def test_a_private_name_leads_to_no_metadata_service(
 ) -> None:
     resolve([address])
     with pytest.raises(TargetNotAllowed):
-        dialer().dial("ollama", 80)
+        dialer()("ollama", 80)
     assert not dialled
 
 
@@ -113,7 +126,7 @@ def test_one_bad_answer_condemns_all(
     answers.insert(place, bad)
     resolve(answers)
     with pytest.raises(TargetNotAllowed):
-        dialer().dial("api.example.com", 80)
+        dialer()("api.example.com", 80)
     assert not dialled
 
 
@@ -121,7 +134,7 @@ def test_what_is_dialled_is_what_was_judged(resolve: Callable[..., Resolver], di
     for host, address in [("api.example.com", "8.8.8.8"), ("ollama", "10.0.0.1"), ("ollama", "8.8.8.8")]:
         resolver = resolve([address], ["127.0.0.1"])
         with pytest.raises(UpstreamUnreachable):
-            dialer().dial(host, 80)
+            dialer()(host, 80)
         assert dialled == [address]
         assert resolver.asked == [host]
         dialled.clear()
@@ -134,12 +147,12 @@ def test_a_name_that_changes_its_mind_is_asked_once_for_each_connection(
     inside = upstream(answer(b"data: x\n\n"))
     resolver = resolve(["127.0.0.1"], ["169.254.169.254"])
     table = UpstreamTable([parse_upstream("inside", f"http://ollama:{inside.port}/")])
-    upstreams = Upstreams(RelayAdapter(dialer(table), pool_size=4))
+    upstreams = UpstreamClient(UpstreamAdapter(Pool(dialer(table), tls_context(), size=4)))
 
     def get() -> bytes:
         target = parse_target(f"http://ollama:{inside.port}/")
         with upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as response:
-            return b"".join(response.iter_chunks())
+            return b"".join(pieces(response))
 
     # A kept connection leads where it led when it was judged: nothing is asked.
     assert [get(), get()] == [b"data: x\n\n"] * 2
@@ -161,9 +174,9 @@ def test_the_peer_is_looked_at_when_the_connection_is_there(
         def getpeername(self) -> Any:
             return ("127.0.0.2", inside.port)
 
-    monkeypatch.setattr(dial.socket, "socket", Diverted)
+    monkeypatch.setattr(socket, "socket", Diverted)
     with pytest.raises(TargetNotAllowed):
-        dialer().dial("ollama", inside.port)
+        dialer()("ollama", inside.port)
     assert inside.wait_connection().wait_closed()
 
 
@@ -171,10 +184,10 @@ def test_a_literal_is_not_looked_up(resolve: Callable[..., Resolver], upstream: 
     inside = upstream()
     resolver = resolve(["169.254.169.254"])
     table = UpstreamTable([parse_upstream("inside", inside.url)])
-    dialer(table).dial("127.0.0.1", inside.port).close()
+    dialer(table)("127.0.0.1", inside.port).close()
     for host in ("127.0.0.2", "10.0.0.1", "169.254.169.254", "::1", "fe80::1"):
         with pytest.raises(TargetNotAllowed):
-            dialer(table).dial(host, inside.port)
+            dialer(table)(host, inside.port)
     assert not resolver.asked
 
 
@@ -184,10 +197,10 @@ def test_only_of_a_name_in_the_table_is_it_told_that_it_does_not_resolve(
 ) -> None:
     resolve(failure)
     with pytest.raises(TargetNotAllowed):
-        dialer().dial("anybody.example.org", 80)
+        dialer()("anybody.example.org", 80)
     for host in ("ollama", "api.example.com"):
         with pytest.raises(UpstreamUnreachable):
-            dialer().dial(host, 80)
+            dialer()(host, 80)
 
 
 def test_the_next_address_is_tried_where_nobody_listens(
@@ -195,9 +208,8 @@ def test_the_next_address_is_tried_where_nobody_listens(
 ) -> None:
     inside = upstream()
     resolve(["127.0.0.9", "::1", "127.0.0.1"])
-    connection = dialer().dial("ollama", inside.port)
-    assert connection.getpeername()[0] == "127.0.0.1"
-    assert connection.gettimeout() is None
+    connection = dialer()("ollama", inside.port)
+    assert connection.socket.getpeername()[0] == "127.0.0.1"
     connection.close()
 
 
@@ -206,49 +218,120 @@ def test_a_connection_has_its_time(resolve: Callable[..., Resolver]) -> None:
         resolve(["127.0.0.1"])
         began = time.monotonic()
         with pytest.raises(UpstreamTimeout):
-            dialer(timeout=0.3).dial("ollama", silent.port)
+            dialer(timeout=0.3)("ollama", silent.port)
         assert 0.2 < time.monotonic() - began < 2
 
 
-def test_slow_look_ups_end_in_time_and_hold_nobody_else_up(
-    monkeypatch: pytest.MonkeyPatch, upstream: Callable[..., Upstream]
-) -> None:
-    """The resolver has ten threads: twelve slow names delayed a request to an address by 7.5 s."""
-    inside = upstream()
-    released = threading.Event()
-    asked = threading.Semaphore(0)
-    asking: list[str] = []
+class SlowResolver:
+    """Stands for getaddrinfo(3) of names that begin with "slow"; others have the loopback address."""
 
-    def slow(host: str, *args: Any, **options: Any) -> list[Any]:
-        asking.append(host)
-        asked.release()
-        released.wait(10)
-        return []
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.asked = threading.Semaphore(0)
+        self.slow: list[str] = []
 
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
-    table = UpstreamTable([parse_upstream("literal", inside.url)], allow_public=True)
-    shared = dialer(table, timeout=0.5)
-    refused: list[type[BaseException]] = []
+    def __call__(self, host: str, port: int, *args: Any, **options: Any) -> list[Any]:
+        if host.startswith("slow"):
+            self.slow.append(host)
+            self.asked.release()
+            self.released.wait(10)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
-    def call(number: int) -> None:
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowResolver]:
+    resolver = SlowResolver()
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    yield resolver
+    resolver.released.set()
+
+
+@contextlib.contextmanager
+def calls(shared: TestDialer, wanted: list[tuple[str, str]]) -> Iterator[list[type[BaseException]]]:
+    """Dial hosts, each for a client and in a thread of its own; give the errors that they ended with."""
+    ended: list[type[BaseException]] = []
+
+    def call(host: str, client: str) -> None:
         try:
-            shared.dial(f"n{number}.example.org", 80)
-        except TargetNotAllowed as error:
-            refused.append(type(error))
+            shared(host, 80, client=client).close()
+        except SSEError as error:
+            ended.append(type(error))
 
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(MAX_LOOKUPS + 4)]
+    threads = [threading.Thread(target=call, args=each) for each in wanted]
     for thread in threads:
         thread.start()
-    for _ in range(MAX_LOOKUPS):
-        assert asked.acquire(timeout=5)
-    began = time.monotonic()
-    shared.dial("127.0.0.1", inside.port).close()
-    assert time.monotonic() - began < 0.3
+    yield ended
     for thread in threads:
         thread.join(5)
-    assert refused == [TargetNotAllowed] * len(threads)
-    assert len(asking) == MAX_LOOKUPS < 10
-    released.set()
+
+
+def test_slow_names_do_not_delay_an_address(slow: SlowResolver, upstream: Callable[..., Upstream]) -> None:
+    """The resolver had ten threads: twelve slow names delayed a request to an address by 7.5 s."""
+    inside = upstream()
+    shared = dialer(UpstreamTable([parse_upstream("literal", inside.url)], allow_public=True), timeout=0.5)
+    wanted = [(f"slow{number}.example.org", f"client {number}") for number in range(MAX_PUBLIC_LOOKUPS + 4)]
+    with calls(shared, wanted) as ended:
+        for _ in range(MAX_PUBLIC_LOOKUPS):
+            assert slow.asked.acquire(timeout=5)
+        began = time.monotonic()
+        shared("127.0.0.1", inside.port).close()
+        assert time.monotonic() - began < 0.3
+    # The bound holds, and those that found no room ended in time as well.
+    assert ended == [TargetNotAllowed] * len(wanted)
+    assert len(slow.slow) == MAX_PUBLIC_LOOKUPS < MAX_LOOKUPS
+
+
+def test_one_client_s_slow_names_do_not_use_up_everybody_s(slow: SlowResolver, dialled: list[str]) -> None:
+    shared = dialer(UpstreamTable([], allow_public=True), timeout=0.5)
+    wanted = [(f"slow{number}.example.org", "one") for number in range(MAX_PUBLIC_LOOKUPS)]
+    with calls(shared, wanted):
+        for _ in range(MAX_CLIENT_LOOKUPS):
+            assert slow.asked.acquire(timeout=5)
+        began = time.monotonic()
+        # Refused by its address, so it was looked up.
+        with pytest.raises(TargetNotAllowed):
+            shared("fast.example.org", 80, client="other")
+        assert time.monotonic() - began < 0.3
+    assert len(slow.slow) == MAX_CLIENT_LOOKUPS
+    assert not dialled
+
+
+def test_names_of_the_table_go_first(slow: SlowResolver, upstream: Callable[..., Upstream]) -> None:
+    """Eight hanging look-ups, of whatever names, refused an upstream of the table."""
+    inside = upstream()
+    names = [f"slow{number}" for number in range(12)]
+    table = UpstreamTable(
+        [parse_upstream(name, f"http://{name}:{inside.port}/") for name in [*names, "ollama"]], allow_public=True
+    )
+    shared = dialer(table, timeout=0.5)
+    public = [(f"slow{number}.example.org", f"client {number}") for number in range(MAX_PUBLIC_LOOKUPS)]
+    with calls(shared, [(name, "one") for name in names] + public):
+        for _ in range(len(names) + MAX_PUBLIC_LOOKUPS):
+            assert slow.asked.acquire(timeout=5)
+        began = time.monotonic()
+        shared("ollama", inside.port, client="one").close()
+        assert time.monotonic() - began < 0.3
+
+
+def test_a_name_is_looked_up_once_for_all_that_wait(slow: SlowResolver) -> None:
+    shared = dialer(UpstreamTable([parse_upstream("slow", "http://slow/")]), timeout=0.5)
+    with calls(shared, [("slow", "one")] * 8) as ended:
+        assert slow.asked.acquire(timeout=5)
+    assert ended == [UpstreamTimeout] * 8
+    assert slow.slow == ["slow"]
+
+
+def test_a_look_up_ends_with_its_exchange(slow: SlowResolver) -> None:
+    """It went on for as long as a connection may take, for nobody."""
+    shared = dialer(UpstreamTable([parse_upstream("slow", "http://slow/")]), timeout=5)
+    watch = Watch(None, Limits())
+    timer = threading.Timer(0.05, watch.cut, [EndReason.CLIENT_GONE])
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(ConnectionAbortedError):
+        shared.dial("slow", 80, watch)
+    assert time.monotonic() - began < 2
+    timer.join()
 
 
 def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Resolver]) -> None:
@@ -256,27 +339,25 @@ def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Reso
     began = time.monotonic()
     with SilentListener() as silent, socket.create_server(("127.0.0.2", silent.port)):
         resolve(["127.0.0.1", "127.0.0.2"])
-        with everything.dial("ollama", silent.port) as connection:
-            assert connection.getpeername()[0] == "127.0.0.2"
+        connection = everything.dial("ollama", silent.port, Watch(None, Limits()))
+        assert connection.socket.getpeername()[0] == "127.0.0.2"
+        connection.close()
     assert time.monotonic() - began < 0.9
 
 
 def test_an_exchange_that_was_cut_dials_nobody(upstream: Callable[..., Upstream]) -> None:
     inside = upstream()
-    table = UpstreamTable([parse_upstream("literal", inside.url)])
     watch = Watch(None, Limits())
     watch.cut(EndReason.CLIENT_GONE)
-    token = current.set(watch)
-    try:
-        with pytest.raises(UpstreamUnreachable):
-            dialer(table).dial("127.0.0.1", inside.port)
-    finally:
-        current.reset(token)
+    with pytest.raises(UpstreamUnreachable):
+        dialer(UpstreamTable([parse_upstream("literal", inside.url)])).dial("127.0.0.1", inside.port, watch)
     assert not inside.connections
 
 
-def test_a_connection_has_no_time_limit_of_its_own(upstream: Callable[..., Upstream]) -> None:
-    """From there on the watch keeps the time; a limit for each read would be a second, other one."""
+def test_a_connection_is_probed_while_it_is_silent(upstream: Callable[..., Upstream]) -> None:
+    """NATs forget a silent connection without a word."""
     inside = upstream()
-    with dialer(UpstreamTable([parse_upstream("literal", inside.url)])).dial("127.0.0.1", inside.port) as connection:
-        assert connection.gettimeout() is None
+    connection = dialer(UpstreamTable([parse_upstream("literal", inside.url)]))("127.0.0.1", inside.port)
+    assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 120
+    connection.close()

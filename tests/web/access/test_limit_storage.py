@@ -23,8 +23,8 @@ def counts(request: pytest.FixtureRequest) -> Memory:
     if request.param == "memory":
         return Memory()
     store = SharedStore(request.getfixturevalue("redis_server").url)
-    request.addfinalizer(store.client.close)
-    return SharedCounts(store=store, on_absence=lambda: pytest.fail("the store is away"))
+    request.addfinalizer(store.close)
+    return SharedCounts(store=store, on_unavailable=lambda: pytest.fail("the store is unavailable"))
 
 
 class Clocks:
@@ -99,7 +99,7 @@ def test_memory_starts_no_thread() -> None:
 
 def test_without_the_store_memory_counts() -> None:
     absences: list[None] = []
-    counts = SharedCounts(store=SharedStore("redis://127.0.0.1:1/0"), on_absence=lambda: absences.append(None))
+    counts = SharedCounts(store=SharedStore("redis://127.0.0.1:1/0"), on_unavailable=lambda: absences.append(None))
     limiter = MovingWindowRateLimiter(counts)
     assert [limiter.hit(ITEM, "client") for _ in range(4)] == [True, True, True, False]
     assert len(absences) == 4

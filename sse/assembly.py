@@ -1,0 +1,106 @@
+"""Build one app's state from its settings: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flask_limiter import Limiter
+
+from .demo.server import DemonstrationServer
+from .protocol.target.table import UpstreamTable, parse_upstream
+from .relay.drain import Drain
+from .relay.exchange import Limits, Watches
+from .relay.lease import leases_in
+from .relay.redis import SharedStore, nothing
+from .relay.upstream.adapter import UpstreamAdapter, tls_context
+from .relay.upstream.client import UpstreamClient
+from .relay.upstream.dial import Dialer
+from .relay.upstream.pool import Pool
+from .settings import Settings
+from .web.access.access import Access, Authorize
+from .web.access.origin import CrossOrigin
+from .web.state import State
+
+if TYPE_CHECKING:
+    from .web.metrics import Metrics
+
+#: Connections kept for one upstream where the number of streams is not limited.
+POOL_SIZE = 1000
+
+
+def build(
+    settings: Settings, *, authorize: Authorize | None, limiter: Limiter | None, has_demonstration: bool
+) -> State:
+    """Return the state of one app; nothing is started or connected yet.
+
+    :param authorize: the site's callback that returns a client's name.
+    :param limiter: the site's Limiter, if it keeps the counts.
+    :param has_demonstration: whether there is an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :raises ValueError: if anybody could use the upstreams' keys and `SSE_OPEN` does not say that this is meant.
+    """
+    demonstration = DemonstrationServer() if has_demonstration and settings.upstreams is None else None
+    upstreams = settings.upstreams or ()
+    if demonstration is not None:
+        upstreams = (parse_upstream("demo", demonstration.url),)
+    table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
+    metrics = _metrics(settings)
+    store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
+    drain = Drain()
+    return State(
+        settings=settings,
+        table=table,
+        upstreams=_upstreams(settings, table),
+        leases=leases_in(
+            store,
+            total=settings.max_streams,
+            per_client=settings.max_streams_per_client,
+            on_unavailable=_on_unavailable(metrics, "leases"),
+        ),
+        metrics=metrics,
+        watches=Watches(drain),
+        drain=drain,
+        limits=_limits(settings),
+        cross_origin=CrossOrigin(settings.cors_origins),
+        access=Access(
+            passcodes=settings.passcodes,
+            throttle=settings.throttle,
+            trusted_proxies=settings.trusted_proxies,
+            authorize=authorize,
+            limiter=limiter,
+            is_open=settings.is_open(has_authorize=authorize is not None),
+            store=store,
+            on_unavailable=_on_unavailable(metrics, "throttle"),
+        ),
+        demonstration=demonstration,
+    )
+
+
+def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
+    dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
+    pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
+    return UpstreamClient(UpstreamAdapter(pool))
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        open=settings.connect_timeout,
+        head=settings.response_timeout,
+        idle=settings.idle_timeout,
+        send=settings.send_timeout,
+        duration=settings.max_duration,
+    )
+
+
+def _metrics(settings: Settings) -> Metrics | None:
+    if not settings.metrics:
+        return None
+    # It needs a library that is an optional extra.
+    from .web.metrics import new_metrics
+
+    return new_metrics()
+
+
+def _on_unavailable(metrics: Metrics | None, part: str) -> Callable[[], object]:
+    """Return what counts that a part needed the shared store while it was unavailable."""
+    return metrics.store_errors.labels(part).inc if metrics is not None else nothing

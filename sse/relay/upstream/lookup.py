@@ -1,0 +1,146 @@
+"""Looks up host names, in bounds that keep one client's slow names from delaying everybody's.
+
+getaddrinfo(3) has no time-out and blocks its thread, so each look-up has a thread of its own; gevent's resolver would
+share ten of them with the rest of the process.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections import Counter
+from functools import cached_property
+from typing import Any
+
+import gevent.monkey
+from gevent.threadpool import ThreadPool
+
+from .transport import Side, uses_gevent
+
+#: Look-ups at a time in all; the names of the upstream table, one look-up each, may use them all.
+MAX_LOOKUPS = 64
+#: Look-ups at a time of names that are not in the upstream table, in all and for one client.
+MAX_PUBLIC_LOOKUPS = 32
+MAX_CLIENT_LOOKUPS = 4
+
+#: Family and address, as often as a name has some.
+Addresses = list[tuple[int, str]]
+
+
+class LookUpTimeout(Exception):
+    """The look-up took too long."""
+
+
+class _LookUp:
+    """One look-up of a name, for all who wait for it."""
+
+    def __init__(self, client: str | None) -> None:
+        #: Who is charged for it; None for a name of the upstream table.
+        self.client = client
+        self.waiters: set[_Waiter] = set()
+
+
+class _Waiter:
+    """Waits for a look-up, until it ends or the exchange is cancelled."""
+
+    def __init__(self) -> None:
+        self.result: queue.Queue[Addresses | Exception] = queue.Queue()
+
+    def cancel(self) -> None:
+        self.result.put(ConnectionAbortedError())
+
+    #: The name that sockets give it.
+    def shutdown(self, how: int = 0, /) -> None:
+        self.cancel()
+
+
+class Resolver:
+    """Looks names up."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, int], _LookUp] = {}
+        self._charged: Counter[str] = Counter()
+
+    # Made at the first look-up: one that was made before gevent patched the process would block all of it.
+    @cached_property
+    def _changed(self) -> threading.Condition:
+        return threading.Condition()
+
+    @cached_property
+    def _threads(self) -> Any:
+        return ThreadPool(MAX_LOOKUPS)
+
+    def look_up(self, host: str, port: int, *, deadline: float, side: Side, client: str | None) -> Addresses:
+        """Return the addresses of a name.
+
+        :param deadline: by time.monotonic().
+        :param side: its cancelling ends the wait.
+        :param client: who is charged for it; None for a name of the upstream table, which goes first.
+        :raises LookUpTimeout: after the deadline.
+        :raises OSError: if the name does not resolve.
+        :raises UnicodeError: if it cannot be looked up.
+        """
+        waiter = _Waiter()
+        side.attach(waiter)
+        look_up = self._join(host, port, waiter, client, deadline)
+        try:
+            found = waiter.result.get(timeout=max(deadline - time.monotonic(), 0.001))
+        except queue.Empty:
+            raise LookUpTimeout from None
+        finally:
+            side.detach()
+            look_up.waiters.discard(waiter)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _join(self, host: str, port: int, waiter: _Waiter, client: str | None, deadline: float) -> _LookUp:
+        """Wait for the look-up of a name that is running, or start one as soon as there may be one more."""
+        key = (host, port)
+        with self._changed:
+            may_go_on = self._changed.wait_for(
+                lambda: key in self._running or self._has_room(client), max(deadline - time.monotonic(), 0)
+            )
+            if not may_go_on:
+                raise LookUpTimeout
+            look_up = self._running.get(key)
+            if look_up is not None:
+                look_up.waiters.add(waiter)
+                return look_up
+            look_up = self._running[key] = _LookUp(client)
+            look_up.waiters.add(waiter)
+            if client is not None:
+                self._charged[client] += 1
+        threading.Thread(target=self._run, args=(host, port, look_up), name="sse-look-up", daemon=True).start()
+        return look_up
+
+    def _has_room(self, client: str | None) -> bool:
+        if client is None:
+            return len(self._running) < MAX_LOOKUPS
+        return self._charged.total() < MAX_PUBLIC_LOOKUPS and self._charged[client] < MAX_CLIENT_LOOKUPS
+
+    def _run(self, host: str, port: int, look_up: _LookUp) -> None:
+        found: Addresses | Exception
+        try:
+            found = self._resolve(host, port)
+        except (OSError, UnicodeError) as error:
+            found = error
+        with self._changed:
+            del self._running[host, port]
+            if look_up.client is not None:
+                self._charged[look_up.client] -= 1
+                # A counter keeps names whose count is 0.
+                self._charged += Counter()
+            waiters = list(look_up.waiters)
+            self._changed.notify_all()
+        for waiter in waiters:
+            waiter.result.put(found)
+
+    def _resolve(self, host: str, port: int) -> Addresses:
+        resolve = gevent.monkey.get_original("socket", "getaddrinfo")
+        options = {"type": socket.SOCK_STREAM}
+        # Under gevent, this thread is a greenlet, and a thread of the pool is one.
+        found = self._threads.apply(resolve, (host, port), options) if uses_gevent() else resolve(host, port, **options)
+        return [(int(family), str(sockaddr[0])) for family, _, _, _, sockaddr in found]

@@ -1,0 +1,134 @@
+"""The way from a request to the response that relays an upstream; all views that relay go it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from flask import Request, Response
+
+from ..errors import ClientGone, Draining, SSEError
+from ..protocol.field import is_event_stream, response_fields
+from ..relay.drain import Phase
+from ..relay.exchange import EndReason, Stage, Watch
+from ..relay.stream.pump import Pump, StreamEnd
+from ..relay.upstream.adapter import UpstreamRequest
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
+from .call import Call
+from .own import client_socket
+from .report import StreamReport
+from .response import stream_response
+from .state import State
+
+#: Bytes of an upstream's error response that are relayed.
+MAX_ERROR_BODY = 64 * 1024
+
+
+class Relay:
+    """One exchange with an upstream, until its response is made; a block at whose end what it holds is released.
+
+    :param request: the client's request.
+    :raises Draining: at the begin of the block, if the process is about to stop.
+    """
+
+    def __init__(self, request: Request, call: Call, state: State) -> None:
+        self._request = request
+        self._call = call
+        self._state = state
+        self._stack = ExitStack()
+        self.watch = Watch(client_socket(request), state.limits)
+
+    def __enter__(self) -> Relay:
+        if self._state.drain.phase() >= Phase.ENDING:
+            raise Draining(retry_after=RETRY_AFTER)
+        self._state.watches.add(self.watch)
+        self._stack.callback(self._state.watches.discard, self.watch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def respond(self, wanted: UpstreamRequest) -> Response:
+        """Send a request to the upstream and return the response that relays its response.
+
+        :raises SSEError: if there are too many streams, or the upstream cannot be reached.
+        """
+        report = StreamReport(self._call, self._state.metrics)
+        self._stack.callback(self._state.leases.take(self._call.client))
+        report.begin()
+        self._stack.callback(report.finish)
+        if self._state.demonstration is not None:
+            self._state.demonstration.ensure_started()
+        self.watch.watch_client()
+        try:
+            upstream = self._stack.enter_context(self._state.upstreams.open(wanted, self.watch))
+        except SSEError as error:
+            self._call.end = _unopened(error, self.watch)
+            raise
+        report.answer(upstream.status)
+        fields = response_fields(upstream.fields)
+        named = {name.lower(): value for name, value in fields}
+        pump = self._pump(upstream, named, report)
+        try:
+            # The upstream's own limits go before those of the gateway.
+            limits = self._state.access.rate_limit_fields(self._request)
+            fields.extend([field for field in limits if field[0].lower() not in named])
+            return self._response(upstream.status, fields, pump)
+        except BaseException:
+            _close_unsent(self.watch, pump)
+            raise
+
+    def _pump(self, upstream: UpstreamResponse, named: dict[str, str], report: StreamReport) -> Pump:
+        """Return the body of the response, which from now on holds what the exchange holds."""
+        held, is_error = ExitStack(), upstream.status >= 400
+
+        def on_end(end: StreamEnd) -> None:
+            held.close()
+            report.tell(end)
+
+        pump = Pump(
+            upstream,
+            self.watch,
+            # Nothing can be put between the events of a stream that is compressed.
+            is_event_stream=not is_error and is_event_stream(named["content-type"]) and "content-encoding" not in named,
+            heartbeat=self._state.settings.relay_heartbeat,
+            limit=MAX_ERROR_BODY if is_error else 0,
+            has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
+            is_framed=self._request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+            on_end=on_end,
+        )
+        held.push(self._stack.pop_all())
+        return pump
+
+    def _response(self, status: int, fields: list[tuple[str, str]], pump: Pump) -> Response:
+        call, watch = self._call, self.watch
+        if status >= 400:
+            # So that it is not taken for a refusal of the gateway's own.
+            fields.append(("X-Upstream-Status", str(status)))
+        response = stream_response(pump, status=status, fields=fields, call=call)
+        response.call_on_close(pump.close)
+        call.close_unsent = lambda: _close_unsent(watch, pump)
+        return response
+
+
+def _close_unsent(watch: Watch, pump: Pump) -> None:
+    """Close a stream that the server has not begun to send."""
+    if watch.stage is Stage.HEAD:
+        watch.cut(EndReason.INTERNAL_ERROR)
+        pump.close()
+
+
+def _unopened(error: SSEError, watch: Watch) -> StreamEnd:
+    """Return how a stream ended that never began."""
+    reasons = {ClientGone: EndReason.CLIENT_GONE, Draining: EndReason.DRAINING}
+    elapsed = time.monotonic() - watch.started
+    return StreamEnd(
+        reason=reasons.get(type(error), EndReason.UPSTREAM_FAILED),
+        status=error.status,
+        events=0,
+        bytes=0,
+        head=elapsed,
+        first_byte=None,
+        longest_gap=None,
+        total=elapsed,
+    )

@@ -1,0 +1,39 @@
+"""The endpoints, as blueprints."""
+
+from __future__ import annotations
+
+from flask import Blueprint
+
+from ...errors import SSEError
+from .demonstration import ticks
+from .forward import forward
+from .metrics import metrics
+from .refusal import METHODS, refuse
+from .upstream import upstream
+
+
+def relay_blueprint() -> Blueprint:
+    """Return the relay's endpoints."""
+    blueprint = Blueprint("sse_relay", __name__)
+    blueprint.add_url_rule("/forward-sse", view_func=forward, methods=(*METHODS, "OPTIONS"))
+    blueprint.add_url_rule("/upstream/<name>/", view_func=upstream, methods=METHODS)
+    blueprint.add_url_rule("/upstream/<name>/<path:path>", view_func=upstream, methods=METHODS)
+    blueprint.register_error_handler(SSEError, refuse)
+    return blueprint
+
+
+def ticker_blueprint() -> Blueprint:
+    """Return the demonstration event stream."""
+    blueprint = Blueprint("sse_ticker", __name__)
+    # Front ends that were written for this stream call `/hackathon/sse` and `/forward-sse` below one base URL.
+    for path in ("/sse", "/hackathon/sse"):
+        blueprint.add_url_rule(path, view_func=ticks, methods=(*METHODS, "OPTIONS"))
+    blueprint.register_error_handler(SSEError, refuse)
+    return blueprint
+
+
+def metrics_blueprint() -> Blueprint:
+    """Return the endpoint that Prometheus reads."""
+    blueprint = Blueprint("sse_metrics", __name__)
+    blueprint.add_url_rule("/metrics", view_func=metrics)
+    return blueprint

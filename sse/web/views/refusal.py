@@ -1,0 +1,46 @@
+"""What the endpoints respond to refusals and to OPTIONS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from flask import Response, request
+
+from ...errors import MethodNotAllowed, SSEError
+from ...relay.linger import discard
+from ..call import current_call
+from ..own import client_socket
+from ..report import report_refusal
+from ..response import problem
+from ..state import current_state
+
+#: All methods that an endpoint takes in, so that scripts of other origins may read why one is refused.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+def refuse(error: SSEError) -> Response:
+    """Return the response to a request that is refused."""
+    call = current_call()
+    report_refusal(error)
+    response = problem(error, call)
+    if request.content_length or "chunked" in request.headers.get("Transfer-Encoding", ""):
+        response.call_on_close(partial(discard, request.environ["wsgi.input"], client_socket(request)))
+    if error.retry_after is not None or error.status < 500:
+        response.headers.extend(current_state().access.rate_limit_fields(request))
+    if isinstance(error, MethodNotAllowed):
+        # RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
+        response.headers["Allow"] = ", ".join(error.allowed)
+    return response
+
+
+def check_method(allowed: Sequence[str]) -> Response | None:
+    """Return the response to OPTIONS: Flask's own would list all methods that are taken in.
+
+    :raises MethodNotAllowed: if the method is not allowed.
+    """
+    if request.method == "OPTIONS":
+        return Response(headers={"Allow": ", ".join(allowed)})
+    if request.method not in allowed:
+        raise MethodNotAllowed(allowed=allowed)
+    return None

@@ -1,0 +1,35 @@
+"""`ANY /upstream/<name>/<path>`: relay the request itself."""
+
+from __future__ import annotations
+
+from flask import Response
+
+from ...errors import NotFound
+from ...protocol.field import encode_request_fields
+from ...relay.upstream.adapter import UpstreamRequest
+from ..call import current_request
+from ..parsing import client_fields, raw_path, read_body
+from ..relay import Relay
+from ..state import current_state
+
+
+def upstream(name: str, path: str = "") -> Response:
+    """Relay the request to an upstream of the table."""
+    (request, call), state = current_request(), current_state()
+    with Relay(request, call, state) as relay:
+        state.access.admit(request, call, None)
+        entry = state.table.get(name)
+        if entry is None:
+            raise NotFound(f"there is no upstream {name!r}")
+        call.upstream = name
+        body = read_body(request, relay.watch, state.settings.max_body)
+        target = state.table.join(entry, raw_path(request, name), request.query_string.decode("latin-1"))
+        fields = encode_request_fields(
+            client_fields(request, is_open=state.access.is_open),
+            replace=(*entry.headers, ("X-Request-Id", call.id)),
+            has_body=bool(body),
+            accept=None,
+        )
+        return relay.respond(
+            UpstreamRequest(method=request.method, target=target, fields=fields, body=body, client=call.client)
+        )

@@ -1,0 +1,87 @@
+"""How often a request waits for the shared store, counted on the wire."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import ExitStack, suppress
+from typing import Any, Self
+
+import pytest
+
+from ...support.ending import EVENT, STREAM, eventually
+from ...support.program import RedisServer
+from ...support.service import Service, call
+from ...support.upstream import Connection, Upstream, chunk
+
+
+class CountingProxy:
+    """Passes bytes between a client and a server, and counts what the client sends at once: one round trip each."""
+
+    def __init__(self, port: int) -> None:
+        self._server = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.round_trips = 0
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._server))
+                threading.Thread(target=self._pass, args=(client, server, 1), daemon=True).start()
+                threading.Thread(target=self._pass, args=(server, client, 0), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, count: int) -> None:
+        with suppress(OSError), source, sink:
+            while data := source.recv(1 << 20):
+                # Two messages with which redis-py introduces itself on a new connection are not a request's.
+                self.round_trips += count and b"SETINFO" not in data
+                sink.sendall(data)
+
+
+def gated(connection: Connection) -> None:
+    """Send an event, and the end when the test lets it."""
+    connection.read_request()
+    connection.send(STREAM + chunk(EVENT))
+    connection.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="open"),
+        pytest.param({"SSE_PASSCODES": {"a": "secret"}}, id="passcodes"),
+        pytest.param({"SSE_PASSCODES": {"a": "secret"}, "SSE_THROTTLE": "9 per second; 99 per hour"}, id="two-limits"),
+    ],
+)
+def test_a_request_waits_twice_for_the_shared_store(settings: dict[str, Any], redis_server: RedisServer) -> None:
+    """It waited four or five times: for failed logins, its count, its lease, its window, and the lease again."""
+    fields = {"Authorization": "Bearer secret"} if settings else {}
+    with ExitStack() as stack:
+        upstream = stack.enter_context(Upstream(gated))
+        proxy = stack.enter_context(CountingProxy(redis_server.port))
+        uri = f"redis://127.0.0.1:{proxy.port}/0"
+        service = stack.enter_context(
+            Service("--workers", "1", SSE_UPSTREAMS={"test": upstream.url}, SSE_STORAGE_URI=uri, **settings)
+        )
+        counts = []
+        for _ in range(3):
+            before = proxy.round_trips
+            with call(service, "GET", "/upstream/test/", fields) as client:
+                assert client.read_head().status == 200
+                assert client.head and client.head.field("X-RateLimit-Remaining")
+                client.read_until(EVENT)
+                at_head = proxy.round_trips - before
+            eventually(lambda before=before, n=at_head: proxy.round_trips - before > n, "the lease is not released")
+            counts.append((at_head, proxy.round_trips - before))
+    # Nothing waits for the third, which releases the lease when the stream has ended.
+    assert counts == [(2, 3)] * 3
