@@ -10,8 +10,9 @@ from flask_limiter import Limiter
 from .demo.server import DemonstrationServer
 from .protocol.target.table import UpstreamTable, parse_upstream
 from .relay.drain import Drain
-from .relay.exchange import Limits, Watches
+from .relay.exchange import Limits
 from .relay.lease import leases_in
+from .relay.monitor import Monitor
 from .relay.redis import SharedStore, nothing
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
@@ -58,7 +59,7 @@ def build(
             on_unavailable=_on_unavailable(metrics, "leases"),
         ),
         metrics=metrics,
-        watches=Watches(drain),
+        monitor=Monitor(drain),
         drain=drain,
         limits=_limits(settings),
         cross_origin=CrossOrigin(settings.cors_origins),

@@ -12,7 +12,7 @@ from flask_limiter import Limiter
 
 from .assembly import build
 from .cli.command import register_commands, told_plainly
-from .relay.drain import FAREWELL, Drain, Phase
+from .relay.drain import DRAIN_WRITE_WINDOW, Drain
 from .settings import Settings
 from .web.access.access import Authorize
 from .web.call import close_dropped
@@ -40,16 +40,16 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     if "sse" not in app.extensions:
         raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
-    grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - FAREWELL
+    grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
     drain: Drain = app.extensions["sse"].drain
-    drain.begin_when(lambda: not worker.alive, grace=grace)
-    threading.Thread(target=_notice, args=(drain,), name="sse-drain", daemon=True).start()
+    threading.Thread(target=_begin_with, args=(drain, worker, grace), name="sse-drain", daemon=True).start()
 
 
-def _notice(drain: Drain) -> None:
-    """Let the time run from the stopping on, not from when a stream asks next."""
-    while drain.phase() is Phase.SERVING:
+def _begin_with(drain: Drain, worker: Any, grace: float) -> None:
+    """Begin to drain when gunicorn's worker begins to stop; nothing but polling shows that."""
+    while worker.alive:
         time.sleep(NOTICE_INTERVAL)
+    drain.begin(grace)
 
 
 class SSE:

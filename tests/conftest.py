@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .support.page import opened
 from .support.program import RedisCluster, RedisSentinel, RedisServer, missing, program
 from .support.relay import Relay
 from .support.service import ROOT, Service
 from .support.upstream import Upstream
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture
@@ -70,6 +71,26 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=options)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page of its own; what the browser complains about fails the test."""
+    with opened(chromium) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def js_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `node_modules` with what tests/js/package.json names: bundlers, TypeScript, axe."""
+    directory = tmp_path_factory.mktemp("js")
+    npm = program("npm", "npm")
+    (directory / "package.json").write_bytes((ROOT / "tests/js/package.json").read_bytes())
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
+    return directory / "node_modules"
 
 
 @pytest.fixture

@@ -360,8 +360,8 @@ def test_one_instance_serves_many_apps_that_share_nothing(upstream: Callable[...
     assert forward(one.test_client(), there.url).status_code == 401
     with forward(one.test_client(), there.url, **{"X-Passcode": "of one"}) as response:
         assert response.data == b"data: 1\n\n"
-        assert len(one.extensions["sse"].watches) == 1
-        assert len(two.extensions["sse"].watches) == 0
+        assert len(one.extensions["sse"].monitor) == 1
+        assert len(two.extensions["sse"].monitor) == 0
     # What is not allowed there, and used up there, is neither here.
     assert [forward(two.test_client(), there.url).status_code for _ in range(2)] == [403, 429]
     assert forward(one.test_client(), there.url, **{"X-Passcode": "of one"}).status_code == 200

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "sse"
 #: What each ring may import from the package, and from outside besides the standard library.
 RINGS = {
     "protocol": ({"errors", "protocol"}, {"idna"}),
-    "relay": ({"errors", "protocol", "relay"}, {"certifi", "gevent", "opentelemetry", "redis", "requests"}),
+    "relay": ({"compat", "errors", "protocol", "relay"}, {"certifi", "gevent", "opentelemetry", "redis", "requests"}),
 }
 #: Modules of the standard library that have no place in what is pure.
 IMPURE = {"socket", "ssl", "time", "threading", "asyncio", "logging", "os", "select", "selectors", "subprocess"}

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sse import SSE, EventSourceResponse
 from sse.errors import REFUSALS
-from sse.relay.exchange import EndReason
+from sse.relay.stream.end import EndReason
 
 from .support.ending import EVENT, STREAM, eventually
 from .support.program import RedisServer

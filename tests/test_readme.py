@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from sse.errors import REFUSALS, ClientGone
-from sse.relay.exchange import EndReason
+from sse.relay.stream.end import EndReason
 from sse.settings import PREFIX, Settings
 from sse.web.metrics import Metrics
 

@@ -38,11 +38,13 @@ REFUSED = """
     http://127.0.0.1:{port}/v1/allowed/..%5cadmin
     http://127.0.0.1:{port}/v1/allowed/..;/admin
     http://127.0.0.1:{port}/v1/allowed/..;x=y/admin
-    http://127.0.0.1:{port}/v1/allowed/a%2fb
+    http://127.0.0.1:{port}/v1/allowed/a%2f..%2f..%2fadmin
+    http://127.0.0.1:{port}/v1/allowed%2fa
+    http://127.0.0.1:{port}/v1%2fallowed/a
     http://127.0.0.1:{port}/v1/allowed/%00
     http://127.0.0.1:{port}/v1/allowed/%0d%0aX-Injected:%201
-    http://127.0.0.1:{port}/v1/allowed/%zz
-    http://127.0.0.1:{port}/v1/allowed/%
+    http://127.0.0.1:{port}/v1/allowed/%%32e%%32e/admin
+    http://127.0.0.1:{port}/v1/allowed/%u002e%u002e/admin
     http://127.0.0.1:{port}//v1/allowed/
     http://127.0.0.1:{port}\\@example.com/v1/allowed/
     http://127.0.0.1:{port}/v1/allowed\\..\\admin
@@ -225,9 +227,11 @@ def test_what_is_no_absolute_url_is_an_invalid_request(guarded: Relay, target: s
         (BASE + "/chat?model=a&x=%20", BASE + "/chat?model=a&x=%20"),
         (BASE + "/a/../b", BASE + "/b"),
         (BASE + "/a/%2e%2e/b", BASE + "/b"),
-        ("/v1/%61llowed/b", BASE + "/b"),
+        ("/v1/%61llowed/b", "/v1/%61llowed/b"),
         ("/v1/x/../allowed/b", BASE + "/b"),
-        (BASE + "/%c3%a9/é", BASE + "/%C3%A9/%C3%A9"),
+        (BASE + "/%c3%a9/é", BASE + "/%c3%a9/%C3%A9"),
+        (BASE + "/meta%2FLlama%2f8B", BASE + "/meta%2FLlama%2f8B"),
+        (BASE + "/100%/a?b=%&c=C:\\d", BASE + "/100%/a?b=%&c=C:\\d"),
     ],
 )
 def test_what_is_sent_is_what_was_judged(guarded: Relay, asked: str, sent: str) -> None:
@@ -241,7 +245,7 @@ def test_what_is_sent_is_what_was_judged(guarded: Relay, asked: str, sent: str) 
 
 REFUSED_PATHS = """
     ../admin ../../admin a/../../admin %2e%2e/admin .%2e/admin %252e%252e/admin ..%2fadmin %2e%2e%2fadmin ..%5cadmin
-    ..\\admin ..;/admin ..;x/admin a%2fb %00 %zz % a%5c..%5cb
+    ..\\admin ..;/admin ..;x/admin a%2f..%2fb a\\b %00 a%5c..%5cb
 """.split()
 
 
@@ -252,6 +256,25 @@ def test_no_path_leads_out_of_an_upstream(guarded: Relay, path: str) -> None:
     status, problem, _ = problem_of(call(guarded.service, "GET", f"/upstream/test/{path}"))
     assert (status, problem["code"]) == (403, "target_not_allowed")
     assert not guarded.upstream.connections
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/model/arn%3Aaws%3Abedrock%3Aus-east-1%3A1%3Aprofile%2Fabc/invoke",
+        "/meta-llama%2fLlama-3.1-8B?x=%2f",
+        "/100%/%zz?q=100%&r=C:\\a&s={[|]}^`'\"<>",
+        "/%7Eme/%c3%bc?%7e",
+    ],
+)
+def test_a_target_goes_upstream_as_it_was_written(guarded: Relay, target: str) -> None:
+    """A path with an escaped slash was refused, and a query came out in another spelling."""
+    guarded.upstream.settle()
+    guarded.upstream.script = answer(b"data: reached\n\n")
+    with call(guarded.service, "GET", f"/upstream/test{target}") as client:
+        assert client.read_body() == b"data: reached\n\n"
+    assert guarded.upstream.wait_request().target == BASE + target
+    guarded.upstream.settle()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""gunicorn's gevent worker, made for streams: one that waits for its upstream takes no greenlet, and so little memory.
+"""gunicorn's gevent worker, made for streams: one that waits for its source takes no greenlet, and so little memory.
 
-An answer begins in the greenlet of its connection, as any other. When there is nothing to do but wait for the upstream,
-the greenlet ends, and from then on the hub itself takes each piece from the body and sends it. What may wait for
-something else (a client that is slow, the end of the stream) is done in a greenlet again. Other answers, and
-connections with TLS, are left to gunicorn.
+A response begins in the greenlet of its connection, as any other. When nothing is left but to wait for the source, the
+greenlet ends and the stream is parked: the event loop itself takes each piece from the source and sends it. What may
+wait for something else (a slow client, the end of the stream) is done in a greenlet again. Other responses, and
+connections with TLS, are gunicorn's as always.
 """
 
 from .worker import StreamWorker as StreamWorker

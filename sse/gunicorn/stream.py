@@ -1,184 +1,241 @@
-"""A stream on its way to a client: in a greenlet while it may have to wait for somebody else, in the hub otherwise."""
+"""A stream on its way to a client: in a greenlet while it may have to wait for something else, parked otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
-from gunicorn.http.wsgi import Response
 
-from ..relay.stream.pump import Pump
+from ..compat import gunicorn as compat
+from ..relay.stream.pump import WAIT, End, Pause, Pump, Step
+from .pool import ConnectionPool
 from .socket import Client
 
-if TYPE_CHECKING:
-    from .worker import StreamWorker
-
-#: What WSGI tells an app of a request.
+#: What WSGI gives an app of a request.
 Environ = dict[str, Any]
 
 #: RFC 9112, section 7.1: "last-chunk = 1*("0") [ chunk-ext ] CRLF", and an empty trailer section.
 LAST_CHUNK = b"0\r\n\r\n"
+#: The errors of a write to a client that has left.
+DISCONNECT_ERRNOS = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+
+
+@dataclass(slots=True)
+class Connection:
+    """A client's connection.
+
+    :param serve: serves it, given the socket and the address, and closes it.
+    """
+
+    socket: Client
+    address: Any
+    pool: ConnectionPool
+    serve: Callable[[Any, Any], None]
 
 
 class Stream:
-    """An answer whose body is a pump; it stands for its greenlet in the pool while it has none.
+    """A response whose body is a pump.
 
-    :param worker: takes the connection back when all has been sent.
-    :param client: the connection.
-    :param pump: the body, which does not wait itself.
-    :param descriptor: what becomes readable when there is something to pass on.
-    :param response: gunicorn's, which writes the head.
+    :param connection: the client's.
+    :param pump: decides what is sent.
+    :param close: closes the body, as WSGI has it.
+    :param head: as it is sent.
+    :param log: gunicorn's.
+    :param logged: gunicorn's response and the environ if the access log is kept: a stream may be open for hours, and
+        needs neither.
     """
 
     __slots__ = (
-        "_descriptor",
-        "_environ",
-        "_error",
-        "_has_ended",
-        "_io",
+        "_close",
+        "_connection",
+        "_data",
         "_is_chunked",
-        "_pieces",
+        "_is_last",
+        "_is_taken",
+        "_log",
+        "_logged",
         "_pump",
-        "_response",
-        "_rest",
         "_sent",
         "_started",
-        "_worker",
-        "client",
-        "is_last",
+        "_step",
+        "_timer",
+        "_unsubscribe",
     )
 
     def __init__(
-        self, worker: StreamWorker, client: Client, pump: Pump, descriptor: int, response: Response, environ: Environ
+        self,
+        connection: Connection,
+        pump: Pump,
+        close: Callable[[], None],
+        head: bytes,
+        log: Any,
+        logged: tuple[Any, Environ] | None,
     ) -> None:
-        self.client = client
-        #: Whether the connection is to be closed behind this answer.
-        self.is_last: bool = response.should_close()
-        self._worker = worker
+        self._connection = connection
+        #: Whether the greenlet that has accepted the connection has lost it.
+        self._is_taken = False
         self._pump = pump
-        self._pieces: Generator[bytes, None, None] = iter(pump)
-        self._is_chunked: bool = response.chunked
-        self._descriptor = descriptor
-        self._io: Any = None
-        #: Bytes of the body, and whether they are all.
+        self._close = close
+        # What is to be sent, and the step after it where that is known. The head goes out together with what came with
+        # the upstream's.
+        self._data = head
+        self._step: Step | None = None
+        self._is_chunked = b"\r\nTransfer-Encoding: chunked\r\n" in head
+        self._is_last = b"\r\nConnection: close\r\n" in head
         self._sent = 0
-        self._has_ended = False
-        #: What is left of a piece that did not fit, and what went wrong; both are seen to in a greenlet.
-        self._rest = b""
-        self._error: BaseException | None = None
-        self._response: Response | None = response
-        self._environ: Environ | None = environ
         self._started = datetime.now()
+        #: What ends the calls of the event loop, while the stream is parked.
+        self._unsubscribe: Callable[[], None] | None = None
+        self._timer: Any = None
+        self._log = log
+        self._logged = logged
 
-    def run(self) -> bool:
-        """Send what there is, in a greenlet; return whether that was all, or else the stream needs no greenlet now."""
+    def serve(self) -> bool:
+        """Send what there is, in a greenlet; return whether its connection is ready for another request.
+
+        It is not if the stream has been parked.
+        """
+        self._connection.socket.setblocking(False)
         try:
-            is_done = self._send()
-        except BaseException:
+            return self._run() and not self._is_last
+        except OSError as error:
+            if error.errno not in DISCONNECT_ERRNOS:
+                self._log.exception("Socket error processing request.")
+        except gevent.GreenletExit:
+            pass
+        except Exception:
+            self._log.exception("Error handling request")
+        finally:
+            self._connection.socket.setblocking(self._unsubscribe is None)
+        return False
+
+    def _run(self) -> bool:
+        """Go on until the stream has ended; return False if it has been parked before that."""
+        try:
+            end = self._advance()
+        except OSError:
             self._end()
             raise
-        if is_done:
+        except BaseException as error:
+            end = self._pump.fail(error)
+        if end is None:
+            return False
+        try:
+            self._pump.finish(end)
+        finally:
             self._end()
-        return is_done
-
-    def _send(self) -> bool:
-        data = self._begin() if self._io is None else self._go_on()
-        while not self._has_ended:
-            self._deliver(data + self._gather())
-            if not (self._has_ended or self._pump.is_ending):
-                self._leave()
-                return False
-            data = b""
+        if end.error is not None:
+            raise end.error
         return True
 
-    def _begin(self) -> bytes:
-        """Return the head, which goes out with what came along with the upstream's."""
-        assert self._response is not None
-        # The first piece is empty, and stands for it.
-        next(self._pieces)
-        parts: list[bytes] = []
-        self._response.sock = SimpleNamespace(sendall=parts.append)
-        self._response.send_headers()
-        return b"".join(parts)
+    def _advance(self) -> End | None:
+        """Send what there is, and wait; return how the stream ended, None if it has been parked."""
+        while True:
+            step = self._step or self._pass_on()
+            self._step = None
+            if self._data:
+                self._send_rest()
+            if isinstance(step, End):
+                return step
+            if isinstance(step, Pause):
+                gevent.sleep(step.seconds)
+            elif self._park():
+                return None
+            else:
+                self._pump.source.wait(self._pump.patience())
 
-    def _go_on(self) -> bytes:
-        """See to what could not be done without waiting."""
-        if isinstance(self._error, gevent.GreenletExit):
-            # As if it had hit the pump where it waits.
-            self._pieces.throw(self._error)
-        if self._error is not None:
-            raise self._error
-        rest, self._rest = self._rest, b""
-        self._deliver(rest)
-        return b""
+    def _pass_on(self) -> Step:
+        """Send what there is to pass on now, as far as it fits, and return the step after that."""
+        while isinstance(step := self._pump.step(), bytes):
+            self._sent += len(step)
+            self._data += b"%X\r\n%b\r\n" % (len(step), step) if self._is_chunked else step
+        if isinstance(step, End) and step.error is None and self._is_chunked:
+            self._data += LAST_CHUNK
+        if self._data:
+            try:
+                self._data = self._data[self._connection.socket.send(self._data) :]
+            except BlockingIOError:
+                pass
+        return step
 
-    def _deliver(self, data: bytes) -> None:
-        rest = data[self.client.send_now(data) :]
-        if rest:
-            with self._pump.sending():
-                self.client.sendall(rest)
-
-    def _gather(self) -> bytes:
-        """Return what there is to pass on now, framed: what was read at once is sent at once."""
-        frames = []
-        for piece in self._pieces:
-            if piece:
-                self._sent += len(piece)
-                frames.append(b"%X\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
-            if not piece or self._pump.is_ending:
-                return b"".join(frames)
-        self._has_ended = True
-        if self._is_chunked:
-            frames.append(LAST_CHUNK)
-        return b"".join(frames)
+    def _send_rest(self) -> None:
+        """Wait for a client that has not taken everything."""
+        client, data, self._data = self._connection.socket, self._data, b""
+        client.setblocking(True)
+        with self._pump.writing():
+            client.sendall(data)
+        client.setblocking(False)
 
     def _end(self) -> None:
-        if self._response is not None:
-            self._response.sent = self._sent
-            self._worker.log.access(self._response, self._response.req, self._environ, datetime.now() - self._started)
-        self._pump.close()
+        if self._logged is not None:
+            compat.log_access(self._log, *self._logged, self._sent, datetime.now() - self._started)
+        self._close()
 
-    def _leave(self) -> None:
-        """Let the current greenlet end: the hub calls when there is something to read."""
-        if not self._worker.tells_of_requests:
-            # A stream may be open for hours, and needs nothing of these.
-            self._response = self._environ = None
-        self.client.is_kept = True
-        self.client.server.connections.discard(gevent.getcurrent())
-        self.client.server.connections.add(self)
-        self._io = gevent.get_hub().loop.io(self._descriptor, 1)
-        self._io.start(self.step)
+    def _park(self) -> bool:
+        """Let the event loop go on when there is something to read; return False if the source has to be waited for."""
+        self._unsubscribe = self._pump.source.subscribe(self._on_wake)
+        if self._unsubscribe is None:
+            return False
+        connection = self._connection
+        if not self._is_taken:
+            self._is_taken = True
+            # The greenlet is left with a closed one, and so may end as it always does.
+            connection.socket = Client(connection.socket)
+            self._pump.exchange.client.connection = connection.socket
+        connection.pool.park(self)
+        if self._pump.heartbeat:
+            self._start_timer()
+        return True
 
-    def step(self) -> None:
-        """Pass on what has come; called by the hub, so nothing in here may wait."""
-        try:
-            self._rest = self._gather()
-            if not (self._has_ended or self._pump.is_ending):
-                if self._rest:
-                    self._rest = self._rest[self.client.send_now(self._rest) :]
-                if not self._rest:
-                    return
-        except BaseException as error:
-            self._error = error
-        self._return()
+    def _start_timer(self) -> None:
+        self._timer = gevent.get_hub().loop.timer(self._pump.patience())
+        self._timer.start(self._on_timer)
 
-    def _return(self) -> None:
-        """Go on in a greenlet; called by the hub."""
-        connections = self.client.server.connections
-        if self not in connections:
-            # It was to be killed, and something came just then.
+    def _on_timer(self) -> None:
+        """Look whether a heartbeat is due; called by the event loop."""
+        self._timer.close()
+        self._on_wake()
+        if self._unsubscribe is not None:
+            self._start_timer()
+
+    def _on_wake(self) -> None:
+        """Pass on what has come; called by the event loop, so nothing in here may wait."""
+        if self._unsubscribe is None:
             return
-        self._io.close()
-        connections.discard(self)
-        greenlet = gevent.Greenlet(self._worker.resume, self)
-        connections.add(greenlet)
-        # At once, not when its turn comes: what a stream gives back is there before another request is read.
-        greenlet.switch()
+        try:
+            step = self._pass_on()
+        except OSError:
+            # The client has left; the same error comes again in a greenlet, where it ends the stream.
+            step = WAIT
+        if self._data or step is not WAIT:
+            self._step = step
+            self._leave_loop()
+            self._connection.pool.unpark(self, self._resume)
 
-    def kill(self, exception: type[BaseException], block: bool = False) -> None:
-        """End the stream where it is; the pool's way to say that the process stops now."""
-        self._error = exception()
-        gevent.get_hub().loop.run_callback(self._return)
+    def _leave_loop(self) -> None:
+        assert self._unsubscribe is not None
+        self._unsubscribe()
+        self._unsubscribe = None
+        if self._timer is not None:
+            self._timer.close()
+
+    def _resume(self) -> None:
+        """Go on in a new greenlet, and then with the connection."""
+        is_ready, connection = self.serve(), self._connection
+        if is_ready:
+            connection.serve(connection.socket, connection.address)
+        elif self._unsubscribe is None:
+            connection.socket.close()
+
+    def abort(self, error: BaseException) -> None:
+        """End the stream where it is, in a greenlet: its pool is killed."""
+        self._leave_loop()
+        try:
+            self._pump.finish(self._pump.fail(error))
+        finally:
+            self._end()
+            self._connection.socket.close()

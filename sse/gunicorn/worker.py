@@ -1,76 +1,74 @@
-"""class StreamWorker: gunicorn's gevent worker, which gives streams their greenlets and takes them back."""
+"""class StreamWorker: gunicorn's gevent worker, which parks streams that wait."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from gunicorn.config import Config
-from gunicorn.glogging import Logger
-from gunicorn.http.wsgi import Response
 from gunicorn.workers.ggevent import GeventWorker
 
+from ..compat import gevent as gevent_compat
+from ..compat import gunicorn as compat
 from ..relay.linger import linger
-from ..relay.stream.pump import Pump
+from ..relay.stream.pump import HANDOVER
+from ..relay.upstream.transport import enable_keep_alive
+from .pool import ConnectionPool
 from .request import RequestBody, track_body
-from .socket import Client, Listener
-from .stream import Environ, Stream
+from .socket import Listener
+from .stream import Connection, Environ, Stream
 from .tls import TLSListener
-
-#: What a client that has left looks like to whoever writes.
-GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
-
-
-class Settled:
-    """gunicorn's settings, each looked up once: for one request it asks more than thirty times, at two calls each."""
-
-    def __init__(self, cfg: Config) -> None:
-        self._cfg = cfg
-        self.__dict__.update({name: getattr(cfg, name) for name in (*cfg.settings, "is_ssl")})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cfg, name)
 
 
 class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
     """gunicorn's gevent worker; `worker_class = "sse.gunicorn.StreamWorker"` in gunicorn.conf.py.
 
-    The hook `post_request` is called when a stream has begun to wait, not when it has ended.
+    The hook `post_request` is called when a stream has been parked, not when it has ended.
     """
 
     wsgi: Any
-    cfg: Any
 
     def run(self) -> None:
         """Serve until the worker is to stop."""
-        # Here, because until now they were the app itself and what may be changed, which hooks want to see.
-        self.wsgi = partial(self._answer, self.wsgi)
-        self.cfg = Settled(self.cfg)
-        # Statsd's logger counts what others leave out.
-        self.tells_of_requests = self.log.access_log_enabled or type(self.log).access is not Logger.access
-        # What a connection begins with is looked for once more behind a stream, where a client may have written it.
-        self._has_prologue = self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols
+        if found := [*compat.unexpected(), *gevent_compat.unexpected()]:
+            self.log.warning("Streams are served by gunicorn's own gevent worker: %s", "; ".join(found))
+        else:
+            self._connections: dict[Any, Connection] = {}
+            self._logs_access = compat.logs_access(self.log)
+            # Here, because until now it was the app itself, which hooks want to see.
+            self.wsgi = partial(self._call, self.wsgi)
+            self.server_class = self._listen
+            # What a connection begins with is looked for once more behind a stream, where a client may have written it.
+            self._has_prologue = self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols
         super().run()
 
-    def server_class(self, listener: Any, *, spawn: Pool, **options: Any) -> StreamServer:
-        """Return what accepts connections; gunicorn asks for it, and gives pywsgi's options besides."""
-        handle = partial(self.handle, listener)
+    def _listen(self, listener: Any, *, spawn: Pool, **options: Any) -> StreamServer:
+        """Return what accepts connections; gunicorn calls it with pywsgi's options besides."""
         if "ssl_context" in options:
-            server = TLSListener(listener, handle, spawn, options["ssl_context"], self.log)
+            server = TLSListener(listener, partial(self.handle, listener), spawn, options["ssl_context"], self.log)
         else:
-            server = Listener(listener, handle, spawn)
+            pool = ConnectionPool(spawn.size)
+            server = Listener(listener, handle=partial(self._serve, listener, pool), spawn=pool)
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
+        enable_keep_alive(listener)
         return server
+
+    def _serve(self, listener: Any, pool: ConnectionPool, client: Any, address: Any) -> None:
+        self._connections[client] = Connection(client, address, pool, partial(self._serve, listener, pool))
+        try:
+            self.handle(listener, client, address)
+        finally:
+            del self._connections[client]
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serve a request; requests that came together on one connection give way to other connections."""
+        if self.server_class is None:
+            super().handle_request(listener_name, req, sock, addr)
+            return
         sock.take_turn()
         body = track_body(req)
         try:
@@ -85,55 +83,35 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         if isinstance(exc, Exception):
             linger(client)
 
-    def _answer(self, app: Any, environ: Environ, start_response: Any) -> Iterable[bytes] | Stream:
-        """Be the app; where it answers with a pump that nobody needs to be blocked in, return a stream."""
+    def _call(self, app: Any, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Call the app; send what it responds, if that is a stream."""
         body: Iterable[bytes] = app(environ, start_response)
-        client, response = environ.get("gunicorn.socket"), start_response.__self__
-        unread = environ["wsgi.input"]
+        response, unread = compat.response_of(start_response), environ["wsgi.input"]
         if isinstance(unread, RequestBody) and not unread.is_whole:
             if unread.failed:
-                response.force_close()
+                compat.close_behind(response)
             return body
-        if not (isinstance(body, Pump) and isinstance(client, Client) and type(response) is Response):
+        stream = self._stream(body, environ, response)
+        if stream is None:
             return body
-        # Where somebody has set a length, gunicorn keeps to it.
-        if self._has_prologue or response.response_length is not None:
-            return body
-        # What has come of another request would be lost with the greenlet; of this one there is no more, for it has
-        # been read whole before the upstream was asked.
-        if early := response.req.unreader.take_buffered():
-            response.req.unreader.unread(early)
-            return body
-        descriptor = body.wait_outside()
-        return body if descriptor is None else Stream(self, client, body, descriptor, response, environ)
+        if not stream.serve():
+            raise compat.EndOfConnection
+        handled: Iterable[bytes] = compat.ALREADY_HANDLED
+        return handled
 
-    def is_already_handled(self, respiter: Any) -> bool:
-        """Send a stream; gunicorn sends what else there is.
-
-        :raises StopIteration: if no other request is to be read in this greenlet; gunicorn then ends it.
-        """
-        if not isinstance(respiter, Stream):
-            return bool(super().is_already_handled(respiter))
-        if not respiter.run() or respiter.is_last:
-            raise StopIteration
-        return True
-
-    def resume(self, stream: Stream) -> None:
-        """Go on with a stream in a new greenlet, and then with its connection."""
-        is_whole = False
-        try:
-            if not stream.run():
-                return
-            is_whole = True
-        except OSError as error:
-            if error.errno not in GONE:
-                self.log.exception("Socket error processing request.")
-        except gevent.GreenletExit:
-            pass
-        except Exception:
-            self.log.exception("Error handling request")
-        client = stream.client.renewed()
-        if is_whole and not stream.is_last:
-            client.server.serve(client, client.address)
-        else:
-            client.close()
+    def _stream(self, body: Any, environ: Environ, response: Any) -> Stream | None:
+        """Return the stream that a body is, None if gunicorn has to iterate it."""
+        handover = environ.pop(HANDOVER, None)
+        connection = self._connections.get(environ.get("gunicorn.socket"))
+        # Another body is what something between the app and this has made of it.
+        if handover is None or handover.body is not body or connection is None or not compat.is_http_1(response):
+            return None
+        # What has been read of another request would be lost with the greenlet.
+        if self._has_prologue or compat.has_read_ahead(response):
+            return None
+        head = compat.encode_head(response)
+        if b"\r\ncontent-length:" in head.lower():
+            # gunicorn keeps to a length that somebody has set.
+            return None
+        logged = (response, environ) if self._logs_access else None
+        return Stream(connection, handover.pump, handover.body.close, head, self.log, logged)

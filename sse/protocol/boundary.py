@@ -47,6 +47,9 @@ class Boundary:
         self.events += events
         self._tail = piece[-2:]
 
+    def finish(self) -> None:
+        """Do nothing: an event that has begun is not counted (9.2.6: "the incomplete event is not dispatched")."""
+
     def _feed_any(self, piece: bytes) -> None:
         # "end-of-line = ( cr lf / cr / lf )": the LF after a CR is no line end of its own, also in the next piece.
         lines = (self._tail + piece).replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -1,57 +1,47 @@
-"""Knows that this process is about to stop, and what that means for its streams by now."""
+"""How far the stopping of this process has come, and what that means for its streams."""
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
 
 #: Seconds in which a stream may end with its next event, before it ends wherever it is.
-LAST_EVENT = 2.0
-#: Seconds for the last words to a client that takes them slowly.
-FAREWELL = 1.0
+DRAIN_EVENT_WINDOW = 2.0
+#: Seconds for sending the error event to a client that reads slowly.
+DRAIN_WRITE_WINDOW = 1.0
 
 
 class Phase(enum.IntEnum):
     """How far the stopping has come."""
 
     SERVING = 0
-    STOPPING = 1  #: open streams go on, and what comes on open connections is served
-    ENDING = 2  #: each stream ends as soon as an event has ended, and no other begins
-    OVER = 3  #: each stream ends now
-    LATE = 4  #: who has not taken its last words by now is left
-
-
-def _never() -> bool:
-    return False
+    DRAINING = 1  #: open streams go on, and requests on open connections are served
+    FINISHING = 2  #: each stream ends as soon as an event has ended, and no other begins
+    ABORTING = 3  #: each stream ends now
+    CLOSED = 4  #: clients that still have unsent data are disconnected
 
 
 class Drain:
-    """The end of one process; until `begin_when` is called there is none."""
+    """The stopping of one process; before `begin()` there is none."""
 
     def __init__(self) -> None:
-        self._is_stopping: Callable[[], bool] = _never
-        self._grace = 0.0
-        self._since: float | None = None
+        self._end: float | None = None
 
-    def begin_when(self, is_stopping: Callable[[], bool], *, grace: float) -> None:
-        """Name what tells that the process is to stop.
+    def begin(self, grace: float) -> None:
+        """Begin to stop; a second call changes nothing.
 
-        :param is_stopping: asked again and again, so it must be cheap; once true, it stays.
-        :param grace: seconds from then on by which all streams have ended.
+        :param grace: seconds from now on by which all streams have ended.
         """
-        self._is_stopping = is_stopping
-        self._grace = max(0.0, grace)
+        if self._end is None:
+            self._end = time.monotonic() + max(0.0, grace)
 
     def phase(self) -> Phase:
-        """Return how far it has come."""
-        if self._since is None:
-            if not self._is_stopping():
-                return Phase.SERVING
-            self._since = time.monotonic()
-        left = self._since + self._grace - time.monotonic()
-        if left > LAST_EVENT:
-            return Phase.STOPPING
+        """Return how far it has come by now."""
+        if self._end is None:
+            return Phase.SERVING
+        left = self._end - time.monotonic()
+        if left > DRAIN_EVENT_WINDOW:
+            return Phase.DRAINING
         if left > 0:
-            return Phase.ENDING
-        return Phase.OVER if left > -FAREWELL else Phase.LATE
+            return Phase.FINISHING
+        return Phase.ABORTING if left > -DRAIN_WRITE_WINDOW else Phase.CLOSED

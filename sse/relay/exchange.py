@@ -1,8 +1,8 @@
-"""Watches open exchanges: cuts one when its client leaves or a time runs out.
+"""One request and its response: the client's side and the upstream's, each with its stage, deadlines and end reason.
 
-To cut is to shut the exchange's sockets down, never to throw into the code that waits on them: a blocked read or
-write then ends as if the peer had closed, in a greenlet and in a thread alike, and whoever was blocked looks at
-`Watch.reason` for why. So no time-out can go off in somebody else's code, and a read costs no timer.
+To cancel is to shut sockets down, never to throw into the code that waits on them: a blocked read or write then ends
+as if the peer had closed, in a greenlet and in a thread alike, and the blocked code looks at `Side.reason` for why. So
+no time-out can go off in other code, and a read costs no timer.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 import enum
 import math
 import socket
-import ssl
-import struct
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -22,40 +19,20 @@ import gevent
 from gevent import socket as gevent_socket
 
 from ..protocol.boundary import Boundary
-from .drain import Drain, Phase
+from . import tcp
+from .drain import Phase
+from .stream.end import EndReason
 
-#: Seconds between two looks at the clocks of all exchanges, and so how late a time-out may be.
-SWEEP_INTERVAL = 0.25
-#: Seconds between two looks at whether a client has got everything before its connection is reset.
-DRAIN_INTERVAL = 0.01
-#: Seconds for the last words to a client where SSE_SEND_TIMEOUT sets no limit.
-LAST_WORDS = 5.0
-#: Looks at an empty list before the sweeping thread ends; the next exchange starts another.
-IDLE_SWEEPS = 40
-
-#: tcp(7): struct tcp_info begins with the state; ESTABLISHED is 1 in the kernel's list of states.
-_TCP_ESTABLISHED = 1
-#: Offset and length of tcpi_bytes_acked, a 64-bit count, in struct tcp_info (Linux 4.1 and newer).
-_BYTES_ACKED = 120, 8
-
-
-class EndReason(enum.StrEnum):
-    """Why an exchange ended; each has exactly one."""
-
-    COMPLETE = "complete"
-    CLIENT_GONE = "client_gone"
-    UPSTREAM_TRUNCATED = "upstream_truncated"
-    UPSTREAM_TIMEOUT = "upstream_timeout"
-    IDLE_TIMEOUT = "idle_timeout"
-    SEND_TIMEOUT = "send_timeout"
-    MAX_DURATION = "max_duration"
-    DRAINING = "draining"
-    UPSTREAM_FAILED = "upstream_failed"  #: there was no stream to end: the answer says why
-    INTERNAL_ERROR = "internal_error"
+#: Seconds for the last bytes to a client where SSE_SEND_TIMEOUT sets no limit.
+FINAL_WRITE_TIMEOUT = 5.0
+#: Bytes a second that a request body must average once it has taken longer than SSE_SEND_TIMEOUT.
+MIN_BODY_RATE = 500
+#: The `since` of a side that nothing waits for: its deadlines never pass.
+STOPPED = math.inf
 
 
 class Stage(enum.IntEnum):
-    """What an exchange is waiting for."""
+    """What a side is waited for."""
 
     BODY = 0  #: the client's request body
     OPEN = 1  #: the upstream's connection
@@ -75,286 +52,224 @@ class Limits:
     duration: float = 0.0
 
 
-class Waiting(Protocol):
-    """What an exchange waits for: a connection to an upstream, or what can be shut down like one."""
+class Cancellable(Protocol):
+    """What is waited for: a connection, a source."""
 
-    def shutdown(self, how: int, /) -> None:
-        """End it, waking whoever waits for it; never waits itself."""
-
-
-def is_gone(client: socket.socket) -> bool:
-    """Tell whether the peer of a connection has closed it, or its half of it.
-
-    Bytes that it sent before closing may still be unread (a pipelined request, TLS's close_notify), so the state of
-    the connection is asked for, not its data. A half-closed connection looks just like one that was left.
-    """
-    try:
-        if client.family != socket.AF_UNIX:
-            return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
-        return _recv_now(client) == b""
-    except (AttributeError, OSError):
-        # No TCP_INFO on this system: then only reading tells, and only where TLS does not forbid to peek.
-        return not isinstance(client, ssl.SSLSocket) and _recv_now(client) == b""
+    def cancel(self) -> None:
+        """End it, waking what waits for it; never waits itself."""
 
 
-def _recv_now(client: socket.socket) -> bytes | None:
-    """Return what a read would give, without taking it; None if it would block."""
-    # gevent's socket would wait; the one it wraps answers at once.
-    plain = getattr(client, "_sock", client)
-    try:
-        return bytes(plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except (BlockingIOError, TimeoutError):
-        return None
-    except OSError:
-        return b""
+class Side:
+    """One side of an exchange: its stage and since when, what is waited for, and why that was cancelled."""
 
+    __slots__ = ("_attached", "_lock", "reason", "since", "stage")
 
-def _bytes_acked(client: socket.socket) -> int | None:
-    """Return how many bytes the peer has acknowledged so far, or None where the system does not say."""
-    try:
-        info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, sum(_BYTES_ACKED))
-        return int(struct.unpack_from("=Q", info, _BYTES_ACKED[0])[0])
-    except (AttributeError, OSError, struct.error):
-        return None
-
-
-def shut_down(connection: Waiting | None, how: int = socket.SHUT_RDWR) -> None:
-    """End both directions of a connection, waking whoever is blocked on it."""
-    if connection is None:
-        return
-    # SSLSocket.shutdown() would take the TLS state away from under a blocked read; the class below it does not.
-    below: Any = super(ssl.SSLSocket, connection) if isinstance(connection, ssl.SSLSocket) else connection
-    try:
-        below.shutdown(how)
-    except OSError:
-        # ENOTCONN, EBADF: it is already closed, which is what was wanted.
-        return
-
-
-def shut_down_client(client: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
-    """End both directions of a client's connection, so that the server sees just what it sees of one that left.
-
-    gevent's own shutdown would raise EBADF in whoever waits, which gunicorn takes for a fault and logs.
-    """
-    shut_down(getattr(client, "_sock", client), how)
-
-
-def reset_on_close(client: socket.socket, *, patience: float) -> None:
-    """Let the coming close of a connection be a reset, after what was sent has arrived as far as possible.
-
-    :param patience: seconds to wait for that; a reset throws away what is still on its way.
-    """
-    deadline = time.monotonic() + patience
-    while _unsent(client) and time.monotonic() < deadline and not is_gone(client):
-        time.sleep(DRAIN_INTERVAL)
-    try:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    except OSError:
-        return
-
-
-def _unsent(client: socket.socket) -> int:
-    """Return how many bytes the peer has not acknowledged yet; 0 where the system does not say."""
-    try:
-        import fcntl
-        import termios
-
-        return int.from_bytes(fcntl.ioctl(client.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except (ImportError, OSError, ValueError):
-        return 0
-
-
-#: Held while a socket is shut down or given away: a kept connection is somebody else's in the next moment.
-_lock = threading.Lock()
-
-
-class Watch:
-    """What is known of one exchange: its sockets, what it waits for and since when, and why it was cut."""
-
-    __slots__ = (
-        "_acked",
-        "_io",
-        "_limits",
-        "_moved",
-        "boundary",
-        "calm",
-        "client",
-        "is_ending",
-        "polls",
-        "reason",
-        "since",
-        "stage",
-        "started",
-        "upstream",
-    )
-
-    def __init__(self, client: socket.socket | None, limits: Limits) -> None:
-        self.client = client
-        self.upstream: Waiting | None = None
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.since = time.monotonic()
         self.reason: EndReason | None = None
-        #: Where in its event stream the exchange is, if it is one.
-        self.boundary: Boundary | None = None
-        #: Whether the stream is to end as soon as an event has ended.
-        self.is_ending = False
-        self.stage = Stage.BODY
-        self.started = self.since = time.monotonic()
-        self._limits = limits
-        #: Seconds in which a wait for the upstream is sure not to be cut.
-        self.calm = 0.0 if limits.duration else limits.idle or math.inf
-        #: Whether nothing but asking tells that the client has left.
-        self.polls = False
-        self._io: Any = None
-        self._acked: int | None = None
-        self._moved = 0.0
+        self._attached: Cancellable | None = None
+        # Held while a connection is cancelled or given away: a kept one is another exchange's in the next moment.
+        self._lock = threading.Lock()
 
     def enter(self, stage: Stage) -> None:
-        """Say what the exchange waits for from now on."""
+        """Start the clock of a stage."""
         self.stage = stage
         self.since = time.monotonic()
 
-    def attach(self, upstream: Waiting) -> None:
-        """Take note of what the exchange waits for, the upstream's socket.
+    def stop(self) -> None:
+        """Stop the clock: the side is not waited for."""
+        self.since = STOPPED
 
-        :raises ConnectionAbortedError: if the exchange has been cut meanwhile.
+    def attach(self, cancellable: Cancellable) -> None:
+        """Set what is cancelled together with this side.
+
+        :raises ConnectionAbortedError: if the side has been cancelled already.
         """
-        with _lock:
+        with self._lock:
             if self.reason is not None:
                 raise ConnectionAbortedError
-            self.upstream = upstream
+            self._attached = cancellable
 
     def detach(self) -> None:
-        """Forget the upstream's socket; call it before somebody else may get it."""
-        with _lock:
-            self.upstream = None
+        """Forget what was attached; call it before another exchange may get it."""
+        with self._lock:
+            self._attached = None
 
-    def watch_client(self) -> None:
-        """Notice from now on that the client leaves; call it when the request has been read whole."""
-        if self.client is None:
-            return
-        if isinstance(self.client, gevent_socket.socket):
-            self._io = gevent.get_hub().loop.io(self.client.fileno(), 1)
-            self._io.start(self._client_readable)
-        else:
-            self.polls = True
-
-    def _client_readable(self) -> None:
-        if self.client is None or is_gone(self.client):
-            self.cut(EndReason.CLIENT_GONE)
-        else:
-            # Data is not a hang-up. It stays readable for as long as nobody reads it, so from here on we ask.
-            self.polls = True
-        self._io.stop()
-
-    def cut(self, reason: EndReason) -> None:
-        """End the exchange for a reason; the first reason stays."""
-        with _lock:
+    def cancel(self, reason: EndReason) -> None:
+        """End the wait for this side; the first reason stays."""
+        with self._lock:
             if self.reason is not None:
                 return
             self.reason = reason
-            shut_down(self.upstream)
-        if self.stage is Stage.BODY:
-            # A body that never comes can still be answered.
-            shut_down_client(self.client, socket.SHUT_RD)
-        elif reason in (EndReason.CLIENT_GONE, EndReason.SEND_TIMEOUT):
-            shut_down_client(self.client)
+            if self._attached is not None:
+                self._attached.cancel()
 
-    def drain(self, phase: Phase) -> None:
-        """Do what the process's stopping means for the exchange by now."""
-        if phase is Phase.ENDING:
-            self.is_ending = True
-            if self.stage is Stage.READ and self.boundary is not None and self.boundary.at_boundary:
-                self.cut(EndReason.DRAINING)
-        elif phase is Phase.LATE and self.reason is not None:
-            shut_down_client(self.client)
-        elif phase >= Phase.OVER:
-            self.cut(EndReason.DRAINING)
 
-    def check(self, now: float) -> None:
-        """Cut the exchange if its time is over or, where nothing else tells, its client gone."""
-        client = self.client
-        if client is not None and self.stage is Stage.WRITE and self._is_stuck(client, now):
-            self.cut(EndReason.SEND_TIMEOUT)
-            # What was cut for another reason may be stuck in telling the client so.
-            shut_down_client(client)
-        elif client is not None and self.polls and is_gone(client):
-            self.cut(EndReason.CLIENT_GONE)
-        if self.reason is not None:
+class Client(Side):
+    """The client's side: its connection, whether it is still there, and whether it takes what is sent.
+
+    :param connection: where the server shows it.
+    """
+
+    __slots__ = ("_counted", "_io", "_moved", "_start", "connection", "is_polled")
+
+    def __init__(self, connection: socket.socket | None) -> None:
+        super().__init__(Stage.BODY)
+        self.connection = connection
+        #: Whether only polling shows that the client has left.
+        self.is_polled = False
+        self._io: Any = None
+        # The bytes that were counted last and first in this stage, and when the count last changed.
+        self._counted: int | None = None
+        self._start: int | None = None
+        self._moved = 0.0
+
+    def cancel(self, reason: EndReason) -> None:
+        """Shut the client's connection down; its request can still be answered if it has not arrived whole."""
+        super().cancel(reason)
+        tcp.shut_down_client(self.connection, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
+
+    def watch(self, on_gone: Any) -> None:
+        """Call `on_gone()` when the client leaves; call this when the request has been read whole."""
+        self.stop()
+        self.stage = Stage.WRITE
+        if self.connection is None:
             return
-        limit, reason = self._limit()
-        if limit and now - self.since > limit:
-            self.cut(reason)
-        elif self._limits.duration and self.stage >= Stage.READ and now - self.started > self._limits.duration:
-            self.cut(EndReason.MAX_DURATION)
+        if isinstance(self.connection, gevent_socket.socket):
+            self._io = gevent.get_hub().loop.io(self.connection.fileno(), 1)
+            self._io.start(self._on_readable, on_gone)
+        else:
+            self.is_polled = True
 
-    def _limit(self) -> tuple[float, EndReason]:
-        if self.stage is Stage.WRITE:
-            return 0, EndReason.SEND_TIMEOUT
-        if self.stage is Stage.READ:
-            return self._limits.idle, EndReason.IDLE_TIMEOUT
-        if self.stage is Stage.BODY:
-            return self._limits.send, EndReason.SEND_TIMEOUT
-        return self._limits.open if self.stage is Stage.OPEN else self._limits.head, EndReason.UPSTREAM_TIMEOUT
+    def _on_readable(self, on_gone: Any) -> None:
+        if self.connection is None or tcp.is_gone(self.connection):
+            on_gone()
+        else:
+            # Data is no hang-up. It stays readable for as long as it is not read, so from now on the client is polled.
+            self.is_polled = True
+        self._io.stop()
 
-    def _is_stuck(self, client: socket.socket, now: float) -> bool:
-        # One write may carry 64 KiB; a client that takes them slowly is slow, not stuck.
-        acked = _bytes_acked(client)
-        if acked != self._acked:
-            self._acked, self._moved = acked, now
-        limit = self._limits.send or (LAST_WORDS if self.reason is not None else 0)
+    def is_stuck(self, now: float, limit: float) -> bool:
+        """Return whether the peer has acknowledged no byte for so many seconds.
+
+        One write may carry 64 KiB; a client that takes them slowly is slow, not stuck.
+        """
+        assert self.connection is not None
+        self._count(tcp.bytes_acked(self.connection), now)
         return limit > 0 and now - max(self.since, self._moved) > limit
 
+    def is_starved(self, now: float, limit: float) -> bool:
+        """Return whether no byte of the request body has come for so many seconds, or too few after as many."""
+        assert self.connection is not None
+        self._count(tcp.bytes_received(self.connection), now)
+        if not limit or now - self.since <= limit:
+            return False
+        received = (self._counted or 0) - (self._start or 0)
+        return now - max(self.since, self._moved) > limit or received < MIN_BODY_RATE * (now - self.since)
+
+    def _count(self, count: int | None, now: float) -> None:
+        if count != self._counted:
+            if self._counted is None:
+                self._start = count
+            self._counted, self._moved = count, now
+
     def close(self) -> None:
-        """Stop watching; both sockets may be closed or used for something else from now on."""
+        """Stop watching; the connection may be closed or used for something else from now on."""
         if self._io is not None:
             self._io.close()
             self._io = None
-        self.client = self.upstream = None
+        self.connection = None
 
 
-class Watches:
-    """All open exchanges of one app in this process, swept by one thread (a greenlet where threads are patched).
+class Exchange:
+    """A client's request and what is read for it.
 
-    :param drain: knows when they have to end with the process.
+    :param connection: the client's, where the server shows it.
     """
 
-    def __init__(self, drain: Drain) -> None:
-        self._drain = drain
-        self._open: set[Watch] = set()
-        self._lock = threading.Lock()
-        self._sweeping = False
+    __slots__ = ("_limits", "boundary", "client", "ends_at_boundary", "min_wait", "started", "upstream")
 
-    def __len__(self) -> int:
-        return len(self._open)
+    def __init__(self, connection: socket.socket | None, limits: Limits) -> None:
+        self.client = Client(connection)
+        self.upstream = Side(Stage.OPEN)
+        self.upstream.stop()
+        #: Where in its event stream the exchange is, if it is one.
+        self.boundary: Boundary | None = None
+        #: Whether the stream ends as soon as an event has ended.
+        self.ends_at_boundary = False
+        self.started = self.client.since
+        self._limits = limits
+        #: Seconds for which a read of the upstream passes no deadline.
+        self.min_wait = 0.0 if limits.duration else limits.idle or math.inf
 
-    def add(self, watch: Watch) -> None:
-        """Begin to look after an exchange."""
-        with self._lock:
-            self._open.add(watch)
-            if self._sweeping:
-                return
-            self._sweeping = True
-        threading.Thread(target=self._sweep, name="sse-watch", daemon=True).start()
+    @property
+    def reason(self) -> EndReason | None:
+        """The first reason for which the exchange was cancelled: what ends the client's side ends the upstream's."""
+        return self.upstream.reason
 
-    def discard(self, watch: Watch) -> None:
-        """Stop looking after an exchange; may be called again."""
-        with self._lock:
-            self._open.discard(watch)
-        watch.close()
+    def watch_client(self) -> None:
+        """Notice from now on that the client leaves; call it when the request has been read whole."""
+        self.client.watch(self._on_client_gone)
 
-    def _sweep(self) -> None:
-        idle = 0
-        while True:
-            time.sleep(SWEEP_INTERVAL)
-            with self._lock:
-                watches = list(self._open)
-                idle = 0 if watches else idle + 1
-                if idle > IDLE_SWEEPS:
-                    self._sweeping = False
-                    return
-            now, phase = time.monotonic(), self._drain.phase()
-            for watch in watches:
-                # Most wait for their upstream and have not for long; to ask each of thousands would take milliseconds.
-                if watch.stage is not Stage.READ or watch.polls or now - watch.since > watch.calm:
-                    watch.check(now)
-                if phase > Phase.STOPPING:
-                    watch.drain(phase)
+    def _on_client_gone(self) -> None:
+        self.lose_client(EndReason.CLIENT_GONE)
+
+    def lose_client(self, reason: EndReason) -> None:
+        """End the exchange because of its client, whose connection is shut down."""
+        self.upstream.cancel(reason)
+        self.client.cancel(reason)
+
+    def cancel(self, reason: EndReason) -> None:
+        """End the exchange for a reason that the client can still be sent."""
+        self.upstream.cancel(reason)
+        if self.client.stage is Stage.BODY:
+            self.client.cancel(reason)
+
+    def drain(self, phase: Phase) -> None:
+        """Do what the stopping of the process means for the exchange by now."""
+        if phase is Phase.FINISHING:
+            self.ends_at_boundary = True
+            is_read = self.upstream.stage is Stage.READ and self.upstream.since != STOPPED
+            if is_read and self.boundary is not None and self.boundary.at_boundary:
+                self.cancel(EndReason.DRAINING)
+        elif phase is Phase.CLOSED and self.reason is not None:
+            tcp.shut_down_client(self.client.connection)
+        elif phase >= Phase.ABORTING:
+            self.cancel(EndReason.DRAINING)
+
+    def check(self, now: float) -> None:
+        """Cancel the exchange if a deadline has passed or, where only polling shows it, the client has left."""
+        if self.client.connection is not None:
+            self._check_client(now)
+        if self.reason is not None:
+            return
+        limit, reason = self._upstream_limit()
+        if limit and now - self.upstream.since > limit:
+            self.upstream.cancel(reason)
+        elif self._limits.duration and self.upstream.stage is Stage.READ and now - self.started > self._limits.duration:
+            self.cancel(EndReason.MAX_DURATION)
+
+    def _check_client(self, now: float) -> None:
+        client, limit = self.client, self._limits.send
+        assert client.connection is not None
+        if client.stage is Stage.BODY:
+            if client.is_starved(now, limit):
+                self.cancel(EndReason.SEND_TIMEOUT)
+        elif client.since != STOPPED and client.is_stuck(
+            now, limit or (FINAL_WRITE_TIMEOUT if self.reason is not None else 0)
+        ):
+            # Also where the exchange was cancelled for another reason, and the error event is stuck.
+            self.lose_client(EndReason.SEND_TIMEOUT)
+        elif client.is_polled and tcp.is_gone(client.connection):
+            self.lose_client(EndReason.CLIENT_GONE)
+
+    def _upstream_limit(self) -> tuple[float, EndReason]:
+        if self.upstream.stage is Stage.READ:
+            return self._limits.idle, EndReason.IDLE_TIMEOUT
+        return self._limits.open if self.upstream.stage is Stage.OPEN else self._limits.head, EndReason.UPSTREAM_TIMEOUT
+
+    def close(self) -> None:
+        """Stop watching both sides."""
+        self.client.close()
+        self.upstream.detach()

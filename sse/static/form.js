@@ -1,31 +1,72 @@
-/** The form: what it is filled with, and the call that it describes. */
+/** The form: what it is filled with, what is kept of it, and the call that it describes. */
 
-import { guess, PRESETS } from "./dialect.js";
-import { $, all, make, press } from "./element.js";
+import { getString, guess, isJSON, PRESETS, setString } from "./dialect.js";
+import { $, all, copy, make, press, setText } from "./element.js";
 import { word } from "./language.js";
 import { SNIPPETS } from "./snippet.js";
 
 const FREE = "?"; // among the upstreams: any target URL, by POST /forward-sse
 const OWN = "/"; // among the upstreams: the gateway's own paths
-const SECRET = "YOUR_PASSCODE"; // in copied calls, for what is typed here stays here
+const SECRET = "YOUR_PASSCODE"; // in copied calls, for the passcode typed here stays here
+const KEPT = ["upstream", "method", "target", "fields", "body"];
+const STORE = "sse-form";
+/** Headers that are not kept in the browser's storage, whatever is in them. */
+const SECRETS = /^\s*(authorization|cookie|[\w-]*(key|token|secret|passcode|password)[\w-]*)\s*:/i;
 
-/** What the gateway tells of itself; see page.py. */
+/** What the gateway says of itself; see page.py. */
 let facts = { upstreams: [], demo: false, open: true };
 let preset = "openai"; // "" once the form is the visitor's own
+let isFilling = false;
+let before = null; // the form before an example took its place
 
 const place = () => $("upstream").value;
+const read = () => Object.fromEntries([["preset", preset], ...KEPT.map((id) => [id, $(id).value])]);
+
+/** Writes a text as if it were typed, so that the browser's own undo brings back what was there. */
+function type(area, text) {
+	const { activeElement: focused } = document;
+	area.focus();
+	area.select();
+	if (!document.execCommand("insertText", false, text)) area.value = text;
+	focused?.focus();
+}
 
 function fill() {
 	const known = guess(place());
 	const call = preset === "ticks" ? { path: "sse", fields: {} } : PRESETS[preset]?.call(known, word("question"));
 	if (call) {
+		isFilling = true;
 		if (place() !== FREE) $("target").value = call.path;
 		$("method").value = call.body ? "POST" : "GET";
-		const fields = Object.entries(call.fields).map(([name, value]) => `${name}: ${value}`);
-		$("fields").value = fields.join("\n");
-		$("body").value = call.body ? JSON.stringify(call.body, null, 2) : "";
+		$("fields").value = Object.entries(call.fields)
+			.map(([name, value]) => `${name}: ${value}`)
+			.join("\n");
+		const body = call.body ? JSON.stringify(call.body, null, 2) : "";
+		if (before && body) type($("body"), body);
+		else $("body").value = body;
+		isFilling = false;
 	}
 	arrange();
+}
+
+function restore(form) {
+	preset = form.preset;
+	for (const id of KEPT) {
+		// An upstream that is no longer there leaves the first one.
+		if (id !== "upstream" || [...$("upstream").options].some(({ value }) => value === form.upstream))
+			$(id).value = form[id];
+	}
+	arrange();
+}
+
+/** Keeps the form for a reload of this tab; the passcode, and headers that may hold a secret, are left out. */
+function keep() {
+	const form = read();
+	form.fields = form.fields
+		.split("\n")
+		.filter((line) => !SECRETS.test(line))
+		.join("\n");
+	sessionStorage.setItem(STORE, JSON.stringify(form));
 }
 
 /** Shows of the form what matters for the call. */
@@ -34,9 +75,33 @@ function arrange() {
 	$("target-label").textContent = word(isFree ? "target" : "path");
 	$("target").placeholder = isFree ? "https://api.example.com/v1/chat/completions" : "";
 	$("prefix").textContent = isFree ? "" : place() === OWN ? "/" : `/upstream/${place()}/`;
-	$("body-field").hidden = $("method").value === "GET";
+	$("body-field").hidden = $("asked").hidden = $("method").value === "GET";
 	for (const input of all("#presets input")) input.checked = input.value === preset;
+	$("undo").hidden = !before;
+	for (const name of ["model", "question"]) {
+		const value = getString($("body").value, name);
+		$(name).disabled = value === undefined;
+		if (document.activeElement !== $(name)) $(name).value = value ?? "";
+	}
+	markBody();
 	writeSnippet();
+}
+
+/** JSON that is broken is marked while it is typed; it can be sent all the same. */
+function markBody() {
+	const body = $("body").value;
+	const isMeantAsJSON = /^\s*[{[]/.test(body) || /^content-type:.*json/im.test($("fields").value);
+	const isBroken = body.trim() !== "" && isMeantAsJSON && !isJSON(body);
+	$("body").setAttribute("aria-invalid", String(isBroken));
+	setText($("body-problem"), isBroken ? `${word("badJSON")} ${complaint(body)}` : "");
+}
+
+function complaint(text) {
+	try {
+		return JSON.parse(text) && "";
+	} catch (error) {
+		return error.message;
+	}
 }
 
 function parseFields() {
@@ -75,7 +140,13 @@ export function describe(passcode) {
 	return { url, method, headers: passcode ? { ...fields, "X-Passcode": asBytes(passcode) } : fields, body };
 }
 
-/** Whether DashScope is asked for what is new in each event; undefined if the call does not say. */
+/** What the table of calls says of the call. */
+export const labelOf = () =>
+	[place() === FREE || place() === OWN ? $("target").value : place(), getString($("body").value, "model")]
+		.filter(Boolean)
+		.join(" · ");
+
+/** Whether DashScope is asked for only what is new in each event; undefined if the call does not say. */
 export function isIncremental() {
 	try {
 		return JSON.parse($("body").value).parameters.incremental_output;
@@ -94,21 +165,6 @@ function writeSnippet() {
 	} catch (error) {
 		$("snippet").textContent = error.message;
 	}
-}
-
-async function copySnippet() {
-	try {
-		await navigator.clipboard.writeText($("snippet").textContent);
-	} catch {
-		// Only a secure context has a clipboard; what is selected can be copied by hand, and mostly by this.
-		getSelection().selectAllChildren($("snippet"));
-		document.execCommand("copy");
-	}
-	$("copy").textContent = $("copied").textContent = word("copied");
-	setTimeout(() => {
-		$("copy").textContent = word("copy");
-		$("copied").textContent = "";
-	}, 1500);
 }
 
 function offerUpstreams() {
@@ -131,7 +187,7 @@ async function askAgain() {
 	relabelForm();
 }
 
-/** Takes what the gateway told, and fills the form for the first time. */
+/** Takes what the gateway says, and fills the form for the first time, or as it was before a reload. */
 export function prepareForm(told) {
 	facts = told;
 	offerUpstreams();
@@ -139,13 +195,22 @@ export function prepareForm(told) {
 		const input = make("input", { type: "radio", name: "preset", value: name });
 		const title = make("span", {}, PRESETS[name]?.title ?? "");
 		title.dataset.preset = name;
-		$("presets").append(make("label", {}, input, title));
+		$("undo").before(make("label", {}, input, title));
 	}
 	$("passcode-field").hidden = facts.open;
 	preset = guess(place()).preset;
-	$("call").addEventListener("input", ({ target }) => change(target));
-	$("copy").addEventListener("click", copySnippet);
+	const kept = JSON.parse(sessionStorage.getItem(STORE) ?? "null");
+	if (kept) restore(kept);
+	$("call").addEventListener("input", ({ target }) => isFilling || change(target));
 	$("passcode").addEventListener("change", askAgain);
+	$("copy").addEventListener("click", () => copy($("snippet").textContent, $("copy")));
+	$("undo").addEventListener("click", () => {
+		restore(before);
+		before = null;
+		arrange();
+		keep();
+		$("body").focus();
+	});
 	for (const button of all("button[data-snippet]")) {
 		button.addEventListener("click", () => {
 			chosenSnippet = button.dataset.snippet;
@@ -154,8 +219,12 @@ export function prepareForm(told) {
 	}
 }
 
+/** The form as it stood when `change` was called last: the inputs have changed by then. */
+let last = null;
+
 function change({ name, value, id }) {
 	if (name === "preset") {
+		before = last?.preset === "" ? last : null;
 		preset = value;
 		if (preset === "ticks") $("upstream").value = OWN;
 		else if (place() === OWN) $("upstream").selectedIndex = 0;
@@ -166,9 +235,13 @@ function change({ name, value, id }) {
 		else if (preset) preset = guess(place()).preset;
 		fill();
 	} else {
+		if (id === "question" || id === "model") $("body").value = setString($("body").value, id, value);
 		if (id !== "passcode") preset = "";
+		before = null;
 		arrange();
 	}
+	last = read();
+	keep();
 }
 
 /** Puts what the form says by itself into the language chosen. */
@@ -179,4 +252,5 @@ export function relabelForm() {
 	}
 	for (const label of all("#presets [data-preset=ticks]")) label.textContent = word("ticks");
 	fill();
+	last = read();
 }

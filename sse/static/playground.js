@@ -1,20 +1,22 @@
 /** The page: sends the call that the form describes, and shows it while it runs. */
 
-import { $, all, press, setText } from "./element.js";
-import { describe, isIncremental, prepareForm, relabelForm } from "./form.js";
+import { $, all, copy, press, setText } from "./element.js";
+import { describe, isIncremental, labelOf, prepareForm, relabelForm } from "./form.js";
 import { speak, word } from "./language.js";
+import { watchPlot } from "./plot.js";
+import { moveRow } from "./row.js";
 import { fetchSSE } from "./sse.js";
-import { Call, showCall, showPlot } from "./view.js";
+import { Call, clearCall, isCountingDown, noteCall, showCall, showMarkdown, showPlot } from "./view.js";
 
 let facts = { demo: false };
 /** @type {Call | null} */
 let current = null;
 
 function send() {
-	const call = new Call(isIncremental());
+	const call = new Call(labelOf(), isIncremental());
 	try {
 		const { url, ...init } = describe($("passcode").value);
-		const watched = { ...init, fetch: (url, init) => call.fetch(url, init) };
+		const watched = { ...init, fetch: (...request) => call.fetch(...request) };
 		const { controller } = fetchSSE(url, watched, {
 			onEvent: (event) => call.event(event),
 			onDone: () => call.end("complete"),
@@ -22,40 +24,37 @@ function send() {
 		});
 		call.controller = controller;
 	} catch (error) {
-		$("problem").textContent = error.message;
+		setText($("problem"), error.message);
 		return;
 	}
 	call.controller.signal.addEventListener("abort", () => call.end("aborted"));
 	current?.controller.abort();
 	current = call;
-	clear();
+	clearCall();
+	setText($("problem"), "");
 	run(call);
 	// On a phone what comes is far below the form.
-	if (matchMedia("(max-width: 50rem)").matches) $("end").closest("section").scrollIntoView();
+	if (matchMedia("(max-width: 43.74rem)").matches) $("end").closest("section").scrollIntoView();
 }
 
-function clear() {
-	$("problem").textContent = "";
-	for (const id of ["list", "raw", "head"]) {
-		$(id).replaceChildren();
-		delete $(id).dataset.gone;
-		delete $(id).dataset.earlier;
-	}
-}
-
-/** Shows a call with every frame until it is over: time passes on the page whether anything comes or not. */
-function run(call) {
+/** Shows a call with every frame until all of it is shown: time passes on the page whether anything comes or not. */
+function run(call, isNoted = false) {
 	if (current !== call) return;
-	showCall(call);
-	if (!call.isOver) requestAnimationFrame(() => run(call));
+	const isWaiting = showCall(call);
+	const { isOver } = call;
+	if (isOver && !isNoted) noteCall(call);
+	if (!isOver || isWaiting) requestAnimationFrame(() => run(call, isOver));
+	else if (isCountingDown(call)) setTimeout(() => run(call, true), 500);
 }
 
 function relabel() {
 	speak();
 	for (const id of ["list", "raw", "head"]) $(id).dataset.none = word("none");
+	setText($("keys"), /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘ ↵" : "Ctrl ↵");
 	relabelForm();
 	if (current) return showCall(current);
 	setText($("end"), word("idle"));
+	document.title = `flask-sse-relay – ${word("tagline")}`;
 	setText($("note"), facts.demo ? `${word("invite")}\n\n${word("demo")}` : word("invite"));
 	showPlot(null);
 }
@@ -85,9 +84,12 @@ function moveTab(event) {
 async function start() {
 	speak();
 	facts = await (await fetch("playground.json")).json();
+	$("docs").hidden = !facts.docs;
+	$("source").hidden = !facts.source;
+	$("source").href = facts.source || "#";
 	prepareForm(facts);
 	relabel();
-	new ResizeObserver(() => showPlot(current)).observe($("plot"));
+	watchPlot($("plot"), () => showPlot(current));
 	document.body.dataset.ready = "true";
 }
 
@@ -95,25 +97,38 @@ $("call").addEventListener("submit", (event) => {
 	event.preventDefault();
 	send();
 });
+$("again").addEventListener("click", send);
 $("stop").addEventListener("click", () => current?.controller.abort());
+$("copy-answer").addEventListener("click", () => copy(current.answer.text, $("copy-answer")));
 document.addEventListener("keydown", (event) => {
 	if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
 	event.preventDefault();
 	$("call").requestSubmit();
 });
+$("list").addEventListener("keydown", moveRow);
 document.querySelector("[role=tablist]").addEventListener("keydown", moveTab);
 for (const tab of all("[role=tab]")) tab.addEventListener("click", () => selectTab(tab));
-for (const button of all("button[data-language]")) {
-	button.addEventListener("click", () => {
-		history.replaceState(null, "", `#${button.dataset.language}`);
-		speak(button.dataset.language);
-		relabel();
-	});
+
+/** Calls back with the value of a button that was pressed in a group of them. */
+function choose(attribute, chosen) {
+	for (const button of all(`button[data-${attribute}]`)) {
+		button.addEventListener("click", () => {
+			press(attribute, button.dataset[attribute]);
+			chosen(button.dataset[attribute]);
+		});
+	}
 }
-for (const button of all("button[data-form]")) {
-	button.addEventListener("click", () => {
-		$("raw").dataset.form = button.dataset.form;
-		press("form", button.dataset.form);
-	});
-}
+choose("language", (language) => {
+	history.replaceState(null, "", `#${language}`);
+	speak(language);
+	relabel();
+});
+choose("form", (form) => {
+	$("raw").dataset.form = form;
+	if (form === "hex") for (const row of $("raw").children) row.dump();
+});
+choose("answer", (answer) => {
+	document.body.dataset.answer = answer;
+	if (current) showMarkdown(current);
+});
 start();

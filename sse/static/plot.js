@@ -23,24 +23,34 @@ function element(name, attributes, text) {
 }
 
 /** At most one line for each pixel, the highest: an hour of events is drawn as fast as a second. */
-function thin(times, x) {
-	const highest = new Map();
-	times.forEach((time, index) => {
+function highest(times, x) {
+	const found = new Map();
+	for (const { time, wait } of times) {
 		const at = Math.round(x(time));
-		const wait = index ? time - times[index - 1] : 0;
-		highest.set(at, Math.max(highest.get(at) ?? 0, wait));
-	});
-	return highest;
+		found.set(at, Math.max(found.get(at) ?? 0, wait));
+	}
+	return found;
+}
+
+/** The plot's size, without a look at the layout in each frame. */
+let size = { width: 0, height: 0 };
+
+/** Calls back when the size has changed. */
+export function watchPlot(svg, redraw) {
+	new ResizeObserver(([{ contentRect }]) => {
+		size = contentRect;
+		redraw();
+	}).observe(svg);
 }
 
 /**
  * @param {SVGElement} svg
- * @param {{ first?: number, times: number[], now: number, isOver: boolean, cut: "" | "error" | "aborted",
- *   gap?: { from: number, to: number } }} stream times in milliseconds since the call was sent
+ * @param {{ first?: number, times: { time: number, wait: number }[], count: number, now: number, isOver: boolean,
+ *   cut: "" | "error" | "aborted", gap?: { from: number, to: number } }} stream ms since the call was sent
  * @param {{ axis: string }} words
  */
-export function drawPlot(svg, { first, times, now, isOver, cut, gap }, words) {
-	const { width, height } = svg.getBoundingClientRect();
+export function drawPlot(svg, { first, times, count, now, isOver, cut, gap }, words) {
+	const { width, height } = size;
 	if (!width) return;
 	const floor = height - FLOOR;
 	const span = Math.max(now, 500);
@@ -68,9 +78,7 @@ export function drawPlot(svg, { first, times, now, isOver, cut, gap }, words) {
 	const isLong = gap && gap.to - gap.from > 0;
 	if (isLong) {
 		const [from, to] = [x(gap.from), x(gap.to)];
-		drawn.push(
-			element("rect", { class: "gap", x: from, y: TOP, width: Math.max(to - from, 1), height: floor - TOP }),
-		);
+		drawn.push(element("rect", { class: "gap", x: from, y: TOP, width: Math.max(to - from, 1), height: floor - TOP }));
 		const middle = Math.min(Math.max((from + to) / 2, 80), width - 24);
 		drawn.push(
 			element("text", { class: "gap", x: middle, y: 14, "text-anchor": "middle" }, duration(gap.to - gap.from)),
@@ -78,7 +86,7 @@ export function drawPlot(svg, { first, times, now, isOver, cut, gap }, words) {
 	}
 	const longest = isLong ? gap.to - gap.from : 1;
 	let lines = "";
-	for (const [at, wait] of thin(times, x)) {
+	for (const [at, wait] of highest(times, x)) {
 		lines += `M${at} ${floor}V${(floor - LEAST - (wait / longest) * (floor - TOP - LEAST)).toFixed(1)}`;
 	}
 	if (lines) drawn.push(element("path", { class: "event", d: lines }));
@@ -86,13 +94,9 @@ export function drawPlot(svg, { first, times, now, isOver, cut, gap }, words) {
 	if (cut) drawn.push(element("path", { class: cut, d: `M${x(now)} ${TOP}V${floor}` }));
 	if (!times.length && now === 0) {
 		drawn.push(
-			element(
-				"text",
-				{ class: "hint", x: width / 2, y: (TOP + floor) / 2 + 4, "text-anchor": "middle" },
-				words.axis,
-			),
+			element("text", { class: "hint", x: width / 2, y: (TOP + floor) / 2 + 4, "text-anchor": "middle" }, words.axis),
 		);
 	}
 	svg.replaceChildren(...drawn);
-	svg.dataset.events = times.length;
+	svg.dataset.events = count;
 }

@@ -1,41 +1,35 @@
 /** The rows of the inspector: events, and bytes as they came. */
 
-import { make, number } from "./element.js";
-import { word } from "./language.js";
+import { $, make, number } from "./element.js";
 import { duration } from "./plot.js";
 
-const SHOWN_BYTES = 4096; // of one piece
+export const SHOWN_BYTES = 4096; // of one piece
 
-export const isAtEnd = (element) => element.scrollTop + element.clientHeight >= element.scrollHeight - 32;
-
-/** Adds a row; of many, the earliest go. Whoever has scrolled up is left there. */
-export function append(list, row, most) {
-	const follows = isAtEnd(list);
-	list.append(row);
-	if (list.childElementCount > most) {
-		list.firstElementChild.remove();
-		list.dataset.gone = Number(list.dataset.gone ?? 0) + 1;
-		list.dataset.earlier = word("earlier")(number(Number(list.dataset.gone)));
-	}
-	if (follows) list.scrollTop = list.scrollHeight;
-}
-
-export function eventRow(index, time, { type, data, lastEventId }, added) {
+/** An event: its token, or else its data; opened, the whole. Arrow keys walk through the rows, see moveRow. */
+export function eventRow({ index, time, event: { type, data, lastEventId }, added, isThought }) {
 	const facts = [make("span", { className: "index" }, String(index)), make("time", {}, `+${duration(time)}`)];
 	if (type !== "message") facts.push(make("b", { className: type === "error" ? "bad" : "" }, type));
 	if (lastEventId) facts.push(make("span", {}, `id ${lastEventId}`));
-	if (added.trim() && added.trim() !== data.trim()) facts.push(make("q", {}, JSON.stringify(added).slice(1, -1)));
-	const summary = make(
-		"summary",
-		{},
-		make("span", { className: "facts" }, ...facts),
-		make("code", {}, data.slice(0, 300)),
-	);
+	const hasToken = added !== "" && added.trim() !== data.trim();
+	if (hasToken)
+		facts.push(make("q", { className: isThought ? "thought" : "", dir: "auto" }, JSON.stringify(added).slice(1, -1)));
+	const summary = make("summary", { tabIndex: -1 }, make("span", { className: "facts" }, ...facts));
+	if (!hasToken) summary.append(make("code", {}, data.slice(0, 300)));
 	const details = make("details", {}, summary);
-	details.addEventListener("toggle", () => details.open && details.append(make("pre", {}, pretty(data))), {
-		once: true,
-	});
+	details.addEventListener("toggle", () => details.append(make("pre", {}, pretty(data))), { once: true });
 	return make("li", {}, details);
+}
+
+/** Moves the focus among the rows: the list is one stop of the Tab key, however many rows it has. */
+export function moveRow(event) {
+	const rows = [...$("list").querySelectorAll("summary")];
+	const at = rows.indexOf(document.activeElement);
+	const next = { ArrowDown: at + 1, ArrowUp: at < 0 ? rows.length - 1 : at - 1, Home: 0, End: rows.length - 1 }[
+		event.key
+	];
+	if (!rows[next]) return;
+	event.preventDefault();
+	rows[next].focus();
 }
 
 export function pretty(text) {
@@ -46,18 +40,16 @@ export function pretty(text) {
 	}
 }
 
-export function pieceRow(caption, bytes, text) {
-	const shown = bytes.subarray(0, SHOWN_BYTES);
-	const cut = bytes.length > SHOWN_BYTES ? " …" : "";
+/** Bytes as they came, as text with its line ends marked, and as hexadecimal. */
+export function pieceRow({ time, size, bytes, text }) {
+	const cut = size > SHOWN_BYTES ? " …" : "";
 	const ends = { "\r\n": "←↵\n", "\r": "←\n", "\n": "↵\n", "\uFEFF": "⟨BOM⟩" };
-	const visible = text.slice(0, SHOWN_BYTES).replace(/\r\n|\r|\n|\uFEFF/g, (end) => ends[end]);
-	return make(
-		"div",
-		{},
-		make("span", { className: "facts" }, caption),
-		make("pre", { className: "as-text" }, visible + cut),
-		make("pre", { className: "as-hex" }, dump(shown) + cut),
-	);
+	const visible = text.replace(/\r\n|\r|\n|\uFEFF/g, (end) => ends[end]);
+	const caption = make("span", { className: "facts" }, `+${duration(time)} · ${number(size)} B`);
+	const row = make("div", {}, caption, make("pre", { className: "as-text" }, visible + cut));
+	row.dump = () => row.querySelector(".as-hex") ?? row.append(make("pre", { className: "as-hex" }, dump(bytes) + cut));
+	if ($("raw").dataset.form === "hex") row.dump();
+	return row;
 }
 
 /** Eight bytes a line, for a narrow column. */

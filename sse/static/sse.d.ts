@@ -128,7 +128,12 @@ export function fetchSSE(url: string | URL, init?: FetchInit, handlers?: FetchHa
  * @param location the `location` of the earlier connection
  * @param offset its `offset`
  */
-export function resumeSSE(location: string | URL, offset: number, handlers?: FetchHandlers, init?: ReadInit): FetchConnection;
+export function resumeSSE(
+	location: string | URL,
+	offset: number,
+	handlers?: FetchHandlers,
+	init?: ReadInit,
+): FetchConnection;
 
 /**
  * Opens an event stream by EventSource: a GET without header fields, which the browser opens again by itself.

@@ -86,7 +86,8 @@ export const resumeSSE = (location, offset, handlers = {}, init = {}) =>
  */
 function start(url, options, handlers, location, offset = 0) {
 	let { fetch: send = fetch, reconnect, resume, connectTimeout, idleTimeout, signal: outer, ...request } = options;
-	if (reconnect && (request.method ?? "GET").toUpperCase() !== "GET") throw new TypeError("only a GET may be sent again");
+	if (reconnect && (request.method ?? "GET").toUpperCase() !== "GET")
+		throw new TypeError("only a GET may be sent again");
 	const headers = new Headers(request.headers);
 	if (!headers.has("Accept")) headers.set("Accept", "text/event-stream");
 	if (resume) headers.set("Stream-TTL", String(resume));
@@ -222,7 +223,8 @@ function start(url, options, handlers, location, offset = 0) {
 		} finally {
 			limit();
 		}
-		if (location) code = ""; // the gateway puts nothing into a recording
+		if (location)
+			code = ""; // the gateway puts nothing into a recording
 		else parser.feed(decoder.decode());
 		// For some engines a body that broke off is one that ended.
 		isWhole = !parser.isInside;
@@ -239,7 +241,9 @@ function start(url, options, handlers, location, offset = 0) {
 			if (isOver || isFinal) return error && !(location && isWhole) ? handlers.onError?.(error) : handlers.onDone?.();
 			if (error || !location) handlers.onReconnect?.(error);
 			const isAtOnce = location && !error && position > from;
-			await pause(isAtOnce ? 0 : (error?.retryAfter ?? 0) * 1000 || Math.min(delay * 2 ** failures, Math.max(delay, 30000)));
+			await pause(
+				isAtOnce ? 0 : (error?.retryAfter ?? 0) * 1000 || Math.min(delay * 2 ** failures, Math.max(delay, 30000)),
+			);
 			failures = error || location ? failures + 1 : 0;
 			if (!location) renew();
 		}

@@ -1,24 +1,42 @@
-/** One call: what came of it and when, and how the page shows that. */
+/** One call: what came of it and when, and how the page shows that, once a frame. */
 
-import { asEvents, createReader, kindOf } from "./dialect.js";
-import { $, make, number, setText } from "./element.js";
+import { Growing, renderMarkdown } from "./answer.js";
+import { asEvents, createReader, kindOf, messageOf } from "./dialect.js";
+import { $, all, follow, make, number, press, Rows, setText } from "./element.js";
 import { word } from "./language.js";
 import { drawPlot, duration } from "./plot.js";
-import { append, eventRow, isAtEnd, pieceRow, pretty } from "./row.js";
+import { eventRow, pieceRow, pretty, SHOWN_BYTES } from "./row.js";
 
 const SHOWN_EVENTS = 500;
 const SHOWN_PIECES = 300;
+const KEPT_TIMES = 8192; // of events, for the plot
+const KEPT_CALLS = 8;
+const WORK = 12; // ms of reading after which a frame may be painted
+
+const events = new Rows($("list"), eventRow, SHOWN_EVENTS);
+const pieces = new Rows($("raw"), pieceRow, SHOWN_PIECES);
+const text = new Growing($("text"));
+const thought = new Growing($("thought"));
+const followAnswer = follow($("reading"));
+
+/** Lets what waits in the browser have its turn. */
+const pause = () => new Promise((done) => setTimeout(done));
 
 /** One call and all that is known of it; the page shows one at a time. */
 export class Call {
-	/** @param {boolean} [incremental] see createReader */
-	constructor(incremental) {
+	/**
+	 * @param {string} label what the table of calls says of it
+	 * @param {boolean} [incremental] see createReader
+	 */
+	constructor(label, incremental) {
+		this.label = label;
 		this.start = performance.now();
 		this.state = "waiting"; // or "streaming", "complete", "aborted", "error"
-		this.times = []; // of events, ms since the start
+		this.count = 0; // of events
+		this.times = []; // of events: { time, wait }, ms
 		this.bytes = 0;
 		this.read = createReader(incremental);
-		this.text = { text: "", thought: "" };
+		this.answer = { text: "", thought: "" };
 		this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 	}
 
@@ -31,51 +49,62 @@ export class Call {
 		return this.total ?? performance.now() - this.start;
 	}
 
-	/** fetch, watched: every byte is told, and an answer that is not of events is made one that is. */
+	/** Tokens in a second, from the first event to the last. */
+	get rate() {
+		const time = this.count > 1 && this.times.at(-1).time - this.began;
+		return time && this.answer.output ? (this.answer.output / time) * 1000 : undefined;
+	}
+
+	/** fetch, watched: every byte is seen, and an answer that is not of events is made one that is. */
 	async fetch(url, init) {
 		const response = await fetch(url, init);
 		this.status = response.status;
-		this.head(response);
-		if (!response.body) return response;
-		const kind = kindOf(response.headers.get("Content-Type") ?? "");
-		const watch = new TransformStream({
-			transform: (piece, out) => {
-				this.piece(piece);
-				out.enqueue(piece);
-			},
-		});
-		const body = response.body.pipeThrough(watch);
-		if (!response.ok || !kind || kind === "events") return new Response(body, response);
+		this.fields = [...response.headers];
+		const { body, headers, ok, status } = response;
+		if (!body || !ok) return response;
+		const kind = kindOf(headers.get("Content-Type") ?? "");
+		const watched = { getReader: () => this.watch(body.getReader()) };
+		if (!kind || kind === "events") return { body: watched, headers, ok, status, url: response.url };
 		const fields = { "Content-Type": "text/event-stream" };
-		return new Response(body.pipeThrough(asEvents(kind)), { status: response.status, headers: fields });
+		return new Response(asStream(watched).pipeThrough(asEvents(kind)), { status, headers: fields });
 	}
 
-	head(response) {
-		const rows = [...response.headers].map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
-		$("head").replaceChildren(...rows.flat());
+	/** A reader that notes what it reads, and lets frames be painted in between however much comes at once. */
+	watch(reader) {
+		let since = performance.now();
+		const read = async () => {
+			if (performance.now() - since > WORK) {
+				await pause();
+				since = performance.now();
+			}
+			const piece = await reader.read();
+			if (!piece.done && !this.isOver) this.piece(piece.value);
+			return piece;
+		};
+		return { read, cancel: () => reader.cancel() };
 	}
 
 	piece(bytes) {
-		const time = this.now();
-		this.first ??= time;
+		this.time = this.now();
+		this.first ??= this.time;
 		if (this.state === "waiting") this.state = "streaming";
 		this.bytes += bytes.length;
-		const caption = `+${duration(time)} · ${number(bytes.length)} B`;
-		const text = this.decoder.decode(bytes, { stream: true });
-		append($("raw"), pieceRow(caption, bytes, text), SHOWN_PIECES);
+		const decoded = this.decoder.decode(bytes, { stream: true });
+		const kept = { bytes: bytes.slice(0, SHOWN_BYTES), text: decoded.slice(0, SHOWN_BYTES), size: bytes.length };
+		pieces.add({ ...kept, time: this.time });
 	}
 
 	event(event) {
-		const time = this.now();
-		const before = this.times.at(-1);
-		this.times.push(time);
-		if (before !== undefined && time - before > (this.gap ? this.gap.to - this.gap.from : 0)) {
-			this.gap = { from: before, to: time };
-		}
-		const had = this.text.text;
-		this.text = { ...this.read(event) };
-		const added = this.text.text.startsWith(had) ? this.text.text.slice(had.length) : "";
-		append($("list"), eventRow(this.times.length, time, event, added), SHOWN_EVENTS);
+		const time = this.time ?? this.now(); // when its bytes came
+		this.began ??= time;
+		const wait = this.times.length ? time - this.times.at(-1).time : 0;
+		this.times.push({ time, wait });
+		this.count++;
+		if (wait > (this.gap ? this.gap.to - this.gap.from : 0)) this.gap = { from: time - wait, to: time };
+		if (this.times.length > KEPT_TIMES) this.times = thin(this.times);
+		this.answer = this.read(event);
+		const { added, isThought } = this.answer;
+		events.add({ index: this.count, time, event, added, isThought });
 	}
 
 	end(state, error) {
@@ -83,55 +112,149 @@ export class Call {
 		this.total = this.now();
 		this.state = state;
 		this.error = error;
+		this.endedAt = Date.now();
 	}
 }
 
+/** Of two neighbours the one with the longer wait: the plot stays the same at the width of a screen. */
+const thin = (times) =>
+	times.filter((one, index) => {
+		const other = times[index ^ 1];
+		return !other || (index & 1 ? one.wait > other.wait : one.wait >= other.wait) || index === times.length - 1;
+	});
+
+function asStream(source) {
+	const reader = source.getReader();
+	return new ReadableStream({
+		async pull(controller) {
+			const { done, value } = await reader.read();
+			if (done) controller.close();
+			else controller.enqueue(value);
+		},
+		cancel: reader.cancel,
+	});
+}
+
+/** Takes away what the call before has left. */
+export function clearCall() {
+	for (const part of [events, pieces, text, thought]) part.clear();
+	$("head").replaceChildren();
+	$("rendered").replaceChildren();
+	followAnswer(true);
+}
+
+/** Brings the page up to date with a call; returns whether something is waiting for the next frame. */
 export function showCall(call) {
-	const { state, error, times, first, gap, isOver } = call;
-	setText($("end"), state === "error" ? error.code : word(state));
-	$("end").dataset.end = state;
-	setText($("status"), call.status ? String(call.status) : "–");
-	setText($("first"), first === undefined ? "–" : duration(first));
-	setText($("events"), number(times.length));
-	setText($("bytes"), number(call.bytes));
-	setText($("gap"), gap ? duration(gap.to - gap.from) : "–");
-	setText($("duration"), duration(call.now()));
+	showMeasures(call);
+	const { state, error, isOver, answer } = call;
 	if (isOver && document.activeElement === $("stop")) $("send").focus();
 	$("stop").disabled = isOver;
 	document.body.dataset.running = String(!isOver);
-
-	const reading = $("reading");
-	const follows = isAtEnd(reading);
+	if (call.fields && !$("head").hasChildNodes()) showFields(call.fields);
 	setText($("note"), "");
-	setText($("thought"), call.text.thought);
-	setText($("text"), call.text.text);
-	$("text").dataset.streaming = String(!isOver);
-	showFailure(error);
-	if (follows && !isOver) reading.scrollTop = reading.scrollHeight;
+	$("reasoning").hidden = !answer.thought;
+	const isGrowing = [thought.show(answer.thought), text.show(answer.text)].includes(true);
+	const isWaiting = [isGrowing, events.flush(), pieces.flush(8)].includes(true);
+	$("text").dataset.streaming = String(state === "streaming");
+	$("answer-tools").hidden = !answer.text;
+	if (error) showFailure(call);
+	$("failure").hidden = !error;
+	if ($("rendered").hidden || !isOver) followAnswer();
+	if (isOver && !isWaiting) showMarkdown(call);
 	showPlot(call);
+	return isWaiting;
 }
 
-function showFailure(error) {
-	$("failure").hidden = !error;
-	if (!error) return;
-	setText($("failure-title"), [error.status >= 400 ? error.status : "", error.code].filter(Boolean).join(" "));
-	const hint = word("errors")[error.code] ?? "";
-	setText($("failure-hint"), error.retryAfter ? `${hint} (Retry-After: ${error.retryAfter} s)` : hint);
+const orDash = (value, format = number) => (value === undefined ? "–" : format(value));
+
+function showMeasures(call) {
+	const { state, error, first, gap, answer } = call;
+	const label = state === "error" ? error.code : word(state);
+	setText($("end"), label);
+	$("end").dataset.end = state;
+	document.title = `${label} – flask-sse-relay`;
+	setText($("status"), orDash(call.status, String));
+	setText($("first"), orDash(first, duration));
+	setText($("events"), number(call.count));
+	setText($("bytes"), number(call.bytes));
+	setText($("gap"), orDash(gap && gap.to - gap.from, duration));
+	setText($("duration"), duration(call.now()));
+	const { input, output, finish } = answer;
+	for (const [id, value] of Object.entries({
+		tokens: output === undefined ? "" : input === undefined ? number(output) : `${number(input)} → ${number(output)}`,
+		rate: call.isOver && call.rate ? number(Math.round(call.rate)) : "",
+		finish: finish ?? "",
+	})) {
+		$(id).parentElement.hidden = !value;
+		setText($(id), value);
+	}
+}
+
+function showFields(fields) {
+	$("head").replaceChildren(...fields.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+}
+
+/** The upstream's own message comes first, then whose refusal it is, and when it makes sense to ask again. */
+function showFailure({ error, endedAt }) {
+	const message = messageOf(error.body ?? "");
+	const status = error.status >= 400 ? `${error.status} ` : "";
+	setText($("failure-title"), message || `${status}${error.code}`);
+	setText(
+		$("failure-hint"),
+		[message && `${status}${error.code}`, word("errors")[error.code]].filter(Boolean).join(" · "),
+	);
+	const left = Math.ceil(error.retryAfter - (Date.now() - endedAt) / 1000);
+	setText($("failure-wait"), left > 0 ? word("wait")(number(left)) : "");
+	$("failure-more").hidden = !error.body;
 	setText($("failure-body"), pretty(error.body ?? ""));
+}
+
+/** Whether a refusal's time is still running down on the page. */
+export const isCountingDown = ({ error, endedAt }) => Date.now() - endedAt < (error?.retryAfter ?? 0) * 1000 + 1000;
+
+/** Shows the answer as Markdown, if that is chosen; else as the text that came. */
+export async function showMarkdown(call) {
+	const isMarkdown = document.body.dataset.answer === "markdown" && call.isOver && call.answer.text;
+	press("answer", document.body.dataset.answer ?? "text");
+	if (isMarkdown && !$("rendered").hasChildNodes()) {
+		$("rendered").replaceChildren(make("p", {}, "…"));
+		$("rendered").replaceChildren(...(await renderMarkdown(call.answer.text)));
+	}
+	$("rendered").hidden = !isMarkdown;
+	$("text").hidden = Boolean(isMarkdown);
+}
+
+/** Adds a call that is over to the table of the last ones. */
+export function noteCall(call) {
+	const cells = [
+		call.label,
+		call.state === "error" ? call.error.code : word(call.state),
+		orDash(call.first, duration),
+		orDash(call.gap && call.gap.to - call.gap.from, duration),
+		duration(call.now()),
+		number(call.count),
+		orDash(call.rate, (rate) => number(Math.round(rate))),
+	];
+	$("calls").prepend(
+		make("tr", {}, ...cells.map((cell, index) => make(index ? "td" : "th", index ? {} : { scope: "row" }, cell))),
+	);
+	if ($("calls").childElementCount > KEPT_CALLS) $("calls").lastElementChild.remove();
+	$("no-calls").hidden = true;
+	all("#pane-calls table")[0].hidden = false;
 }
 
 /** @param {Call | null} call null before the first one */
 export function showPlot(call) {
 	const now = call ? call.now() : 0;
-	const { times, first, gap, state } = call ?? { times: [], state: "" };
+	const { times, first, gap, state, count } = call ?? { times: [], state: "", count: 0 };
 	const isOver = call?.isOver ?? true;
 	const cut = state === "error" || state === "aborted" ? state : "";
-	drawPlot($("plot"), { first, times, now, isOver, cut, gap }, { axis: word("axis") });
+	drawPlot($("plot"), { first, times, count, now, isOver, cut, gap }, { axis: word("axis") });
 	const facts = {
-		events: number(times.length),
+		events: number(count),
 		duration: duration(now),
-		first: first === undefined ? "–" : duration(first),
-		gap: gap ? duration(gap.to - gap.from) : "–",
+		first: orDash(first, duration),
+		gap: orDash(gap && gap.to - gap.from, duration),
 	};
 	$("plot").setAttribute("aria-label", call?.isOver ? word("plotted")(facts) : word("axis"));
 }

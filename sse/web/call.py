@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Request, request
 
-from ..relay.stream.pump import StreamEnd
+from ..relay.stream.end import StreamEnd
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MutexValue, ValueClass
 
 from ..errors import ClientGone
-from ..relay.stream.pump import StreamEnd
+from ..relay.stream.end import StreamEnd
 
 #: Whether what is counted is kept in files that all processes read. The library has decided it when it was imported, by
 #: PROMETHEUS_MULTIPROC_DIR in the environment.

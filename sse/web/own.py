@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from flask import Request, Response, current_app, request
+from flask import Request, current_app, request
 
 from ..protocol.event import ServerSentEvent
-from ..relay.exchange import Limits, Watch
-from ..relay.stream.producer import Producer
-from ..relay.stream.pump import Pump, StreamEnd
+from ..relay.exchange import Exchange, Limits
+from ..relay.stream.end import StreamEnd
+from ..relay.stream.producer import Producer, ThreadProducer
+from ..relay.stream.pump import Pump
 from .call import Call, current_call
 from .report import StreamReport
-from .response import STREAM_FIELDS
+from .response import STREAM_FIELDS, PumpResponse
 from .state import State, current_state
 
 #: What an iterable may yield: an event, or the data of one, as text or as what becomes JSON.
 Event = ServerSentEvent | str | dict[str, Any] | list[Any]
 
 
-class EventSourceResponse(Response):
+class EventSourceResponse(PumpResponse):
     """An event stream of the site's own; it needs `SSE(app)`.
 
     The iterable runs when the view has returned. A generator that uses `request` is wrapped in Flask's
@@ -34,9 +35,6 @@ class EventSourceResponse(Response):
     :param status: 204 tells an EventSource not to come back.
     :param headers: more response fields.
     """
-
-    # A stream has no length, so nothing (an `after_request` that measures, say) may try to read it whole.
-    implicit_sequence_conversion = False
 
     def __init__(self, events: Iterable[Event], *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         call = current_call()
@@ -65,25 +63,28 @@ def client_socket(request: Request) -> socket.socket | None:
 
 def _pump(request: Request, call: Call, events: Iterable[Event], status: int, state: State) -> Pump:
     settings = state.settings
-    watch = Watch(client_socket(request), Limits(send=settings.send_timeout, duration=settings.max_duration))
+    exchange = Exchange(client_socket(request), Limits(send=settings.send_timeout, duration=settings.max_duration))
     call.upstream = f"own:{request.endpoint}"
     report, stack = StreamReport(call, state.metrics), ExitStack()
 
     def on_start(producer: Producer) -> None:
         report.begin()
         stack.callback(report.finish)
-        watch.attach(producer)
-        state.watches.add(watch)
-        watch.watch_client()
+        exchange.upstream.attach(producer)
+        state.monitor.add(exchange)
+        exchange.watch_client()
 
     def on_end(end: StreamEnd) -> None:
         stack.close()
-        state.watches.discard(watch)
+        state.monitor.discard(exchange)
         report.tell(end)
 
+    # A heartbeat is sent while the iterable is silent, which is noticed beside it only.
+    kind = ThreadProducer if settings.heartbeat else Producer
     return Pump(
-        Producer(events, _encoder(), status=status, on_start=on_start),
-        watch,
+        kind(events, _encoder(), on_start=on_start),
+        exchange,
+        status=status,
         is_event_stream=True,
         heartbeat=settings.heartbeat,
         has_body=request.method != "HEAD" and status not in (204, 304),

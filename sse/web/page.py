@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
-from flask import Blueprint, Response, abort, jsonify, request, send_from_directory
+from flask import Blueprint, Response, abort, current_app, jsonify, request, send_from_directory
 
 from ..errors import Throttled, Unauthenticated
 from .call import current_call
@@ -70,7 +72,20 @@ def playground() -> Response:
         upstreams=list(state.table.names) if _may_call(state) else [],
         demo=state.demonstration is not None,
         open=state.access.is_open,
+        docs="sse_docs.page" in current_app.view_functions,
+        source=_source_url(),
     )
+
+
+@cache
+def _source_url() -> str:
+    """Return where the source code is, if the package is installed and says so."""
+    try:
+        urls = metadata.metadata("flask-sse-relay").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    found: dict[str, str] = dict(url.split(", ", 1) for url in urls)
+    return found.get("Source", found.get("Repository", ""))
 
 
 def _may_call(state: State) -> bool:

@@ -11,7 +11,8 @@ from flask import Request
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
 from ..errors import Draining, InvalidRequest, SSEError, TooLarge, UnsupportedMediaType
-from ..relay.exchange import EndReason, Watch
+from ..relay.exchange import Exchange
+from ..relay.stream.end import EndReason
 from ..relay.upstream.client import RETRY_AFTER
 from .model import ForwardRequest
 
@@ -28,7 +29,7 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def read_body(request: Request, watch: Watch, most: int) -> bytes | None:
+def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
     """Return a request's body, None if it has none.
 
     :param most: bytes that it may have.
@@ -44,7 +45,7 @@ def read_body(request: Request, watch: Watch, most: int) -> bytes | None:
     except RequestEntityTooLarge as error:
         raise TooLarge(f"the request body is longer than {most} bytes") from error
     except (ClientDisconnected, BadRequest, OSError) as error:
-        raise _not_arrived(watch) from error
+        raise _not_arrived(exchange) from error
     except Exception as error:
         # What a server raises for a malformed body is its own affair: gunicorn has six kinds, none of them an OSError.
         raise InvalidRequest("the request body is malformed") from error
@@ -52,17 +53,17 @@ def read_body(request: Request, watch: Watch, most: int) -> bytes | None:
         raise TooLarge(f"the request body is longer than {most} bytes")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.
     if len(body) < (length or 0):
-        raise _not_arrived(watch)
+        raise _not_arrived(exchange)
     return body or (b"" if length == 0 and request.method not in ("GET", "HEAD") else None)
 
 
-def _not_arrived(watch: Watch) -> SSEError:
-    if watch.reason is EndReason.DRAINING:
+def _not_arrived(exchange: Exchange) -> SSEError:
+    if exchange.reason is EndReason.DRAINING:
         return Draining(retry_after=RETRY_AFTER)
     return InvalidRequest("the request body did not arrive whole")
 
 
-def read_document(request: Request, watch: Watch, most: int) -> tuple[Any, SSEError | None]:
+def read_document(request: Request, exchange: Exchange, most: int) -> tuple[Any, SSEError | None]:
     """Return the JSON of a request, or why there is none.
 
     :raises Draining: if the process stops before it has arrived; who calls is not known then.
@@ -70,7 +71,7 @@ def read_document(request: Request, watch: Watch, most: int) -> tuple[Any, SSEEr
     try:
         if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
             raise UnsupportedMediaType("the request body must be application/json")
-        return _parse_json(read_body(request, watch, most) or b""), None
+        return _parse_json(read_body(request, exchange, most) or b""), None
     except Draining:
         raise
     except SSEError as error:

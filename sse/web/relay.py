@@ -10,8 +10,9 @@ from flask import Request, Response
 from ..errors import ClientGone, Draining, SSEError
 from ..protocol.field import is_event_stream, response_fields
 from ..relay.drain import Phase
-from ..relay.exchange import EndReason, Stage, Watch
-from ..relay.stream.pump import Pump, StreamEnd
+from ..relay.exchange import Exchange
+from ..relay.stream.end import EndReason, StreamEnd
+from ..relay.stream.pump import Pump
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
@@ -36,13 +37,13 @@ class Relay:
         self._call = call
         self._state = state
         self._stack = ExitStack()
-        self.watch = Watch(client_socket(request), state.limits)
+        self.exchange = Exchange(client_socket(request), state.limits)
 
     def __enter__(self) -> Relay:
-        if self._state.drain.phase() >= Phase.ENDING:
+        if self._state.drain.phase() >= Phase.FINISHING:
             raise Draining(retry_after=RETRY_AFTER)
-        self._state.watches.add(self.watch)
-        self._stack.callback(self._state.watches.discard, self.watch)
+        self._state.monitor.add(self.exchange)
+        self._stack.callback(self._state.monitor.discard, self.exchange)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,11 +60,11 @@ class Relay:
         self._stack.callback(report.finish)
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
-        self.watch.watch_client()
+        self.exchange.watch_client()
         try:
-            upstream = self._stack.enter_context(self._state.upstreams.open(wanted, self.watch))
+            upstream = self._stack.enter_context(self._state.upstreams.open(wanted, self.exchange.upstream))
         except SSEError as error:
-            self._call.end = _unopened(error, self.watch)
+            self._call.end = _unopened(error, self.exchange)
             raise
         report.answer(upstream.status)
         fields = response_fields(upstream.fields)
@@ -75,7 +76,7 @@ class Relay:
             fields.extend([field for field in limits if field[0].lower() not in named])
             return self._response(upstream.status, fields, pump)
         except BaseException:
-            _close_unsent(self.watch, pump)
+            pump.close_unsent()
             raise
 
     def _pump(self, upstream: UpstreamResponse, named: dict[str, str], report: StreamReport) -> Pump:
@@ -88,7 +89,8 @@ class Relay:
 
         pump = Pump(
             upstream,
-            self.watch,
+            self.exchange,
+            status=upstream.status,
             # Nothing can be put between the events of a stream that is compressed.
             is_event_stream=not is_error and is_event_stream(named["content-type"]) and "content-encoding" not in named,
             heartbeat=self._state.settings.relay_heartbeat,
@@ -101,27 +103,19 @@ class Relay:
         return pump
 
     def _response(self, status: int, fields: list[tuple[str, str]], pump: Pump) -> Response:
-        call, watch = self._call, self.watch
+        call = self._call
         if status >= 400:
             # So that it is not taken for a refusal of the gateway's own.
             fields.append(("X-Upstream-Status", str(status)))
         response = stream_response(pump, status=status, fields=fields, call=call)
-        response.call_on_close(pump.close)
-        call.close_unsent = lambda: _close_unsent(watch, pump)
+        call.close_unsent = pump.close_unsent
         return response
 
 
-def _close_unsent(watch: Watch, pump: Pump) -> None:
-    """Close a stream that the server has not begun to send."""
-    if watch.stage is Stage.HEAD:
-        watch.cut(EndReason.INTERNAL_ERROR)
-        pump.close()
-
-
-def _unopened(error: SSEError, watch: Watch) -> StreamEnd:
+def _unopened(error: SSEError, exchange: Exchange) -> StreamEnd:
     """Return how a stream ended that never began."""
     reasons = {ClientGone: EndReason.CLIENT_GONE, Draining: EndReason.DRAINING}
-    elapsed = time.monotonic() - watch.started
+    elapsed = time.monotonic() - exchange.started
     return StreamEnd(
         reason=reasons.get(type(error), EndReason.UPSTREAM_FAILED),
         status=error.status,

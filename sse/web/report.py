@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SSEError
-from ..relay.stream.pump import StreamEnd
+from ..relay.stream.end import StreamEnd
 from .call import Call, current_call
 from .log import log_event
 from .state import current_state

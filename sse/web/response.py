@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from flask import Response
 from werkzeug.datastructures import Headers
+from werkzeug.wsgi import ClosingIterator
 
 from ..errors import SSEError
+from ..relay.stream.pump import HANDOVER, Handover, Pump
 from .call import Call
 from .model import Problem
 
@@ -24,7 +26,23 @@ STREAM_FIELDS = (
 )
 
 
-class RelayedResponse(Response):
+class PumpResponse(Response):
+    """A response whose body is a pump, which it offers to the server."""
+
+    # A stream has no length, so nothing (an `after_request` that measures, say) may try to read it whole.
+    implicit_sequence_conversion = False
+
+    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        body = super().get_app_iter(environ)
+        if body is self.response:
+            # werkzeug leaves what is passed through as it is, and `call_on_close` without effect.
+            body = ClosingIterator(body, self.close)
+        if isinstance(self.response, Pump) and self.response.has_body:
+            environ[HANDOVER] = Handover(body, self.response)
+        return body
+
+
+class RelayedResponse(PumpResponse):
     """A response whose fields are final; werkzeug would copy them, to correct what an upstream's never need."""
 
     #: The request's, whose `close_unsent` is cleared when the server gets the response.

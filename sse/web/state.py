@@ -9,8 +9,9 @@ from flask import current_app
 
 from ..protocol.target.table import UpstreamTable
 from ..relay.drain import Drain
-from ..relay.exchange import Limits, Watches
+from ..relay.exchange import Limits
 from ..relay.lease import Leases
+from ..relay.monitor import Monitor
 from ..relay.upstream.client import UpstreamClient
 from ..settings import Settings
 from .access.access import Access
@@ -29,7 +30,7 @@ class State:
     table: UpstreamTable
     upstreams: UpstreamClient
     leases: Leases
-    watches: Watches
+    monitor: Monitor
     drain: Drain
     limits: Limits
     cross_origin: CrossOrigin

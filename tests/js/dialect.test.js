@@ -2,7 +2,16 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 
-import { asEvents, createReader, guess, kindOf, PRESETS } from "../../sse/static/dialect.js";
+import {
+	asEvents,
+	createReader,
+	getString,
+	guess,
+	kindOf,
+	messageOf,
+	PRESETS,
+	setString,
+} from "../../sse/static/dialect.js";
 import { SNIPPETS } from "../../sse/static/snippet.js";
 
 /** The text and the thought after all of these data. */
@@ -75,8 +84,7 @@ describe("the text of", () => {
 	test("plain data is a line each", () =>
 		assert.equal(readAll(["Message 0", "1", "null"]).text, "Message 0\n1\nnull\n"));
 	test("JSON of no dialect is shown as it is", () => assert.equal(readAll([{ tick: 1 }]).text, '{"tick":1}\n'));
-	test("an error event is none", () =>
-		assert.equal(createReader()({ type: "error", data: '{"code": "x"}' }).text, ""));
+	test("an error event is none", () => assert.equal(createReader()({ type: "error", data: '{"code": "x"}' }).text, ""));
 	test("a repetition that DashScope was asked not to make is text", () => {
 		assert.equal(readAll([{ output: { text: "哈" } }, { output: { text: "哈哈" } }], true).text, "哈哈哈");
 	});
@@ -87,8 +95,89 @@ describe("the text of", () => {
 		Ollama: { message: { content: "", thinking: "hm" } },
 	})) {
 		test(`a thought of ${name} is not the answer`, () =>
-			assert.deepEqual({ ...readAll([value]) }, { text: "", thought: "hm" }));
+			assert.deepEqual({ ...readAll([value]) }, { text: "", thought: "hm", added: "hm", isThought: true }));
 	}
+});
+
+describe("what is reported:", () => {
+	for (const [name, values] of Object.entries({
+		"OpenAI's usage": [
+			{ choices: [{ delta: { content: "a" }, finish_reason: null }], usage: null },
+			{ choices: [{ delta: {}, finish_reason: "stop" }] },
+			{ choices: [], usage: { prompt_tokens: 3, completion_tokens: 5 } },
+		],
+		"Anthropic's usage": [
+			{ type: "message_start", message: { content: [], usage: { input_tokens: 3, output_tokens: 1 } } },
+			{ type: "message_delta", delta: { stop_reason: "stop" }, usage: { output_tokens: 5 } },
+		],
+		"DashScope's usage": [
+			{ output: { text: "a", finish_reason: "null" }, usage: { input_tokens: 3, output_tokens: 1 } },
+			{ output: { text: "ab", finish_reason: "stop" }, usage: { input_tokens: 3, output_tokens: 5 } },
+		],
+		"Ollama's counts": [
+			{ message: { content: "a" }, done: false },
+			{ message: { content: "" }, done: true, done_reason: "stop", prompt_eval_count: 3, eval_count: 5 },
+		],
+	})) {
+		test(name, () => {
+			const { input, output, finish } = readAll(values);
+			assert.deepEqual([input, output, finish], [3, 5, "stop"]);
+		});
+	}
+
+	test("no count before there is one", () => {
+		const { output, finish } = readAll([{ output: { text: "a", finish_reason: "null" } }]);
+		assert.deepEqual([output, finish], [undefined, undefined]);
+	});
+
+	test("what each event adds, where the dialect repeats the whole too", () => {
+		for (const [incremental, texts] of [
+			[false, ["你", "你好", "你好"]],
+			[true, ["你", "好", ""]],
+		]) {
+			const read = createReader(incremental);
+			const added = texts.map((text) => read({ type: "message", data: JSON.stringify({ output: { text } }) }).added);
+			assert.deepEqual(added, ["你", "好", ""]);
+		}
+	});
+});
+
+describe("the question and the model of a body", () => {
+	const question = (text) => PRESETS.openai.call({ model: "m" }, text).body;
+	for (const [name, { call }] of Object.entries(PRESETS)) {
+		test(`are found and set in ${name}'s`, () => {
+			const body = JSON.stringify(call({ model: "m" }, 'a "quoted"\nquestion').body, null, 2);
+			assert.deepEqual([getString(body, "model"), getString(body, "question")], ["m", 'a "quoted"\nquestion']);
+			const other = setString(setString(body, "question", '$& "another"'), "model", "n\\");
+			assert.deepEqual([getString(other, "model"), getString(other, "question")], ["n\\", '$& "another"']);
+			assert.deepEqual(JSON.parse(other), call({ model: "n\\" }, '$& "another"').body);
+		});
+	}
+
+	test("are set without a change of what stands beside them", () => {
+		const body = '{"seed": 12345678901234567890,   "model":"m", "messages": [{"content": "a"}, {"content": "b"}]}';
+		assert.equal(setString(body, "question", "c"), body.replace('"b"', '"c"'));
+	});
+
+	test("are none where the body is not JSON, or has none", () => {
+		for (const body of ["", "{", '{"model": 5}', "[]", JSON.stringify(question("q")).slice(1)]) {
+			assert.equal(getString(body, "model"), undefined, body);
+		}
+	});
+});
+
+test("a refusal's message is found in every dialect", () => {
+	for (const body of [
+		{ error: { message: "no" } },
+		{ type: "error", error: { type: "x", message: "no" } },
+		{ code: "InvalidApiKey", message: "no" },
+		{ error: "no" },
+		{ type: "about:blank", title: "x", detail: "no" },
+	]) {
+		assert.equal(messageOf(JSON.stringify(body)), "no");
+	}
+	for (const body of ["", "<html>", "null", "[]", "5", '{"error": {}}', '{"message": {"a": 1}}'])
+		assert.equal(messageOf(body), "", body);
 });
 
 test("every preset is a call that can be sent", () => {

@@ -11,7 +11,12 @@ const TEXT =
 	"\uFEFFid: 1\r\ndata: é\r\ndata: 流\r\n\r\n: x\n\uFEFFdata: no\nevent: 流\ndata: 🙂\n\n\ndata: a\r\rid: 2\rdata: b\r\n\ndata: c\n\n";
 const BODY = Buffer.from(TEXT);
 const STREAM = { "Content-Type": "text/event-stream" };
-const POST = { method: "POST", body: "{}", resume: 60, headers: { "X-Passcode": "p", "Content-Type": "application/json" } };
+const POST = {
+	method: "POST",
+	body: "{}",
+	resume: 60,
+	headers: { "X-Passcode": "p", "Content-Type": "application/json" },
+};
 
 function parse(text) {
 	const events = [];
@@ -80,7 +85,8 @@ function run(open, handlers = {}) {
 	});
 }
 
-const post = (init = {}, handlers) => run((own) => fetchSSE(`${base}upstream/llm/chat`, { ...POST, ...init }, own), handlers);
+const post = (init = {}, handlers) =>
+	run((own) => fetchSSE(`${base}upstream/llm/chat`, { ...POST, ...init }, own), handlers);
 const methods = () => requests.map(({ method }) => method);
 
 before(async () => {
@@ -122,7 +128,9 @@ describe("a lost connection", () => {
 						},
 					});
 					const isClosed = offset === BODY.length && { "Stream-Closed": "true" };
-					return new Response(body, { headers: { ...STREAM, ...isClosed, ...(isFirst && { Location: "/streams/a" }) } });
+					return new Response(body, {
+						headers: { ...STREAM, ...isClosed, ...(isFirst && { Location: "/streams/a" }) },
+					});
 				};
 				const { events, end, connection } = await post({ fetch: send });
 				assert.deepEqual([end, events, connection.offset], ["done", EVENTS, BODY.length], `cut at ${cut}`);
@@ -145,8 +153,14 @@ describe("a lost connection", () => {
 		kept.cuts = [20];
 		await post();
 		const { headers, url } = requests[1];
-		assert.deepEqual([headers["x-passcode"], headers["content-type"], headers["stream-ttl"]], ["p", undefined, undefined]);
-		assert.deepEqual([requests[0].headers["stream-ttl"], url.pathname, url.searchParams.get("offset")], ["60", "/ai/streams/abc", "20"]);
+		assert.deepEqual(
+			[headers["x-passcode"], headers["content-type"], headers["stream-ttl"]],
+			["p", undefined, undefined],
+		);
+		assert.deepEqual(
+			[requests[0].headers["stream-ttl"], url.pathname, url.searchParams.get("offset")],
+			["60", "/ai/streams/abc", "20"],
+		);
 	});
 
 	test("is continued while the gateway restarts or is busy", async () => {
@@ -263,7 +277,10 @@ describe("resumeSSE", () => {
 	});
 
 	test("goes on where a handler has aborted", async () => {
-		const first = await post({}, { onEvent: (event, { controller }, end) => event.data === "a" && end(controller.abort()) });
+		const first = await post(
+			{},
+			{ onEvent: (event, { controller }, end) => event.data === "a" && end(controller.abort()) },
+		);
 		assert.deepEqual(first.events, EVENTS.slice(0, 3));
 		const { location, offset } = first.connection;
 		const { events } = await run((handlers) => resumeSSE(location, offset, handlers));
@@ -291,7 +308,10 @@ describe("stop", () => {
 		kept.cuts = [BODY.length];
 		kept.end = "";
 		let left;
-		const { connection } = await post({}, { onEvent: (event, it, end) => (left = end) && event.data === "c" && left() });
+		const { connection } = await post(
+			{},
+			{ onEvent: (event, it, end) => (left = end) && event.data === "c" && left() },
+		);
 		return connection;
 	}
 

@@ -60,10 +60,10 @@ describe("the parser", () => {
 	});
 
 	test("a line of 8 MB in small pieces takes linear time", () => {
-		const start = performance.now();
+		const start = process.cpuUsage();
 		const pieces = ["data: ", ...Array(8192).fill("x".repeat(1024)), "\n\n"];
 		assert.equal(parse(pieces).events[0].data.length, 8 * 1024 * 1024);
-		assert.ok(performance.now() - start < 2000); // quadratic: 32 GB copied, about 10 s
+		assert.ok(process.cpuUsage(start).user < 2e6); // quadratic: 32 GB copied, about 10 s
 	});
 });
 
@@ -409,13 +409,13 @@ describe("fetchSSE", () => {
 	for (const [value, want] of [
 		["120", 120],
 		["0", 0],
-		[new Date(Date.now() + 90_500).toUTCString(), 90],
+		[new Date(Date.now() + 3_600_000).toUTCString(), 3600],
 		["Sun, 06 Nov 1994 08:49:37 GMT", 0],
 		...["-5", "1.5", "0x10", "1e3", "soon", "Infinity", "Wed, never GMT", ""].map((value) => [value]),
 	]) {
 		test(`Retry-After: ${value || "(nothing)"} is ${want === undefined ? "ignored" : `${want} s`}`, async () => {
 			const { last } = await run({}, (request, response) => response.writeHead(503, { "Retry-After": value }).end());
-			if (want) assert.ok(Math.abs(last.retryAfter - want) < 2, String(last.retryAfter));
+			if (want) assert.ok(Math.abs(last.retryAfter - want) < 60, String(last.retryAfter));
 			else assert.equal(last.retryAfter, want);
 		});
 	}
@@ -449,7 +449,7 @@ describe("fetchSSE", () => {
 
 	test("what came while the page was frozen is read before it counts as silence", async () => {
 		const { names } = await run(
-			{ idleTimeout: 200 },
+			{ idleTimeout: 1000 },
 			(request, response) => {
 				response.writeHead(200, STREAM).write("data: 1\n\n");
 				setTimeout(() => response.end("data: 2\n\n"), 50);
@@ -460,7 +460,7 @@ describe("fetchSSE", () => {
 
 		/** For longer than the limit no timer runs and nothing is read; the server sends as soon as it is over. */
 		function freeze() {
-			const end = performance.now() + 400;
+			const end = performance.now() + 1200;
 			while (performance.now() < end);
 		}
 	});
@@ -578,7 +578,7 @@ describe("fetchSSE", () => {
 		"throws at once": () => {
 			throw new TypeError("mine");
 		},
-		"rejects": () => Promise.reject(new TypeError("mine")),
+		rejects: () => Promise.reject(new TypeError("mine")),
 		"rejects without a reason": () => Promise.reject(undefined),
 	})) {
 		test(`a fetch that ${name} is an error`, async () => {

@@ -1,12 +1,16 @@
 // What a TypeScript page may and may not do with sse.js; types.test.js has tsc judge it.
 import { createParser, fetchSSE, openSSE, type SSEError } from "../../sse/static/sse.js";
 
-const { controller } = fetchSSE("/forward-sse", { method: "POST", body: "{}", headers: { "X-Passcode": "p" } }, {
-	onOpen: (response) => response.headers.get("X-Request-ID"),
-	onEvent: ({ type, data, lastEventId }) => console.log(type.length + data.length + lastEventId.length),
-	onError: (error: SSEError) => (error.retryAfter ?? 0) + (error.status ?? 0) + error.code.length,
-	onDone: () => {},
-});
+const { controller } = fetchSSE(
+	"/forward-sse",
+	{ method: "POST", body: "{}", headers: { "X-Passcode": "p" } },
+	{
+		onOpen: (response) => response.headers.get("X-Request-ID"),
+		onEvent: ({ type, data, lastEventId }) => console.log(type.length + data.length + lastEventId.length),
+		onError: (error: SSEError) => (error.retryAfter ?? 0) + (error.status ?? 0) + error.code.length,
+		onDone: () => {},
+	},
+);
 controller.abort();
 // `await`, as the seed's function wants it, is harmless.
 (await fetchSSE(new URL("https://example.com/"), { reconnect: true }, {})).controller.signal.aborted;

@@ -5,20 +5,31 @@ from __future__ import annotations
 import pytest
 
 from sse.relay import drain
-from sse.relay.drain import FAREWELL, LAST_EVENT, Drain, Phase
+from sse.relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, Drain, Phase
 
 
-def test_a_process_that_nobody_stops_serves() -> None:
+def test_a_process_that_is_not_stopped_serves() -> None:
     assert Drain().phase() is Phase.SERVING
 
 
-def test_a_process_serves_until_it_is_told_to_stop() -> None:
-    told: list[bool] = []
+def test_to_look_at_the_phase_does_not_start_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ran from the first look, which a stream took that came later than the stop."""
+    now = [100.0]
+    monkeypatch.setattr(drain.time, "monotonic", lambda: now[0])
     draining = Drain()
-    draining.begin_when(lambda: bool(told), grace=10)
-    assert draining.phase() is Phase.SERVING
-    told.append(True)
-    assert draining.phase() is Phase.STOPPING
+    draining.begin(10)
+    now[0] += 9
+    assert draining.phase() is Phase.FINISHING
+
+
+def test_a_second_beginning_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(drain.time, "monotonic", lambda: now[0])
+    draining = Drain()
+    draining.begin(10)
+    now[0] += 9
+    draining.begin(10)
+    assert draining.phase() is Phase.FINISHING
 
 
 @pytest.mark.parametrize("grace", [10.0, 1.0, 0.0, -5.0])
@@ -26,15 +37,15 @@ def test_the_phases_follow_the_clock(grace: float, monkeypatch: pytest.MonkeyPat
     now = [100.0]
     monkeypatch.setattr(drain.time, "monotonic", lambda: now[0])
     draining = Drain()
-    draining.begin_when(lambda: True, grace=grace)
+    draining.begin(grace)
     end = 100.0 + max(0.0, grace)
     times = [
-        (100.0, Phase.STOPPING if grace > LAST_EVENT else Phase.ENDING if grace > 0 else Phase.OVER),
-        (end - LAST_EVENT + 0.01, Phase.ENDING if grace > 0 else None),
-        (end - 0.01, Phase.ENDING if grace > 0 else None),
-        (end, Phase.OVER),
-        (end + FAREWELL - 0.01, Phase.OVER),
-        (end + FAREWELL, Phase.LATE),
+        (100.0, Phase.DRAINING if grace > DRAIN_EVENT_WINDOW else Phase.FINISHING if grace > 0 else Phase.ABORTING),
+        (end - DRAIN_EVENT_WINDOW + 0.01, Phase.FINISHING if grace > 0 else None),
+        (end - 0.01, Phase.FINISHING if grace > 0 else None),
+        (end, Phase.ABORTING),
+        (end + DRAIN_WRITE_WINDOW - 0.01, Phase.ABORTING),
+        (end + DRAIN_WRITE_WINDOW, Phase.CLOSED),
     ]
     for at, phase in times:
         if phase is not None and at >= now[0]:

@@ -12,19 +12,10 @@ import pytest
 
 from sse.protocol.boundary import Boundary
 from sse.relay.drain import Drain, Phase
-from sse.relay.exchange import (
-    LAST_WORDS,
-    SWEEP_INTERVAL,
-    EndReason,
-    Limits,
-    Stage,
-    Watch,
-    Watches,
-    _unsent,
-    is_gone,
-    reset_on_close,
-    shut_down,
-)
+from sse.relay.exchange import FINAL_WRITE_TIMEOUT, MIN_BODY_RATE, Exchange, Limits, Stage
+from sse.relay.monitor import LOOK_INTERVAL, Monitor
+from sse.relay.stream.end import EndReason
+from sse.relay.tcp import is_gone, reset_on_close, shut_down, unsent
 
 from ..support.upstream import PATIENCE, _server_context, authority
 
@@ -136,8 +127,29 @@ def test_shutting_down_what_is_closed_does_nothing() -> None:
     shut_down(closed)
 
 
-def watched(client: socket.socket | None = None, **limits: float) -> Watch:
-    return Watch(client, Limits(**limits))
+class Connection:
+    """What is waited for, in a side's eyes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def cancel(self) -> None:
+        shut_down(self._connection)
+
+
+def opened(client: socket.socket | None = None, **limits: float) -> Exchange:
+    return Exchange(client, Limits(**limits))
+
+
+def enter(exchange: Exchange, stage: Stage) -> float:
+    """Let an exchange wait for one of its sides, and return since when."""
+    side = exchange.client if stage in (Stage.BODY, Stage.WRITE) else exchange.upstream
+    exchange.client.stop()
+    exchange.upstream.stop()
+    if stage in (Stage.READ, Stage.WRITE):
+        exchange.upstream.stage = Stage.READ
+    side.enter(stage)
+    return side.since
 
 
 @pytest.mark.parametrize(
@@ -151,58 +163,91 @@ def watched(client: socket.socket | None = None, **limits: float) -> Watch:
         pytest.param(Stage.WRITE, {"duration": 5.0}, EndReason.MAX_DURATION, id="life, writing"),
     ],
 )
-def test_each_stage_has_its_own_limit(stage: Stage, limits: dict[str, float], reason: EndReason) -> None:
-    watch = watched(**limits)
-    watch.enter(stage)
-    watch.check(watch.since + 4.9)
-    assert watch.reason is None
-    watch.check(watch.since + 5.1)
-    assert watch.reason is reason
+def test_each_stage_has_its_own_limit(pair: Pair, stage: Stage, limits: dict[str, float], reason: EndReason) -> None:
+    exchange = opened(pair[0], **limits)
+    since = enter(exchange, stage)
+    exchange.check(since + 4.9)
+    assert exchange.reason is None
+    exchange.check(since + 5.1)
+    assert exchange.reason is reason
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_no_limit_is_no_limit(pair: Pair, stage: Stage) -> None:
-    watch = watched(pair[0])
-    watch.enter(stage)
-    watch.check(watch.since + 1e9)
-    assert watch.reason is None
+    exchange = opened(pair[0])
+    exchange.check(enter(exchange, stage) + 1e9)
+    assert exchange.reason is None
 
 
 @pytest.mark.parametrize("stage", [Stage.BODY, Stage.OPEN, Stage.HEAD])
 def test_the_life_of_a_stream_begins_with_its_body(stage: Stage) -> None:
-    watch = watched(duration=5)
-    watch.enter(stage)
-    watch.check(watch.since + 100)
-    assert watch.reason is None
+    exchange = opened(duration=5)
+    exchange.check(enter(exchange, stage) + 100)
+    assert exchange.reason is None
+
+
+def test_a_side_that_is_not_waited_for_has_no_limit(pair: Pair) -> None:
+    exchange = opened(pair[0], send=5, idle=5)
+    since = enter(exchange, Stage.READ)
+    exchange.upstream.stop()
+    exchange.check(since + 100)
+    assert exchange.reason is None
 
 
 def test_a_client_that_takes_nothing_is_stuck(pair: Pair) -> None:
-    watch = watched(pair[0], send=5)
-    watch.enter(Stage.WRITE)
-    watch.check(watch.since + 1)
-    watch.check(watch.since + 5.9)
-    assert watch.reason is None
-    watch.check(watch.since + 6.1)
-    assert watch.reason is EndReason.SEND_TIMEOUT
+    exchange = opened(pair[0], send=5)
+    since = enter(exchange, Stage.WRITE)
+    exchange.check(since + 1)
+    exchange.check(since + 5.9)
+    assert exchange.reason is None
+    exchange.check(since + 6.1)
+    assert exchange.reason is EndReason.SEND_TIMEOUT
     assert pair[1].recv(1) == b""
 
 
 def test_a_client_that_takes_bytes_slowly_is_not_stuck(pair: Pair) -> None:
     """One write of 64 KiB may last much longer than the limit."""
-    watch = watched(pair[0], send=5)
-    watch.enter(Stage.WRITE)
+    exchange = opened(pair[0], send=5)
+    since = enter(exchange, Stage.WRITE)
     for second in range(1, 30):
         pair[0].sendall(b"x")
         pair[1].recv(1)
         until_acknowledged(pair[0])
-        watch.check(watch.since + second)
-    assert watch.reason is None
+        exchange.check(since + second)
+    assert exchange.reason is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "reason"),
+    [
+        pytest.param(2 * MIN_BODY_RATE, None, id="slow"),
+        pytest.param(MIN_BODY_RATE // 2, EndReason.SEND_TIMEOUT, id="too slow"),
+        pytest.param(0, EndReason.SEND_TIMEOUT, id="nothing"),
+    ],
+)
+def test_a_request_body_is_refused_for_its_progress(pair: Pair, rate: int, reason: EndReason | None) -> None:
+    """It had SSE_SEND_TIMEOUT in all, although bytes came all the time."""
+    exchange = opened(pair[0], send=5)
+    since = enter(exchange, Stage.BODY)
+    for second in range(60):
+        exchange.check(since + second)
+        if second < 5:
+            assert exchange.reason is None
+        if rate:
+            pair[1].sendall(bytes(rate))
+            until_received(pair[0], rate)
+    assert exchange.reason is reason
+
+
+def until_received(connection: socket.socket, count: int) -> None:
+    while count and (data := connection.recv(count)):
+        count -= len(data)
 
 
 def until_acknowledged(connection: socket.socket) -> None:
     done = threading.Event()
     for _ in range(1000):
-        if not _unsent(connection):
+        if not unsent(connection):
             return
         done.wait(0.001)
     raise AssertionError("what was sent does not arrive")
@@ -211,89 +256,89 @@ def until_acknowledged(connection: socket.socket) -> None:
 @pytest.mark.parametrize("send", [5.0, 0.0])
 def test_a_client_that_takes_not_even_the_last_words_is_shut_down(pair: Pair, send: float) -> None:
     """The first reason stays; but whoever was blocked in telling it stayed blocked for ever."""
-    watch = watched(pair[0], send=send)
-    watch.enter(Stage.WRITE)
-    watch.cut(EndReason.MAX_DURATION)
-    watch.check(watch.since + 0.1)
-    watch.check(watch.since + 0.2 + LAST_WORDS)
-    assert watch.reason is EndReason.MAX_DURATION
+    exchange = opened(pair[0], send=send)
+    since = enter(exchange, Stage.WRITE)
+    exchange.cancel(EndReason.MAX_DURATION)
+    exchange.check(since + 0.1)
+    exchange.check(since + 0.2 + FINAL_WRITE_TIMEOUT)
+    assert exchange.reason is EndReason.MAX_DURATION
     assert pair[1].recv(1) == b""
 
 
 def test_the_first_reason_stays(pair: Pair) -> None:
-    watch = watched(pair[0])
-    watch.cut(EndReason.IDLE_TIMEOUT)
-    watch.cut(EndReason.CLIENT_GONE)
-    assert watch.reason is EndReason.IDLE_TIMEOUT
+    exchange = opened(pair[0])
+    exchange.cancel(EndReason.IDLE_TIMEOUT)
+    exchange.lose_client(EndReason.CLIENT_GONE)
+    assert exchange.reason is EndReason.IDLE_TIMEOUT
 
 
 def test_a_client_can_still_be_told_of_a_silent_upstream(pair: Pair) -> None:
-    watch = watched(pair[0])
-    watch.enter(Stage.READ)
-    watch.cut(EndReason.IDLE_TIMEOUT)
+    exchange = opened(pair[0])
+    enter(exchange, Stage.READ)
+    exchange.cancel(EndReason.IDLE_TIMEOUT)
     pair[0].sendall(b"event: error")
     assert pair[1].recv(12) == b"event: error"
 
 
 def test_cutting_shuts_the_upstream_down(pair: Pair) -> None:
-    watch = watched()
-    watch.attach(pair[0])
-    watch.cut(EndReason.CLIENT_GONE)
+    exchange = opened()
+    exchange.upstream.attach(Connection(pair[0]))
+    exchange.lose_client(EndReason.CLIENT_GONE)
     assert pair[1].recv(1) == b""
 
 
 def test_a_connection_that_was_given_away_is_not_shut_down(pair: Pair) -> None:
     """It is in its pool, and carries somebody else's answer in the next moment."""
-    watch = watched()
-    watch.attach(pair[0])
-    watch.detach()
-    watch.cut(EndReason.CLIENT_GONE)
+    exchange = opened()
+    exchange.upstream.attach(Connection(pair[0]))
+    exchange.upstream.detach()
+    exchange.lose_client(EndReason.CLIENT_GONE)
     pair[0].sendall(b"somebody else's")
     assert pair[1].recv(15) == b"somebody else's"
 
 
 def test_nothing_is_opened_for_an_exchange_that_was_cut(pair: Pair) -> None:
-    watch = watched()
-    watch.cut(EndReason.CLIENT_GONE)
+    exchange = opened()
+    exchange.lose_client(EndReason.CLIENT_GONE)
     with pytest.raises(ConnectionAbortedError):
-        watch.attach(pair[0])
+        exchange.upstream.attach(Connection(pair[0]))
 
 
 def test_a_client_is_polled_where_nothing_else_tells(pair: Pair) -> None:
-    watch = watched(pair[0])
-    watch.watch_client()
-    watch.check(0)
-    assert watch.reason is None
+    exchange = opened(pair[0])
+    exchange.watch_client()
+    exchange.check(0)
+    assert exchange.reason is None
     pair[1].close()
     until_gone(pair[0])
-    watch.check(0)
-    assert watch.reason is EndReason.CLIENT_GONE
+    exchange.check(0)
+    assert exchange.reason is EndReason.CLIENT_GONE
 
 
 def test_the_sweep_cuts_without_being_asked(pair: Pair) -> None:
-    watches = Watches(Drain())
-    watch = watched(idle=0.01)
-    watch.enter(Stage.READ)
-    watch.attach(pair[0])
-    watches.add(watch)
+    monitor = Monitor(Drain())
+    exchange = opened(idle=0.01)
+    enter(exchange, Stage.READ)
+    exchange.upstream.attach(Connection(pair[0]))
+    monitor.add(exchange)
     assert pair[1].recv(1) == b""
-    assert watch.reason is EndReason.IDLE_TIMEOUT
-    assert len(watches) == 1
-    watches.discard(watch)
-    watches.discard(watch)
-    assert len(watches) == 0
+    assert exchange.reason is EndReason.IDLE_TIMEOUT
+    assert len(monitor) == 1
+    monitor.discard(exchange)
+    monitor.discard(exchange)
+    assert len(monitor) == 0
 
 
 def test_a_closed_watch_is_left_alone() -> None:
-    watches = Watches(Drain())
-    first, second = watched(idle=0.01), watched(idle=0.01)
-    for watch in (first, second):
-        watch.enter(Stage.READ)
-        watches.add(watch)
-    watches.discard(first)
-    assert threading.Event().wait(3 * SWEEP_INTERVAL) is False
+    monitor = Monitor(Drain())
+    first, second = opened(idle=0.01), opened(idle=0.01)
+    for exchange in (first, second):
+        enter(exchange, Stage.READ)
+        monitor.add(exchange)
+    monitor.discard(first)
+    assert threading.Event().wait(3 * LOOK_INTERVAL) is False
     assert (first.reason, second.reason) == (None, EndReason.IDLE_TIMEOUT)
-    watches.discard(second)
+    monitor.discard(second)
 
 
 def test_a_reset_comes_after_what_was_sent(pair: Pair) -> None:
@@ -333,63 +378,63 @@ def test_a_reset_does_not_wait_for_one_who_does_not_read(pair: Pair) -> None:
             pass
 
 
-def streaming(pair: Pair, fed: bytes) -> Watch:
+def streaming(pair: Pair, fed: bytes) -> Exchange:
     """A stream that waits for its upstream's next bytes."""
-    watch = watched()
-    watch.boundary = Boundary()
-    watch.boundary.feed(fed)
-    watch.enter(Stage.READ)
-    watch.attach(pair[0])
-    return watch
+    exchange = opened()
+    exchange.boundary = Boundary()
+    exchange.boundary.feed(fed)
+    enter(exchange, Stage.READ)
+    exchange.upstream.attach(Connection(pair[0]))
+    return exchange
 
 
 @pytest.mark.parametrize(
     ("fed", "phase", "is_cut"),
     [
-        pytest.param(b"data: a\n\n", Phase.ENDING, True, id="between events"),
-        pytest.param(b"", Phase.ENDING, True, id="before the first"),
-        pytest.param(b"data: a", Phase.ENDING, False, id="inside one"),
-        pytest.param(b"data: a", Phase.OVER, True, id="inside one, too long"),
-        pytest.param(b"data: a\n\n", Phase.OVER, True, id="between events, late"),
+        pytest.param(b"data: a\n\n", Phase.FINISHING, True, id="between events"),
+        pytest.param(b"", Phase.FINISHING, True, id="before the first"),
+        pytest.param(b"data: a", Phase.FINISHING, False, id="inside one"),
+        pytest.param(b"data: a", Phase.ABORTING, True, id="inside one, too long"),
+        pytest.param(b"data: a\n\n", Phase.ABORTING, True, id="between events, late"),
     ],
 )
 def test_a_stopping_process_cuts_a_silent_stream_between_events(
     pair: Pair, fed: bytes, phase: Phase, is_cut: bool
 ) -> None:
-    watch = streaming(pair, fed)
-    watch.drain(phase)
-    assert watch.reason is (EndReason.DRAINING if is_cut else None)
-    assert watch.is_ending is (phase is Phase.ENDING)
+    exchange = streaming(pair, fed)
+    exchange.drain(phase)
+    assert exchange.reason is (EndReason.DRAINING if is_cut else None)
+    assert exchange.ends_at_boundary is (phase is Phase.FINISHING)
     if is_cut:
         assert pair[1].recv(1) == b""
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.READ])
 def test_what_is_no_stream_yet_or_being_sent_is_cut_last(pair: Pair, stage: Stage) -> None:
-    watch = streaming(pair, b"data: a\n\n")
-    watch.enter(stage)
-    watch.drain(Phase.ENDING)
-    assert watch.reason is None
-    watch.drain(Phase.OVER)
-    assert watch.reason is EndReason.DRAINING
+    exchange = streaming(pair, b"data: a\n\n")
+    enter(exchange, stage)
+    exchange.drain(Phase.FINISHING)
+    assert exchange.reason is None
+    exchange.drain(Phase.ABORTING)
+    assert exchange.reason is EndReason.DRAINING
 
 
 def test_a_client_that_takes_no_last_words_is_left(pair: Pair) -> None:
     ours, peer = pair
-    watch = Watch(ours, Limits())
-    watch.enter(Stage.WRITE)
-    watch.drain(Phase.OVER)
+    exchange = Exchange(ours, Limits())
+    enter(exchange, Stage.WRITE)
+    exchange.drain(Phase.ABORTING)
     assert not is_gone(peer)
-    watch.drain(Phase.LATE)
+    exchange.drain(Phase.CLOSED)
     assert peer.recv(1) == b""
 
 
 def test_the_sweep_ends_streams_with_the_process(pair: Pair) -> None:
     drain = Drain()
-    drain.begin_when(lambda: True, grace=1)
-    watches = Watches(drain)
-    watch = streaming(pair, b"data: a\n\n")
-    watches.add(watch)
+    drain.begin(1)
+    monitor = Monitor(drain)
+    exchange = streaming(pair, b"data: a\n\n")
+    monitor.add(exchange)
     assert pair[1].recv(1) == b""
-    assert watch.reason is EndReason.DRAINING
-    watches.discard(watch)
+    assert exchange.reason is EndReason.DRAINING
+    monitor.discard(exchange)

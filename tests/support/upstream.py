@@ -378,9 +378,11 @@ def authority() -> tuple[trustme.CA, Path]:
     return ca, directory / "ca.pem"
 
 
-def _server_context(names: Sequence[str], expires: datetime | None = None) -> ssl.SSLContext:
+def _server_context(
+    names: Sequence[str], expires: datetime | None = None, common_name: str | None = None
+) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority()[0].issue_cert(*names, not_after=expires).configure_cert(context)
+    authority()[0].issue_cert(*names, not_after=expires, common_name=common_name).configure_cert(context)
     return context
 
 
@@ -393,6 +395,7 @@ class Upstream:
     :param names: what that certificate is for; something else makes it a wrong one.
     :param expires: when that certificate ends.
     :param host: loopback address to listen on.
+    :param common_name: of that certificate's subject.
     """
 
     def __init__(
@@ -403,6 +406,7 @@ class Upstream:
         names: Sequence[str] = ("127.0.0.1", "localhost"),
         expires: datetime | None = None,
         host: str = "127.0.0.1",
+        common_name: str | None = None,
     ) -> None:
         self.script: Script = script or answer()
         self.host = host
@@ -412,7 +416,7 @@ class Upstream:
         self.failed_handshakes = 0
         self._errors: list[BaseException] = []
         self._changed = threading.Condition()
-        self._context = _server_context(names, expires) if tls else None
+        self._context = _server_context(names, expires, common_name) if tls else None
         self._listener = socket.create_server((host, 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://{host}:{self.port}"

@@ -190,7 +190,7 @@ def test_what_the_close_of_the_iterable_raises_leaves_no_watch(caplog: pytest.Lo
     assert next(pieces) == b"data: a\n\n"
     with pytest.raises(LookupError, match="of the close"):
         answer.close()
-    assert len(client.application.extensions["sse"].watches) == 0
+    assert len(client.application.extensions["sse"].monitor) == 0
     assert "stream end=client_gone" in caplog.text
 
 
@@ -200,7 +200,7 @@ def test_no_watch_is_left_when_streams_have_ended(heartbeat: float) -> None:
         assert answer.data == b"data: a\n\n"
     client.get("/").close()
     client.head("/").close()
-    assert len(client.application.extensions["sse"].watches) == 0
+    assert len(client.application.extensions["sse"].monitor) == 0
 
 
 def test_a_response_that_is_never_sent_leaves_nothing() -> None:
@@ -211,7 +211,7 @@ def test_a_response_that_is_never_sent_leaves_nothing() -> None:
     client = client_of(view)
     before = threading.active_count()
     assert client.get("/").text == "something else"
-    assert len(client.application.extensions["sse"].watches) == 0
+    assert len(client.application.extensions["sse"].monitor) == 0
     assert threading.active_count() == before
 
 

@@ -38,5 +38,5 @@ def test_a_stream_whose_response_cannot_be_made_is_released(
     monkeypatch.setattr(*fails, fail)
     assert app.test_client().get("/upstream/there/").status_code == 500
     state = app.extensions["sse"]
-    assert (len(state.leases), len(state.watches)) == (0, 0)
+    assert (len(state.leases), len(state.monitor)) == (0, 0)
     assert closed

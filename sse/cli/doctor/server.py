@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...extension import WORKER_POLLS
-from ...relay.drain import FAREWELL, LAST_EVENT
+from ...relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW
 from ...settings import Settings
 from .finding import Finding, fail, ok, warn
 
@@ -140,14 +140,14 @@ def _connections(plan: Plan, settings: Settings) -> Finding:
 
 
 def _restart(plan: Plan, settings: Settings) -> Finding:
-    left = plan.graceful_timeout - plan.keepalive - WORKER_POLLS - FAREWELL
+    left = plan.graceful_timeout - plan.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
     if not plan.has_farewell:
         return warn("restart", "open streams are killed", "call sse.end_with_worker() in gunicorn's post_worker_init")
-    if left < LAST_EVENT:
+    if left < DRAIN_EVENT_WINDOW:
         return warn(
             "restart",
             f"streams cannot end politely within {plan.graceful_timeout} s",
-            f"graceful_timeout = {plan.keepalive + WORKER_POLLS + FAREWELL + 20:g} gives them 20 s",
+            f"graceful_timeout = {plan.keepalive + WORKER_POLLS + DRAIN_WRITE_WINDOW + 20:g} gives them 20 s",
         )
     return ok("restart", f"streams have {left:g} s")
 

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout
 from ...protocol.http1.head import InvalidResponse, encode_request_head
 from ...protocol.target.table import Upstream
-from ...relay.exchange import Limits, Stage, Watch
+from ...relay.exchange import Exchange, Limits, Side, Stage
 from ...relay.upstream.adapter import USER_AGENT, tls_context
 from ...relay.upstream.connection import Connection
 from ...relay.upstream.dial import Dialer
@@ -51,22 +51,23 @@ def _check(state: State, upstream: Upstream, pool: Pool) -> Iterator[Finding]:
     what, base = f"upstream {upstream.name}", upstream.base
     where = f"{base.scheme}://{base.authority}"
     limit = state.settings.connect_timeout
-    watch = Watch(None, Limits(open=limit, head=limit))
-    state.watches.add(watch)
-    watch.enter(Stage.OPEN)
+    exchange = Exchange(None, Limits(open=limit, head=limit))
+    side = exchange.upstream
+    state.monitor.add(exchange)
+    side.enter(Stage.OPEN)
     try:
-        connection = pool.connect(base, watch)
+        connection = pool.connect(base, side)
         try:
-            call = Call(days=_days(connection), skew=_skew(connection, base.authority, watch))
+            call = Call(days=_days(connection), skew=_skew(connection, base.authority, side))
         finally:
             connection.transport.close()
     except (SSEError, OSError, InvalidResponse) as error:
-        text, remedy = _explain(error, watch)
+        text, remedy = _explain(error, side)
         yield fail(what, f"{where}: {text}", remedy)
     else:
         yield from _judge(what, where, call)
     finally:
-        state.watches.discard(watch)
+        state.monitor.discard(exchange)
 
 
 def _days(connection: Connection) -> float | None:
@@ -74,13 +75,13 @@ def _days(connection: Connection) -> float | None:
     return days_left(transport.peer_certificate()) if isinstance(transport, TLSTransport) else None
 
 
-def _skew(connection: Connection, authority: str, watch: Watch) -> float | None:
+def _skew(connection: Connection, authority: str, side: Side) -> float | None:
     """Return the seconds that our clock is ahead, None if the upstream tells no time.
 
     It is asked without the fields of its entry, for it gives the time to everybody.
     """
     asked = [("Host", authority), ("User-Agent", USER_AGENT), ("Connection", "close")]
-    head, _ = connection.exchange(encode_request_head("HEAD", "/", asked), watch)
+    head, _ = connection.exchange(encode_request_head("HEAD", "/", asked), side)
     fields = {name.lower(): value for name, value in head.fields}
     try:
         # RFC 9111, section 4.2.3: an answer that a cache kept is `Age` seconds older than now.
@@ -90,11 +91,11 @@ def _skew(connection: Connection, authority: str, watch: Watch) -> float | None:
     return time.time() - told
 
 
-def _explain(error: Exception, watch: Watch) -> tuple[str, str]:
+def _explain(error: Exception, side: Side) -> tuple[str, str]:
     """Return what went wrong, and what to do; in words of ours, for those of others may hold anything."""
     reach = "see that it runs, and that no firewall is between"
-    if watch.reason is not None or isinstance(error, UpstreamTimeout):
-        stage = "answer" if watch.stage is Stage.HEAD else "connection"
+    if side.reason is not None or isinstance(error, UpstreamTimeout):
+        stage = "answer" if side.stage is Stage.HEAD else "connection"
         return f"no {stage} in time", f"{reach}; or a higher SSE_CONNECT_TIMEOUT"
     if isinstance(error, TargetNotAllowed):
         remedy = "a public name must lead to public addresses; write the address itself into SSE_UPSTREAMS"

@@ -1,7 +1,8 @@
-"""What a client wants to call, parsed once (RFC 3986).
+"""The URL that a client names, parsed once (RFC 3986).
 
-Strategy: one strict parser whose result is what is sent, so that there is no second one to have another opinion. What
-two parsers could read differently (a backslash, userinfo, `0x7f.1`, an encoded slash) is refused, not understood.
+Strategy: one strict parser whose result is what is sent, so that no second one can differ. What two parsers could read
+differently (a backslash before the query, userinfo, `0x7f.1`, a way up that only shows when it is decoded twice) is
+refused; everything else is sent as it was written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from ...errors import InvalidRequest, TargetNotAllowed
 from .host import parse_host
@@ -23,17 +24,21 @@ KEPT_TARGETS = 256
 
 # 3.1: "scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." )"; what stands before it is no reason not to be refused.
 _SCHEME = re.compile(r"[\s\x00-\x20]*[A-Za-z][A-Za-z0-9+.-]*:")
-_HTTP_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)
+_HTTP_URL = re.compile(r"(https?)://([^/?#\\]*)([^?#\\]*)(?:\?([^#]*))?", re.IGNORECASE)
 # 3.2: "authority = [ userinfo "@" ] host [ ":" port ]"; userinfo is refused, for no host has an "@", and an empty port.
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([1-9][0-9]{0,4}))?")
-_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
-# Some servers take "..;x" for "..": what is behind a semicolon is a parameter to them.
-_DOT_SEGMENT = re.compile(r"/\.\.?(?:;[^/]*)?(?=/|\Z)")
-# Controls and backslashes, and what is no UTF-8, such as a dot or a slash in two bytes.
-_NO_PATH_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\\ufffd]")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+# Some servers take "..;x" for "..": what is behind a semicolon is a parameter to them. Some take "\\" for "/".
+_DOT_SEGMENT = re.compile(r"[/\\]\.\.?(?:;[^/\\]*)?(?=[/\\]|\Z)")
+# What has a meaning in a path; a character that only looks like one may get it where look-alikes are folded.
+_SEPARATOR = re.compile(r"[/\\]|%[0-9A-Fa-f]{2}")
+# Controls, and what is no UTF-8, such as a dot or a slash in two bytes.
+_NO_PATH_CHARACTER = re.compile(r"[\x00-\x1f\x7f\ufffd]")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH_CHARACTERS = frozenset("/!$&'()*+,;=:@%") | _UNRESERVED
-_QUERY_CHARACTERS = _PATH_CHARACTERS | {"?"}
+# WHATWG URL, "query percent-encode set": the characters that a browser escapes in a query; a "%" and "\\" are not among
+# them.
+_QUERY_CHARACTERS = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"#<>')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Target:
     #: A-labels in lower case, or an address in its canonical form, without brackets.
     host: str
     port: int
-    #: Begins with a slash; no dot segments; escapes in upper case, none where none is needed.
+    #: Begins with a slash; no dot segments; else as it was written.
     path: str = "/"
     #: Without the question mark; in no repr, for some APIs take their key there.
     query: str = field(default="", repr=False)
@@ -54,6 +59,11 @@ class Target:
         """The value of `Host`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @cached_property
+    def matched_path(self) -> str:
+        """The path in the form in which it is compared: without escapes that mean nothing (RFC 3986, section 6.2.2)."""
+        return _ESCAPE.sub(_normalize, self.path)
 
     @cached_property
     def request_target(self) -> str:
@@ -94,12 +104,15 @@ def parse_target(text: str) -> Target:
 
 
 def _is_plain(text: str) -> bool:
-    """Tell whether a text is free of whitespace, control and format characters, lone surrogates, and backslashes."""
-    # WHATWG URL takes a backslash for a slash, RFC 3986 does not know it: the classic of two parsers with two opinions.
-    return len(text) <= MAX_URL and text.isprintable() and not set(" \\#") & set(text)
+    """Return whether a text is free of whitespace, control and format characters, and lone surrogates."""
+    return len(text) <= MAX_URL and text.isprintable() and not set(" #") & set(text)
 
 
 def _parse_path(text: str) -> str:
+    # WHATWG URL takes a backslash in a path for a slash, RFC 3986 does not know it, and many clients escape it. In a
+    # query it is data to all of them.
+    if "\\" in text:
+        raise TargetNotAllowed
     path = _without_dot_segments(_escape(text, _PATH_CHARACTERS))
     # RFC 3986, section 3.3: without an authority in front, a path "cannot begin with two slash characters", and in
     # the request line there is none.
@@ -109,60 +122,66 @@ def _parse_path(text: str) -> str:
 
 
 def _has_one_reading(path: str) -> bool:
-    """Tell whether a server finds the same segments in a path however often it decodes it or folds look-alikes."""
+    """Return whether no server finds a way up in a path, however often it decodes it or folds look-alikes."""
     text = path
-    # Nobody means more than a few layers of escapes; the bound keeps the cost of a hostile path small.
+    # No client means more than a few layers of escapes; the bound keeps the cost of a hostile path small.
     for _ in range(4):
-        if text.count("/") != path.count("/") or _DOT_SEGMENT.search(text) or _NO_PATH_CHARACTER.search(text):
+        if _DOT_SEGMENT.search(text) or _NO_PATH_CHARACTER.search(text) or "%u" in text.lower():
             return False
-        decoded = unicodedata.normalize("NFKC", unquote(text))
-        if decoded == text:
+        decoded = unquote(text)
+        folded = unicodedata.normalize("NFKC", decoded)
+        if folded == text:
             return True
-        text = decoded
+        if len(_SEPARATOR.findall(folded)) != len(_SEPARATOR.findall(decoded)):
+            return False
+        text = folded
     return False
 
 
 def _escape(text: str, allowed: frozenset[str]) -> str:
-    """Return a text with escapes exactly where they are needed (RFC 3986, section 6.2.2).
+    """Return a text with escapes added where they are needed; those that it has stay as they are."""
+    return "".join([c if c in allowed else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text])
 
-    :raises TargetNotAllowed: for a percent sign that begins none.
-    """
 
-    def normal(match: re.Match[str]) -> str:
-        if match[1] is None:
-            raise TargetNotAllowed
-        character = chr(int(match[1], 16))
-        return character if character in _UNRESERVED else f"%{match[1].upper()}"
+def _escape_bytes(text: str) -> str:
+    """Return a text of WSGI's with what is not ASCII escaped."""
+    return "".join([c if c < "\x80" else quote(c, encoding="latin-1" if c <= "\xff" else "utf-8") for c in text])
 
-    escaped = "".join(c if c in allowed else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text)
-    return _ESCAPE.sub(normal, escaped)
+
+def _normalize(escape: re.Match[str]) -> str:
+    character = chr(int(escape[1], 16))
+    return character if character in _UNRESERVED else escape[0].upper()
 
 
 def _without_dot_segments(path: str) -> str:
-    """RFC 3986, section 5.2.4."""
+    """Return a path as RFC 3986, section 5.2.4, reads it; WHATWG URL adds that `%2e` is a dot there."""
     kept: list[str] = []
     segments = path.split("/")[1:]
-    for segment in segments:
-        if segment == "..":
+    dots = [re.sub("%2e", ".", segment, flags=re.IGNORECASE) for segment in segments]
+    for segment, plain in zip(segments, dots, strict=True):
+        if plain == "..":
             del kept[-1:]
-        elif segment != ".":
+        elif plain != ".":
             kept.append(segment)
-    if segments[-1] in (".", ".."):
+    if dots[-1] in (".", ".."):
         kept.append("")
     return "/" + "/".join(kept)
 
 
 @lru_cache(maxsize=KEPT_TARGETS)
 def join_target(base: Target, raw_path: str, raw_query: str) -> Target:
-    """Return the target that a path and a query below a base mean; whether it is still below, the caller asks.
+    """Return the target that a path and a query below a base mean; the caller checks whether it is still below.
 
-    :param raw_path: as it was written, without the slash before it; "" is the base itself.
+    :param raw_path: as it was written, without the slash before it, in WSGI's form, where a character is a byte; "" is
+        the base itself.
+    :param raw_query: in the same form.
     :raises TargetNotAllowed: for what `parse_target` would refuse.
     """
+    raw_path, raw_query = _escape_bytes(raw_path), _escape_bytes(raw_query)
     if not _is_plain(raw_path) or not _is_plain(raw_query):
         raise TargetNotAllowed
     path = _parse_path(f"{base.path.rstrip('/')}/{raw_path}") if raw_path else base.path
-    target = replace(base, path=path, query=_escape(raw_query, _QUERY_CHARACTERS))
+    target = replace(base, path=path, query=raw_query)
     if len(target.url) > MAX_URL:
         raise TargetNotAllowed
     return target

@@ -31,8 +31,8 @@ class Upstream:
         base = self.base
         if (base.scheme, base.host, base.port) != (target.scheme, target.host, target.port):
             return False
-        prefix = base.path.rstrip("/")
-        return target.path == prefix or target.path.startswith(prefix + "/")
+        prefix = base.matched_path.rstrip("/")
+        return target.matched_path == prefix or target.matched_path.startswith(prefix + "/")
 
 
 def parse_upstream(name: object, entry: object) -> Upstream:

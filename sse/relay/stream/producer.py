@@ -1,125 +1,73 @@
-"""Runs an iterable as the source of a pump: silences are noticed, and it is let go when the stream is cut.
+"""An iterable of the site's as a source: read as fast as it is passed on, closed on every ending.
 
-A generator cannot be closed while it runs, and nothing but a thread of its own lets others notice that it is silent.
-In a greenlet, what it waits for is interrupted, so that it ends at once; a thread ends when what it waits for does.
+A generator cannot be closed while it runs, and only a thread of its own lets others notice that it is silent. In a
+greenlet, what it waits for is interrupted, so that it ends at once; a thread ends when what it waits for does.
 """
 
 from __future__ import annotations
 
 import contextvars
+import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gevent
 
 
-class StreamCut(gevent.GreenletExit):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
-    """Raised where an iterable waits, in a greenlet, when its stream has been cut; `finally` and `with` see it."""
+class StreamCancelled(gevent.GreenletExit):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
+    """Raised where an iterable waits, in a greenlet, when its stream is cancelled; `finally` and `with` see it."""
 
 
 class IterableFailed(Exception):
-    """The iterable raised an OSError: as it is, servers would take it for the client's leaving and say nothing."""
+    """The iterable raised an OSError: as it is, servers would take it for the client's leaving and not report it."""
 
 
 class Producer:
-    """The items of an iterable, encoded: iterate `iter_chunks()` once, then close; closing alone is fine too.
+    """The items of an iterable, encoded; they are produced where their reader waits for them.
 
     :param items: taken only as fast as they are passed on; closed in the end, whatever that end is.
     :param encode: makes the bytes of an item; never none.
-    :param on_start: called with this producer when the first item is asked for, to have it watched.
+    :param on_start: called with this producer before the first item is taken.
     """
 
     def __init__(
-        self,
-        items: Iterable[object],
-        encode: Callable[[Any], bytes],
-        *,
-        status: int,
-        on_start: Callable[[Producer], None],
+        self, items: Iterable[object], encode: Callable[[Any], bytes], *, on_start: Callable[[Producer], None]
     ) -> None:
-        self.status = status
         self._items = items
         self._encode = encode
-        self._on_start = on_start
-        self._pieces: Generator[bytes, None, None] | None = None
-        self._is_cut = False
+        self._on_start: Callable[[Producer], None] | None = on_start
+        self._iterator: Iterator[object] | None = None
+        self._is_cancelled = False
         #: The greenlet that waits for the next item, to be interrupted.
         self._waiting: Any = None
-        #: Wakes the thread to produce the next item: at most one is under way.
-        self._wanted: SimpleQueue[None] = SimpleQueue()
-        #: What the thread has produced: a piece, None at the end, or what was raised.
-        self._ready: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+        #: What was produced and not read yet: a piece, b"" at the end, or what was raised.
+        self._piece: bytes | BaseException | None = None
 
-    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
-        """Yield a piece for each item.
+    def read(self) -> bytes | None:
+        """Return the next piece, None if it has not been produced yet, b"" at the end.
 
-        :param silence: seconds after which b"" is yielded when there was no item; None: never, and no thread is used.
-        :raises IterableFailed: if the iterable raises an OSError; what else it raises is raised as it is.
+        :raises IterableFailed: if the iterable raised an OSError; what else it raised is raised as it is.
         """
-        self._on_start(self)
-        self._pieces = self._produced(silence) if silence else self._encoded()
-        return self._pieces
+        self._start()
+        piece = self._piece
+        if self._is_cancelled or piece == b"":
+            return b""
+        self._piece = None
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
 
-    def _encoded(self) -> Generator[bytes, None, None]:
-        """Yield the pieces from whatever greenlet or thread asks for them, and close the iterable."""
-        iterator = iter(self._items)
-        try:
-            while not self._is_cut:
-                try:
-                    self._waiting = gevent.getcurrent()
-                    try:
-                        item = next(iterator)
-                    finally:
-                        self._waiting = None
-                except (StopIteration, StreamCut):
-                    return
-                except OSError as error:
-                    raise IterableFailed(f"the iterable raised {type(error).__name__}") from error
-                yield self._encode(item)
-        finally:
-            _close(iterator)
-            if iterator is not self._items:
-                _close(self._items)
+    def wait(self, timeout: float | None) -> None:
+        """Produce the next piece."""
+        self._piece = self._produce()
 
-    def _produced(self, silence: float) -> Generator[bytes, None, None]:
-        """Yield the pieces as a thread produces them."""
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(self._produce,), name="sse-producer", daemon=True).start()
-        while True:
-            try:
-                piece = self._ready.get(timeout=silence)
-            except Empty:
-                yield b""
-                continue
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
-                return
-            yield piece
-            self._wanted.put(None)
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Return None: the iterable waits where it is read."""
 
-    def _produce(self) -> None:
-        try:
-            for piece in self._encoded():
-                self._ready.put(piece)
-                self._wanted.get()
-            self._ready.put(None)
-        except BaseException as error:
-            if self._is_cut:
-                # Nobody asks any more, so it is said where threads say what went wrong in them.
-                raise
-            self._ready.put(error)
-
-    def wait_outside(self) -> None:
-        """Return None: an iterable waits where it likes."""
-
-    def shutdown(self, how: int = 0, /) -> None:
-        """End the stream: it is what a socket's `shutdown()` is to a relayed one, and never waits."""
-        self._is_cut = True
-        self._wanted.put(None)
-        self._ready.put(None)
+    def cancel(self) -> None:
+        """End the stream, interrupting the iterable where that is possible."""
+        self._is_cancelled = True
         waiting = self._waiting
         if isinstance(waiting, gevent.Greenlet):
             # Only the hub may throw into a greenlet, and it alone can be sure that the greenlet waits.
@@ -127,15 +75,135 @@ class Producer:
 
     def _interrupt(self) -> None:
         if self._waiting is not None:
-            self._waiting.throw(StreamCut)
+            self._waiting.throw(StreamCancelled)
 
     def close(self) -> None:
-        """End the stream and close the iterable, in its own thread if it has one; may be called again."""
-        self.shutdown()
-        if self._pieces is not None:
-            self._pieces.close()
-        else:
-            _close(self._items)
+        """End the stream and close the iterable; may be called again."""
+        self.cancel()
+        self._close_items()
+
+    def _start(self) -> None:
+        on_start, self._on_start = self._on_start, None
+        if on_start is not None:
+            on_start(self)
+
+    def _produce(self) -> bytes | BaseException:
+        """Return the next piece, b"" at the end, or what was raised; the iterable is closed where it ends."""
+        try:
+            item = self._next()
+            return self._encode(item)
+        except (StopIteration, StreamCancelled):
+            self._close_items()
+            return b""
+        except OSError as error:
+            self._close_items()
+            failure = IterableFailed(f"the iterable raised {type(error).__name__}")
+            failure.__cause__ = error
+            return failure
+        except Exception as error:
+            self._close_items()
+            return error
+
+    def _next(self) -> object:
+        if self._is_cancelled:
+            raise StreamCancelled
+        if self._iterator is None:
+            self._iterator = iter(self._items)
+        self._waiting = gevent.getcurrent()
+        try:
+            return next(self._iterator)
+        finally:
+            self._waiting = None
+
+    def _close_items(self) -> None:
+        items, self._items = self._items, ()
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None and iterator is not items:
+            _close(iterator)
+        _close(items)
+
+
+class ThreadProducer(Producer):
+    """The items of an iterable that runs in a thread of its own, a greenlet where threads are patched.
+
+    It is one item ahead of its reader at most, which may wait for it with a time-out, or subscribe.
+    """
+
+    def __init__(
+        self, items: Iterable[object], encode: Callable[[Any], bytes], *, on_start: Callable[[Producer], None]
+    ) -> None:
+        super().__init__(items, encode, on_start=on_start)
+        self._is_running = False
+        #: Whether the piece that was produced last has been read, but not yet been passed on.
+        self._is_read = False
+        #: Wakes the thread to produce the next item.
+        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        #: What the thread has produced.
+        self._ready: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
+        self._wake: Callable[[], None] | None = None
+
+    def read(self) -> bytes | None:
+        if not self._is_running:
+            self._start()
+            self._is_running = True
+            run = contextvars.copy_context().run
+            threading.Thread(target=run, args=(self._run,), name="sse-producer", daemon=True).start()
+        if self._is_read:
+            self._is_read = False
+            self._wanted.put(None)
+        if self._piece is None:
+            self.wait(0)
+        piece = super().read()
+        self._is_read = bool(piece)
+        return piece
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for the next piece."""
+        if self._piece is None and not self._is_cancelled:
+            try:
+                self._piece = self._ready.get(block=timeout != 0, timeout=timeout)
+            except queue.Empty:
+                return
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        schedule = gevent.get_hub().loop.run_callback_threadsafe
+        self._wake = lambda: schedule(wake)
+        if not self._ready.empty():
+            self._wake()
+        return self._unsubscribe
+
+    def _unsubscribe(self) -> None:
+        self._wake = None
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._wanted.put(None)
+        self._put(b"")
+
+    def close(self) -> None:
+        """End the stream; the iterable is closed by its thread, if that has begun."""
+        self.cancel()
+        if not self._is_running:
+            self._close_items()
+
+    def _put(self, piece: bytes | BaseException) -> None:
+        self._ready.put(piece)
+        if (wake := self._wake) is not None:
+            wake()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                piece = self._produce()
+            except BaseException as error:
+                piece = error
+            if isinstance(piece, BaseException) and self._is_cancelled:
+                # There is no reader any more, so it is reported where threads report what was raised in them.
+                raise piece
+            self._put(piece)
+            if not piece or isinstance(piece, BaseException):
+                return
+            self._wanted.get()
 
 
 def _close(iterable: object) -> None:

@@ -1,268 +1,320 @@
-"""Ties a source to a client: passes bytes on, notices every ending, and gives back what was taken.
+"""Reads a source for a client and decides what is sent: bytes, heartbeats, an error event, the end.
 
-The contract is design's "How a stream ends": one end reason each, a truncated answer never looks complete, nothing
-is appended inside a half-sent event.
+Each stream has exactly one end reason; a truncated response never looks complete; nothing is appended inside an event
+that has been sent in part.
 """
 
 from __future__ import annotations
 
-import errno
+import copy
+import enum
 import json
 import random
 import re
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from ...protocol.boundary import Boundary
 from ...protocol.event import ServerSentEvent, encode_comment
-from ..exchange import LAST_WORDS, EndReason, Stage, Watch, reset_on_close
-from ..upstream.body import TruncatedBody
+from ..exchange import FINAL_WRITE_TIMEOUT, STOPPED, Exchange, Stage
+from ..tcp import reset_on_close
+from .end import EndReason, StreamAborted, StreamEnd
+from .source import Source, Tap, TruncatedBody
+
+#: The key of WSGI's environ by which an app gives its server a `Handover`.
+HANDOVER = "sse.stream"
 
 HEARTBEAT = encode_comment()
-#: Seconds between the last words and the abort.
-HEARING_TIME = 0.1
+#: Seconds between an error event and the abort. A browser whose body breaks off discards what its script has not taken
+#: yet (WHATWG Streams: to error a stream empties its queue), and the error event with it.
+ERROR_EVENT_DELAY = 0.1
 #: Milliseconds after which a client of a stopping process may come back: not all of them at once.
-RETURN_TIMES = range(1000, 5000)
+RETRY_TIMES = range(1000, 5000)
 
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
-class StreamAborted(ConnectionError):
-    """Ends the response without its last chunk, so that the client's `fetch` rejects.
+class Wait(enum.Enum):
+    """Wait for the source, but not longer than `Pump.patience()`."""
 
-    To the server it says "connection reset": the one error on which every WSGI server closes the connection at once
-    and writes neither an error page into the open stream nor a traceback into the log.
-    """
-
-    def __init__(self, reason: EndReason) -> None:
-        super().__init__(errno.ECONNRESET, f"the stream was aborted: {reason}")
+    WAIT = enum.auto()
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamEnd:
-    """What there is to say of a stream when it has ended."""
-
-    reason: EndReason
-    status: int
-    #: Events that ended; 0 where the answer is no event stream.
-    events: int
-    bytes: int
-    #: Seconds from the request to the upstream's head, to the first byte of the body (None: none came), and to the end.
-    head: float
-    first_byte: float | None
-    #: Seconds of the longest wait for the source between two pieces; None where there were not two.
-    longest_gap: float | None
-    total: float
+WAIT = Wait.WAIT
 
 
-class Source(Protocol):
-    """What a pump reads: an upstream's answer, or a producer."""
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait so many seconds: what was sent before is the last of the stream."""
 
-    status: int
+    seconds: float
 
-    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
-        """Yield the body's pieces, and b"" after so many seconds without one."""
 
-    def wait_outside(self) -> int | None:
-        """Let `iter_chunks()` yield b"" where it would wait; return the descriptor to wait for, None if it cannot."""
+@dataclass(frozen=True, slots=True)
+class End:
+    """End the response: complete, or aborted by an exception."""
 
-    def close(self) -> None:
-        """Let go of what is behind it; may be called again."""
+    error: BaseException | None
+
+
+#: What is to be done next; bytes are to be sent.
+Step = bytes | Wait | Pause | End
 
 
 class Pump:
-    """The body of an answer: iterate it once, then close it; closing without iterating is fine too.
+    """The body of a response: iterate it once, then close it; closing without iterating is fine too.
 
-    :param source: the open answer, or what produces it; closed by the pump.
-    :param watch: watches this exchange; the caller ends it in `on_end`.
+    `step()` decides and never waits. What it says is done by an iterator that blocks (here, for any server), or by an
+    event loop that does not (gunicorn's worker).
+
+    :param source: closed by the pump.
+    :param exchange: whose sides the pump looks at; the caller ends it in `on_end`.
+    :param status: of the response.
     :param is_event_stream: whether comments and a last `event: error` may be put between events.
     :param heartbeat: seconds of silence after which a comment is sent between two events; 0 is never.
     :param limit: bytes that are passed on; the rest is not read. 0 is no limit.
     :param has_body: False where the head is all that is sent (HEAD, 204, 304), and servers do not iterate.
     :param is_framed: False where the client takes the connection's end for the body's (HTTP/1.0).
-    :param on_end: called exactly once, with what there is to say.
+    :param taps: what looks on, besides the one that follows the events.
+    :param on_end: called exactly once.
     """
 
     def __init__(
         self,
         source: Source,
-        watch: Watch,
+        exchange: Exchange,
         *,
+        status: int,
         is_event_stream: bool,
         heartbeat: float = 0.0,
         limit: int = 0,
         has_body: bool = True,
         is_framed: bool = True,
+        taps: Sequence[Tap] = (),
         on_end: Callable[[StreamEnd], None],
     ) -> None:
-        self._source = source
-        self._watch = watch
-        self._boundary = watch.boundary = Boundary() if is_event_stream else None
-        self._heartbeat = heartbeat if is_event_stream else 0.0
+        self.source = source
+        self.exchange = exchange
+        self.has_body = has_body
+        self._status = status
+        self._boundary = exchange.boundary = Boundary() if is_event_stream else None
+        self._taps: Sequence[Tap] = (*([self._boundary] if self._boundary is not None else ()), *taps)
+        self.heartbeat = heartbeat if is_event_stream else 0.0
         self._limit = limit
         self._is_framed = is_framed
         self._on_end: Callable[[StreamEnd], None] | None = on_end
-        # What close() has to say if nothing else has been found until then.
+        # What close() reports if nothing else has been found until then.
         self._outcome = EndReason.CLIENT_GONE if has_body else EndReason.COMPLETE
+        self._end: End | None = None
+        self._pause: Pause | None = None
         self._bytes = 0
-        self._head = time.monotonic() - watch.started
+        self._head = time.monotonic() - exchange.started
         self._first: float | None = None
         self._gap = 0.0
-        self._waits = True
-        #: Whether the source has been read as far as it will be.
-        self.is_ending = False
-        self._pieces = self._pump()
+        #: When the last piece came or the last heartbeat was sent.
+        self._last = 0.0
+        exchange.upstream.stage = Stage.READ
+        exchange.upstream.stop()
+        self._pieces: Generator[bytes, None, None] | None = None
 
-    def __iter__(self) -> Generator[bytes, None, None]:
-        return self._pieces
+    def step(self) -> Step:
+        """Decide what comes next."""
+        if self._end is not None:
+            pause, self._pause = self._pause, None
+            return pause or self._end
+        exchange, upstream, boundary = self.exchange, self.exchange.upstream, self._boundary
+        if upstream.since == STOPPED:
+            upstream.since = self._last = time.monotonic()
+            if exchange.ends_at_boundary and boundary is not None and boundary.at_boundary:
+                exchange.cancel(EndReason.DRAINING)
+        try:
+            piece = self.source.read()
+        except TruncatedBody:
+            return self._abort(upstream.reason or EndReason.UPSTREAM_TRUNCATED)
+        except Exception as error:
+            self._outcome = EndReason.INTERNAL_ERROR
+            return self._abort(upstream.reason or self._outcome, error)
+        if upstream.reason is not None:
+            return self._abort(upstream.reason)
+        if piece is None:
+            return WAIT if not self.heartbeat else self._silence(time.monotonic())
+        if not piece:
+            return self._complete()
+        return self._pass(piece, time.monotonic())
 
-    def wait_outside(self) -> int | None:
-        """Let the pump yield b"" where it would wait for its source, so that nobody needs to be blocked in it.
+    def _pass(self, piece: bytes, now: float) -> bytes:
+        upstream, boundary = self.exchange.upstream, self._boundary
+        if self._first is None:
+            self._first = now - self.exchange.started
+        elif now - upstream.since > self._gap:
+            self._gap = now - upstream.since
+        # The client is waited for now, not the upstream.
+        upstream.since = STOPPED
+        if self._limit:
+            piece = piece[: self._limit - self._bytes]
+        if boundary is not None and self.exchange.ends_at_boundary:
+            piece = _rest_of_event(piece, boundary)
+        self._bytes += len(piece)
+        for tap in self._taps:
+            tap.feed(piece)
+        if self._limit and self._bytes == self._limit:
+            self._complete()
+        return piece
 
-        Whoever iterates it then waits until there is something to read, unless `is_ending`: what is left to do may wait
-        for something else.
+    def _silence(self, now: float) -> Step:
+        """Return a heartbeat if it is time for one; it is no sign of life of the upstream, whose clock goes on."""
+        if now - self._last < self.heartbeat:
+            return WAIT
+        self._last = now
+        return HEARTBEAT if self._boundary is not None and self._boundary.at_boundary else WAIT
 
-        :return: the descriptor to wait for; None if the pump has to wait itself, and then nothing has changed.
-        """
-        descriptor = None if self._heartbeat or self._limit else self._source.wait_outside()
-        self._waits = descriptor is None
-        return descriptor
+    def patience(self) -> float | None:
+        """Return for how many seconds nothing but the source can bring a step, None if there is no limit."""
+        if not self.heartbeat:
+            return None
+        return max(self._last + self.heartbeat - time.monotonic(), 0.0)
+
+    def _complete(self) -> End:
+        self._outcome = EndReason.COMPLETE
+        for tap in self._taps:
+            tap.finish()
+        self._end = End(None)
+        return self._end
+
+    def _abort(self, reason: EndReason, error: BaseException | None = None) -> Step:
+        self._outcome = reason
+        for tap in self._taps:
+            tap.finish()
+        self._end = End(error or StreamAborted(reason))
+        if self._boundary is not None and self._boundary.at_boundary and self.exchange.client.reason is None:
+            self._pause = Pause(ERROR_EVENT_DELAY)
+            return encode_error(reason)
+        return self._end
+
+    def fail(self, error: BaseException) -> End:
+        """End the stream where it is, because its server raises; return how."""
+        if self._end is None:
+            self._outcome = self.exchange.reason or EndReason.INTERNAL_ERROR
+            self._end = End(error)
+        return self._end
 
     @contextmanager
-    def sending(self) -> Iterator[None]:
-        """Return a context in which the client is waited for, and not the source."""
-        stage = self._watch.stage
-        self._watch.enter(Stage.WRITE)
-        yield
-        self._watch.enter(stage)
-
-    def _pump(self) -> Generator[bytes, None, None]:
-        self._watch.enter(Stage.WRITE)
+    def writing(self) -> Iterator[None]:
+        """Let the client's clock run, and the upstream's stand still."""
+        client, upstream = self.exchange.client, self.exchange.upstream
+        since = upstream.since
+        upstream.since = STOPPED
+        client.enter(Stage.WRITE)
+        begin = client.since
         try:
-            # The server sends the head with the first item; an empty one sends it now and adds no byte.
-            yield b""
-            yield from self._relay()
-            reason = self._watch.reason or EndReason.COMPLETE
-        except TruncatedBody:
-            reason = self._watch.reason or EndReason.UPSTREAM_TRUNCATED
+            yield
+        finally:
+            client.since = STOPPED
+            upstream.since = since + time.monotonic() - begin
+
+    def __iter__(self) -> Generator[bytes, None, None]:
+        if self._pieces is None:
+            self._pieces = self._drive()
+        return self._pieces
+
+    def _drive(self) -> Generator[bytes, None, None]:
+        """Yield what is to be sent, waiting where it has to."""
+        client = self.exchange.client
+        # A server sends the head together with the first piece, so an empty one sends it now.
+        client.enter(Stage.WRITE)
+        yield b""
+        client.stop()
+        try:
+            while not isinstance(step := self.step(), End):
+                if isinstance(step, bytes):
+                    # `writing()`, written out: this is what is done for each piece.
+                    client.enter(Stage.WRITE)
+                    yield step
+                    client.stop()
+                elif isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                else:
+                    self.source.wait(self.patience())
         except GeneratorExit:
-            # The server closes a body that it could not write to the end; close() says why.
+            # The server closes a body that it could not write to the end; close() reports why.
             raise
-        except Exception:
-            # The server logs what an own stream's iterable raised.
-            self._outcome = EndReason.INTERNAL_ERROR
-            self._watch.enter(Stage.WRITE)
-            yield from self._last_words(self._watch.reason or self._outcome)
-            self._abort(self._watch.reason or self._outcome)
-            raise
-        except BaseException:
-            self._abort(self._watch.reason or EndReason.INTERNAL_ERROR)
-            raise
-        self._watch.enter(Stage.WRITE)
-        self._source.close()
-        if reason is EndReason.COMPLETE:
-            # The last chunk is still to be written.
-            self._outcome = reason
+        except BaseException as error:
+            step = self.fail(error)
+        # The last chunk is still to be written.
+        client.enter(Stage.WRITE)
+        self.finish(step)
+        if step.error is not None:
+            raise step.error
+
+    def finish(self, end: End) -> None:
+        """Release the source; where the response is aborted, make sure that the client sees that it is not whole."""
+        if end.error is None:
+            self.source.close()
             return
-        yield from self._last_words(reason)
-        self._abort(reason)
-        raise StreamAborted(reason)
+        connection = self.exchange.client.connection
+        if connection is not None and not self._is_framed:
+            self.source.close()
+            reset_on_close(connection, patience=FINAL_WRITE_TIMEOUT)
+        self._report(self._outcome)
 
-    def _last_words(self, reason: EndReason) -> Iterator[bytes]:
-        self.is_ending = True
-        if not self._waits:
-            # Whoever iterates it where nothing may wait goes on elsewhere.
-            yield b""
-        if self._boundary is not None and self._boundary.at_boundary and reason is not EndReason.CLIENT_GONE:
-            yield encode_error(reason)
-            # A browser whose body breaks off throws away what its script has not taken yet (WHATWG Streams: to error a
-            # stream empties its queue), and the last words with it: they get a moment to be heard.
-            time.sleep(HEARING_TIME)
-
-    def _relay(self) -> Iterator[bytes]:
-        watch, boundary, clock = self._watch, self._boundary, time.monotonic
-        # `watch.enter`, written out here and below: this is what is done for each piece.
-        watch.stage, watch.since = Stage.READ, clock()
-        for piece in self._source.iter_chunks(silence=self._heartbeat or None):
-            if watch.reason is not None:
-                return
-            since, now = watch.since, clock()
-            if piece:
-                if self._first is None:
-                    self._first = now - watch.started
-                elif now - since > self._gap:
-                    self._gap = now - since
-                if self._limit:
-                    piece = piece[: self._limit - self._bytes]
-                self._bytes += len(piece)
-                if boundary is not None and watch.is_ending:
-                    piece = _rest_of_event(piece, boundary)
-                elif boundary is not None:
-                    boundary.feed(piece)
-            elif not self._heartbeat:
-                yield b""
-                continue
-            elif boundary is not None and boundary.at_boundary:
-                piece = HEARTBEAT
-            else:
-                continue
-            watch.stage, watch.since = Stage.WRITE, now
-            yield piece
-            if watch.is_ending and boundary is not None and boundary.at_boundary:
-                watch.cut(EndReason.DRAINING)
-                return
-            if self._limit and self._bytes == self._limit:
-                return
-            # A comment of ours is no sign of life of the upstream's.
-            watch.stage, watch.since = Stage.READ, since if piece is HEARTBEAT else clock()
+    def close_unsent(self) -> None:
+        """Close a stream whose response the server never got; do nothing if it has begun."""
+        if self._pieces is None and not self._last:
+            self.exchange.cancel(EndReason.INTERNAL_ERROR)
+            self.close()
 
     def close(self) -> None:
         """End the stream if it has not ended; servers call it always, also when they never iterated."""
-        self._pieces.close()
-        self._end(self._watch.reason or self._outcome)
+        if self._pieces is not None:
+            self._pieces.close()
+        self._report(self.exchange.reason or self._outcome)
 
-    def _abort(self, reason: EndReason) -> None:
-        """End the stream such that the client sees that it is not whole."""
-        client = self._watch.client
-        if client is not None and not self._is_framed:
-            self._source.close()
-            reset_on_close(client, patience=LAST_WORDS)
-        self._end(reason)
-
-    def _end(self, reason: EndReason) -> None:
+    def _report(self, reason: EndReason) -> None:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
         try:
-            self._source.close()
+            self.source.close()
         finally:
             on_end(
                 StreamEnd(
                     reason=reason,
-                    status=self._source.status,
+                    status=self._status,
                     events=self._boundary.events if self._boundary is not None else 0,
                     bytes=self._bytes,
                     head=self._head,
                     first_byte=self._first,
                     longest_gap=self._gap or None,
-                    total=time.monotonic() - self._watch.started,
+                    total=time.monotonic() - self.exchange.started,
                 )
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """A stream that a server may send itself, without iterating the body; the request has been read whole.
+
+    :param body: what the app returns, if nothing has wrapped it on its way to the server, which closes it.
+    """
+
+    body: Any
+    pump: Pump
+
+
 def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
     """Return what of a piece belongs to the event that has begun, all of it if that does not end there."""
+    ahead = copy.copy(boundary)
     for line in _LINE.finditer(piece):
-        boundary.feed(line[0])
-        if boundary.at_boundary:
+        ahead.feed(line[0])
+        if ahead.at_boundary:
             return piece[: line.end()]
     return piece
 
 
 def encode_error(reason: EndReason) -> bytes:
     """Return the event that precedes the abort where one can be sent."""
-    retry = random.choice(RETURN_TIMES) if reason is EndReason.DRAINING else None
+    retry = random.choice(RETRY_TIMES) if reason is EndReason.DRAINING else None
     return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)}), retry=retry).encode()

@@ -17,10 +17,10 @@ from requests.adapters import BaseAdapter
 
 from ...protocol.http1.head import encode_request_head
 from ...protocol.target.parse import Target
+from ..exchange import Side
 from .body import Body
 from .connection import Connection
 from .pool import Pool
-from .transport import Side
 
 #: Names the gateway where the client names no product. RFC 9110, section 10.1.5.
 USER_AGENT = "flask-sse-relay"

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 
 from ...protocol.http1.framing import MalformedBody, parse_framing
 from ...protocol.http1.head import Head
+from ..exchange import Side
+from ..stream.source import TruncatedBody
 from .connection import Connection
-from .transport import READ_SIZE, Side
+from .transport import READ_SIZE
 
 #: Full reads after which the body pauses, because where there is always something to read nothing else would run.
 READS_PER_TURN = 16
-
-
-class TruncatedBody(Exception):
-    """The upstream's body ended, or broke its framing, before its end."""
 
 
 class Body:
@@ -110,11 +108,7 @@ class Body:
         """Block until `stream()` may yield something; return False after the timeout."""
         return self._connection is None or self._transport.wait(timeout)
 
-    def fileno(self) -> int:
-        """Return the descriptor that becomes readable when `stream()` may yield something."""
-        return self._transport.socket.fileno()
-
-    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
         """Call `wake()` from the event loop while there is something to read; return what ends that."""
         return self._transport.subscribe(wake)
 

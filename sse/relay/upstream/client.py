@@ -17,13 +17,14 @@ from ...errors import (
     UpstreamUnreachable,
 )
 from ...protocol.http1.head import InvalidResponse
-from ..exchange import EndReason, Stage
+from ..exchange import Side, Stage
+from ..stream.end import EndReason
+from ..stream.source import TruncatedBody
 from .adapter import PreparedUpstreamRequest, UpstreamAdapter, UpstreamRequest
-from .body import Body, TruncatedBody
-from .connection import StaleConnection
+from .body import Body
+from .connection import NoResponse, StaleConnection
 from .dial import describe_os_error
 from .trace import Fields, traced
-from .transport import Side, uses_gevent
 
 #: RFC 9110, section 9.2.2: "A client SHOULD NOT automatically retry a request with a non-idempotent method".
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -38,13 +39,12 @@ _LOCATION = re.compile(r"(?:https?:)?(?://(?:[^/?#@\s]*@)?[^/?#@\s]+)?[\x21-\x7e
 class UpstreamResponse:
     """An upstream's response, whose head has come; a `Source` that its owner closes."""
 
-    __slots__ = ("_body", "_is_parked", "_pieces", "fields", "status")
+    __slots__ = ("_body", "_pieces", "fields", "status")
 
     def __init__(self, response: requests.Response) -> None:
         self._body: Body = response.raw
         # requests hands `raw.stream()` through unchanged; None is the size that asks for pieces as they come.
         self._pieces: Iterator[bytes | None] = response.iter_content(None)
-        self._is_parked = False
         self.status = self._body.status
         #: All fields as they came, repeated ones apart.
         self.fields = self._body.fields
@@ -63,7 +63,7 @@ class UpstreamResponse:
         """Block until `read()` may return something else than None, or for `timeout` seconds (None: for ever)."""
         self._body.wait(timeout)
 
-    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
         """Call `wake()` from the event loop each time `read()` may return something; return what unsubscribes."""
         return self._body.subscribe(wake)
 
@@ -74,23 +74,6 @@ class UpstreamResponse:
     def close(self) -> None:
         """Close the connection, unless the body was read to its end; idempotent."""
         self._body.close()
-
-    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
-        """Yield the pieces, and b"" after so many seconds without one, or instead of waiting after `wait_outside()`."""
-        # None is as empty as b"".
-        return self._pieces if self._is_parked else self._waiting(silence)  # type: ignore[return-value]
-
-    def _waiting(self, silence: float | None) -> Iterator[bytes]:
-        for piece in self._pieces:
-            if piece is not None:
-                yield piece
-            elif not self._body.wait(silence):
-                yield b""
-
-    def wait_outside(self) -> int | None:
-        """Let `iter_chunks()` yield b"" where it would wait; return the descriptor to wait for, None if it cannot."""
-        self._is_parked = uses_gevent() and not self._body.is_complete
-        return self._body.fileno() if self._is_parked else None
 
     def __enter__(self) -> UpstreamResponse:
         return self
@@ -182,17 +165,21 @@ def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:
     if side.reason is EndReason.UPSTREAM_TIMEOUT:
         detail = "no response head in time" if was_sent else "no connection in time"
         return UpstreamTimeout(detail, cause=detail, should_retry=should_retry)
-    cause = _describe(error)
+    cause = _describe(error, "the connection broke" if was_sent else "no connection")
     if not was_sent:
         return UpstreamUnreachable(cause, cause=cause)
     return UpstreamBadResponse(f"{UpstreamBadResponse.title}: {cause}", cause=cause, should_retry=should_retry)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: Exception, what: str) -> str:
+    """Return why an attempt failed.
+
+    :param what: what became of the connection if the system ended it.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or 'unexpected end').replace('_', ' ').lower()}"
-    if isinstance(error, StaleConnection | InvalidResponse):
+    if isinstance(error, StaleConnection | InvalidResponse | NoResponse):
         return str(error)
-    return f"no connection: {describe_os_error(error)}" if isinstance(error, OSError) else "it broke"
+    return f"{what}: {describe_os_error(error)}" if isinstance(error, OSError) and error.errno else what

@@ -8,11 +8,16 @@ from __future__ import annotations
 import ssl
 
 from ...protocol.http1.head import Head, HeadReader, InvalidResponse
-from ..exchange import Stage
-from .transport import READ, WRITE, Side, Transport
+from ..exchange import Side, Stage
+from .transport import READ, WRITE, Transport
 
 #: Bytes read at a time for a head.
 HEAD_READ_SIZE = 8 * 1024
+
+#: Bytes of a request that the system sends soon, whatever the upstream does.
+SYSTEM_BUFFER = 64 * 1024
+#: Seconds between two looks at how much of a longer one it still holds.
+UNSENT_INTERVAL = 0.25
 
 #: What a pool distinguishes connections by: scheme, host, port.
 Key = tuple[str, str, int]
@@ -27,6 +32,10 @@ class StaleConnection(Exception):
     def __init__(self, *, nothing_sent: bool) -> None:
         super().__init__("the upstream had closed a kept connection")
         self.nothing_sent = nothing_sent
+
+
+class NoResponse(ConnectionResetError):
+    """The upstream closed the connection without a response."""
 
 
 class Connection:
@@ -92,6 +101,20 @@ class Connection:
                 raise
             return None
         self.is_sent = True
+        if len(data) > SYSTEM_BUFFER:
+            return self._read_while_it_leaves(reader, side)
+        return None
+
+    def _read_while_it_leaves(self, reader: HeadReader, side: Side) -> Head | None:
+        """Wait until the system has sent what it took, which may be megabytes; return a head that comes first."""
+        side.enter(Stage.HEAD)
+        unsent = self.transport.count_unsent()
+        while unsent:
+            if self.transport.wait(UNSENT_INTERVAL) and (head := self._receive(reader)) is not None:
+                return head
+            before, unsent = unsent, self.transport.count_unsent()
+            if unsent < before:
+                side.enter(Stage.HEAD)
         return None
 
     def _read(self, reader: HeadReader) -> Head:
@@ -108,5 +131,5 @@ class Connection:
         if not piece and reader.received:
             raise InvalidResponse("the head is truncated")
         if not piece:
-            raise ConnectionResetError("the upstream closed the connection without a response")
+            raise NoResponse("the upstream closed the connection without a response")
         return reader.feed(piece)

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 
 from ...errors import AtCapacity, SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from ..exchange import Side
 from .lookup import Addresses, LookUpTimeout, Resolver
-from .transport import Side, Transport, connect, enable_keep_alive, new_socket
+from .transport import Transport, connect, enable_keep_alive, new_socket
 
 #: Seconds after which a socket may have been closed.
 RETRY_AFTER = 1
@@ -119,7 +120,7 @@ def _open_socket(family: int) -> socket.socket:
 
 def describe_os_error(error: OSError | None) -> str:
     """Return why a connection failed, in the system's words, which hold no address."""
-    text = os.strerror(error.errno) if error is not None and error.errno else "it broke"
+    text = os.strerror(error.errno) if error is not None and error.errno else "unknown error"
     return text[0].lower() + text[1:]
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import gevent.monkey
 from gevent.threadpool import ThreadPool
 
-from .transport import Side, uses_gevent
+from ..exchange import Side
+from .transport import uses_gevent
 
 #: Look-ups at a time in all; the names of the upstream table, one look-up each, may use them all.
 MAX_LOOKUPS = 64

@@ -8,9 +8,10 @@ import time
 from collections import deque
 
 from ...protocol.target.parse import Target
+from ..exchange import Side
 from .connection import Connection, Key
 from .dial import Dialer
-from .transport import Side, TLSTransport, Transport
+from .transport import TLSTransport, Transport
 
 #: Seconds after which an idle connection is not used again: NATs and load balancers forget it without a word.
 IDLE_LIMIT = 30.0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 import gevent.monkey
@@ -29,33 +30,6 @@ READ, WRITE = 1, 2
 KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
-class Cancellable(Protocol):
-    """What an exchange waits for."""
-
-    def cancel(self) -> None:
-        """End it, waking its reader; idempotent, never waits, callable from any thread."""
-
-
-class Side(Protocol):
-    """The upstream side of an exchange: its stage, its deadlines and why it was cancelled."""
-
-    @property
-    def reason(self) -> Any:
-        """The end reason if the side was cancelled, else None."""
-
-    def enter(self, stage: Any, /) -> None:
-        """Begin a stage, and with it the stage's clock."""
-
-    def attach(self, cancellable: Any, /) -> None:
-        """Register what is cancelled with the side.
-
-        :raises ConnectionAbortedError: if the side was cancelled before.
-        """
-
-    def detach(self) -> None:
-        """Forget what was registered."""
-
-
 def uses_gevent() -> bool:
     """Return whether sockets wait in gevent's event loop here."""
     return bool(gevent.monkey.is_module_patched("socket"))
@@ -70,6 +44,8 @@ def new_socket(family: int) -> socket.socket:
 
 def enable_keep_alive(connection: socket.socket) -> None:
     """Let the system probe a silent TCP connection; for a listener, each connection that it accepts."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEP_ALIVE:
         if (option := getattr(socket, name, None)) is not None:
@@ -118,6 +94,16 @@ class Transport:
         """Whether bytes wait in memory that `send` has taken."""
         return False
 
+    def count_unsent(self) -> int:
+        """Return how many bytes the peer has not acknowledged yet; 0 where the system does not say."""
+        try:
+            import fcntl
+            import termios
+
+            return int.from_bytes(fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except (ImportError, OSError, ValueError):
+            return 0
+
     def is_idle(self) -> bool:
         """Return whether the connection is open and nothing has arrived on it."""
         try:
@@ -138,8 +124,13 @@ class Transport:
             self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READ)
         return _wait(self._watcher, timeout)
 
-    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake()` from gevent's event loop while the connection is readable; return what ends that."""
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Call `wake()` from gevent's event loop while the connection is readable; return what ends that.
+
+        None: there is no event loop.
+        """
+        if not self._in_gevent:
+            return None
         self._unsubscribe()
         watcher = self._subscription = gevent.get_hub().loop.io(self._socket.fileno(), READ)
         watcher.start(wake)
@@ -163,10 +154,6 @@ class Transport:
         except OSError:
             # ENOTCONN, EBADF: it has ended already.
             return
-
-    def shutdown(self, how: int = 0, /) -> None:
-        """Do what `cancel` does, under the name that sockets give it."""
-        self.cancel()
 
     def close(self) -> None:
         """Close the connection; idempotent."""

@@ -23,7 +23,7 @@ def forward() -> Response:
         return options
     (request, call), state = current_request(), current_state()
     with Relay(request, call, state) as relay:
-        document, failure = read_document(request, relay.watch, state.settings.max_body)
+        document, failure = read_document(request, relay.exchange, state.settings.max_body)
         passcode = document.get("passcode") if isinstance(document, dict) else None
         # A request that makes no sense counts too, so who calls and how often comes first.
         state.access.admit(request, call, passcode if isinstance(passcode, str) else None)

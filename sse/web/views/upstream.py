@@ -22,7 +22,7 @@ def upstream(name: str, path: str = "") -> Response:
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
         call.upstream = name
-        body = read_body(request, relay.watch, state.settings.max_body)
+        body = read_body(request, relay.exchange, state.settings.max_body)
         target = state.table.join(entry, raw_path(request, name), request.query_string.decode("latin-1"))
         fields = encode_request_fields(
             client_fields(request, is_open=state.access.is_open),

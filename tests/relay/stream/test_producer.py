@@ -10,13 +10,16 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
-from sse.relay.stream.producer import IterableFailed, Producer
+from sse.relay.stream.producer import IterableFailed, Producer, ThreadProducer
+
+from ...support.source import pieces
 
 PATIENCE = 10.0
 
-#: With and without a thread; the silence is long, so that none is seen unless a test wants to.
-SILENCES = [pytest.param(None, id="inline"), pytest.param(PATIENCE, id="thread")]
+KINDS = [pytest.param(Producer, id="inline"), pytest.param(ThreadProducer, id="thread")]
+Kind = type[Producer]
 
 
 class Items:
@@ -40,8 +43,10 @@ class Items:
         self.closed.set()
 
 
-def produce(items: Any, on_start: Callable[[Producer], None] = lambda producer: None) -> Producer:
-    return Producer(items, str.encode, status=200, on_start=on_start)
+def produce(
+    items: Any, kind: Kind = Producer, on_start: Callable[[Producer], None] = lambda producer: None
+) -> Producer:
+    return kind(items, str.encode, on_start=on_start)
 
 
 def failing(error: Exception) -> Callable[[], None]:
@@ -51,57 +56,84 @@ def failing(error: Exception) -> Callable[[], None]:
     return fail
 
 
-@pytest.mark.parametrize("silence", SILENCES)
-def test_all_items_are_encoded_and_the_iterable_is_closed(silence: float | None) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_items_are_encoded_and_the_iterable_is_closed(kind: Kind) -> None:
     items = Items("a", "b")
-    assert list(produce(items).iter_chunks(silence=silence)) == [b"a", b"b"]
+    assert list(pieces(produce(items, kind))) == [b"a", b"b"]
     assert items.closed.wait(PATIENCE)
 
 
-@pytest.mark.parametrize("silence", SILENCES)
-def test_no_item_is_taken_before_the_one_before_it_was_passed_on(silence: float | None) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_item_is_taken_before_the_one_before_it_was_passed_on(kind: Kind) -> None:
     items = Items(*"abcd")
-    chunks = produce(items).iter_chunks(silence=silence)
+    chunks = pieces(produce(items, kind))
     assert [(next(chunks), items.taken) for _ in range(3)] == [(b"a", 1), (b"b", 2), (b"c", 3)]
 
 
 def test_without_silence_the_iterable_runs_in_the_thread_that_asks() -> None:
     items = Items("a")
-    list(produce(items).iter_chunks())
+    list(pieces(produce(items)))
     assert items.thread is threading.current_thread()
 
 
-def test_silence_is_told_again_and_again_and_items_are_not_lost() -> None:
+def test_a_wait_ends_with_its_time_and_no_item_is_lost() -> None:
     gate = threading.Event()
-    chunks = produce(Items("a", then=lambda: gate.wait(PATIENCE))).iter_chunks(silence=0.01)
-    assert [next(chunks) for _ in range(3)] == [b"a", b"", b""]
+    producer = produce(Items("a", then=lambda: gate.wait(PATIENCE)), ThreadProducer)
+    assert next(pieces(producer)) == b"a"
+    for _ in range(2):
+        assert producer.read() is None
+        producer.wait(0.01)
     gate.set()
-    assert set(chunks) <= {b""}
+    assert list(pieces(producer)) == []
 
 
-@pytest.mark.parametrize("silence", SILENCES)
-def test_what_the_iterable_raises_is_raised(silence: float | None) -> None:
+def test_what_cannot_be_subscribed_to_has_to_be_waited_for() -> None:
+    assert produce(Items("a")).subscribe(lambda: None) is None
+
+
+def test_a_subscriber_is_woken_for_each_item_and_for_the_end() -> None:
+    """Also for what was there before it subscribed."""
+    producer, woken, got = produce(Items("a", "b"), ThreadProducer), Event(), list[bytes]()
+
+    def read_all() -> None:
+        while piece := producer.read():
+            got.append(piece)
+        got.extend([] if piece is None else [piece])
+
+    read_all()
+    unsubscribe = producer.subscribe(woken.set)
+    assert unsubscribe is not None
+    while b"" not in got:
+        assert woken.wait(PATIENCE)
+        woken.clear()
+        read_all()
+    assert got == [b"a", b"b", b""]
+    unsubscribe()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_iterable_raises_is_raised(kind: Kind) -> None:
     items = Items("a", then=failing(LookupError("of the iterable")))
-    chunks = produce(items).iter_chunks(silence=silence)
+    chunks = pieces(produce(items, kind))
     assert next(chunks) == b"a"
     with pytest.raises(LookupError, match="of the iterable"):
         next(chunks)
     assert items.closed.wait(PATIENCE)
 
 
-@pytest.mark.parametrize("silence", SILENCES)
-def test_an_oserror_of_the_iterable_is_not_taken_for_one_of_the_clients(silence: float | None) -> None:
-    chunks = produce(Items(then=failing(BrokenPipeError()))).iter_chunks(silence=silence)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_oserror_of_the_iterable_is_not_taken_for_one_of_the_clients(kind: Kind) -> None:
+    chunks = pieces(produce(Items(then=failing(BrokenPipeError())), kind))
     with pytest.raises(IterableFailed) as found:
         next(chunks)
     assert isinstance(found.value.__cause__, BrokenPipeError)
 
 
-@pytest.mark.parametrize("silence", SILENCES)
-def test_closing_between_two_items_closes_the_iterable(silence: float | None) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_closing_between_two_items_closes_the_iterable(kind: Kind) -> None:
     items = Items("a", "b")
-    producer = produce(items)
-    assert next(producer.iter_chunks(silence=silence)) == b"a"
+    producer = produce(items, kind)
+    assert next(pieces(producer)) == b"a"
     producer.close()
     assert items.closed.wait(PATIENCE)
     assert items.taken == 1
@@ -114,10 +146,12 @@ def test_closing_before_the_first_item_closes_the_iterable() -> None:
     assert items.taken == 0
 
 
-@pytest.mark.parametrize("silence", SILENCES)
-def test_a_stream_that_is_cut_as_it_starts_takes_no_item_and_closes_the_iterable(silence: float | None) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_that_is_cut_as_it_starts_takes_no_item_and_closes_the_iterable(kind: Kind) -> None:
     items = Items("a")
-    assert list(produce(items, Producer.shutdown).iter_chunks(silence=silence)) == []
+    producer = produce(items, kind, Producer.cancel)
+    assert list(pieces(producer)) == []
+    producer.close()
     assert items.closed.wait(PATIENCE)
     assert items.taken == 0
 
@@ -131,11 +165,11 @@ def test_a_cut_ends_the_wait_for_a_silent_thread_at_once() -> None:
 
     def cut() -> None:
         waits.wait(PATIENCE)
-        producer.shutdown()
+        producer.cancel()
 
     items = Items("a", then=wait)
-    producer = produce(items)
-    chunks = producer.iter_chunks(silence=PATIENCE)
+    producer = produce(items, ThreadProducer)
+    chunks = pieces(producer)
     assert next(chunks) == b"a"
     cutter = threading.Thread(target=cut)
     cutter.start()
@@ -159,10 +193,10 @@ def test_a_cut_interrupts_what_a_greenlet_waits_for_and_its_finally_runs() -> No
             seen.append("finally")
 
     producer = produce(items())
-    reader = gevent.spawn(lambda: list(producer.iter_chunks()))
+    reader = gevent.spawn(lambda: list(pieces(producer)))
     gevent.sleep(0)
     assert not reader.ready()
-    producer.shutdown()
+    producer.cancel()
     begin = time.monotonic()
     assert reader.get(timeout=PATIENCE) == [b"a"]
     assert time.monotonic() - begin < PATIENCE / 2
@@ -174,14 +208,14 @@ def test_a_greenlet_that_does_not_wait_for_the_iterable_is_not_interrupted() -> 
     passed: list[bytes] = []
 
     def read() -> str:
-        for chunk in producer.iter_chunks():
+        for chunk in pieces(producer):
             passed.append(chunk)
             gevent.sleep(0.01)  # the write to the client
         return "ended by itself"
 
     reader = gevent.spawn(read)
     gevent.sleep(0)
-    producer.shutdown()
+    producer.cancel()
     assert reader.get(timeout=PATIENCE) == "ended by itself"
     assert passed == [b"a"]
 
@@ -193,4 +227,4 @@ def test_the_context_of_the_reader_is_that_of_the_iterable() -> None:
         yield variable.get()
 
     variable.set("of the reader")
-    assert list(produce(items()).iter_chunks(silence=PATIENCE)) == [b"of the reader"]
+    assert list(pieces(produce(items(), ThreadProducer))) == [b"of the reader"]

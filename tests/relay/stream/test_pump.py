@@ -5,42 +5,68 @@ from __future__ import annotations
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from sse.relay.exchange import EndReason, Limits, Stage, Watch
-from sse.relay.stream.pump import Pump, StreamAborted, StreamEnd, encode_error
-from sse.relay.upstream.body import TruncatedBody
+from sse.relay.exchange import STOPPED, Exchange, Limits, Stage
+from sse.relay.stream.end import EndReason, StreamAborted, StreamEnd
+from sse.relay.stream.pump import ERROR_EVENT_DELAY, WAIT, End, Pause, Pump, encode_error
+from sse.relay.stream.source import TruncatedBody
 
 EVENT = b"data: a\n\n"
 
-Step = bytes | Exception | EndReason | Callable[[Watch], object]
+#: Seconds of silence before a heartbeat, here.
+HEARTBEAT = 0.01
+
+Item = bytes | Exception | EndReason | Callable[[Exchange], object]
 
 
-class FakeUpstream:
-    """An open answer that does what it is told: yield bytes, raise, be cut for a reason, or look at the watch."""
+class FakeSource:
+    """A source that follows a script: give bytes, be silent (b""), raise, be cancelled, or change the exchange."""
 
-    status = 200
-
-    def __init__(self, watch: Watch, *script: Step) -> None:
-        self._watch = watch
-        self._script = script
+    def __init__(self, exchange: Exchange, *script: Item) -> None:
+        self._exchange = exchange
+        self._script = iter(script)
+        self._is_silent = False
+        #: How often the next reads give nothing.
+        self._nothing = 0
         self.closed = 0
-        self.silence: float | None = None
+        self.timeouts: list[float | None] = []
 
-    def iter_chunks(self, *, silence: float | None = None) -> Iterator[bytes]:
-        self.silence = silence
-        for step in self._script:
-            if callable(step):
-                step(self._watch)
+    def read(self) -> bytes | None:
+        if self._nothing:
+            self._nothing -= 1
+            return None
+        for item in self._script:
+            if callable(item):
+                item(self._exchange)
                 continue
-            if isinstance(step, EndReason):
-                self._watch.cut(step)
+            if isinstance(item, EndReason):
+                if item is EndReason.CLIENT_GONE:
+                    self._exchange.lose_client(item)
+                self._exchange.cancel(item)
                 raise TruncatedBody
-            if isinstance(step, Exception):
-                raise step
-            yield step
+            if isinstance(item, Exception):
+                raise item
+            self._is_silent = not item
+            return item or None
+        return b""
+
+    def wait(self, timeout: float | None) -> None:
+        if self._is_silent:
+            self.timeouts.append(timeout)
+            time.sleep(timeout or 0)
+            self._is_silent, self._nothing = False, 1
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        return None
+
+    def cancel(self) -> None:
+        pass
 
     def close(self) -> None:
         self.closed += 1
@@ -49,12 +75,12 @@ class FakeUpstream:
 class Stream:
     """A pump and what it said."""
 
-    def __init__(self, *script: Step, **options: object) -> None:
-        self.watch = Watch(options.pop("client", None), Limits())
-        self.upstream = FakeUpstream(self.watch, *script)
+    def __init__(self, *script: Item, client: socket.socket | None = None, **options: Any) -> None:
+        self.exchange = Exchange(client, Limits())
+        self.source = FakeSource(self.exchange, *script)
         self.ends: list[StreamEnd] = []
-        given = {"is_event_stream": True, **options}
-        self.pump = Pump(self.upstream, self.watch, on_end=self.ends.append, **given)
+        given = {"is_event_stream": True, "status": 200, **options}
+        self.pump = Pump(self.source, self.exchange, on_end=self.ends.append, **given)
         self.sent: list[bytes] = []
 
     def serve(self) -> None:
@@ -68,7 +94,7 @@ class Stream:
     @property
     def reason(self) -> EndReason:
         assert len(self.ends) == 1, "one end"
-        assert self.upstream.closed
+        assert self.source.closed
         return self.ends[0].reason
 
 
@@ -119,9 +145,9 @@ def test_an_error_event_names_the_reason() -> None:
     assert encode_error(EndReason.IDLE_TIMEOUT) == b'event: error\ndata: {"code": "idle_timeout"}\n\n'
 
 
-@pytest.mark.parametrize("step", [TruncatedBody(), EndReason.IDLE_TIMEOUT])
-def test_what_is_no_event_stream_is_only_aborted(step: Exception | EndReason) -> None:
-    stream = Stream(b"{}\n\n", step, is_event_stream=False)
+@pytest.mark.parametrize("item", [TruncatedBody(), EndReason.IDLE_TIMEOUT])
+def test_what_is_no_event_stream_is_only_aborted(item: Exception | EndReason) -> None:
+    stream = Stream(b"{}\n\n", item, is_event_stream=False)
     with pytest.raises(StreamAborted):
         stream.serve()
     assert stream.sent == [b"", b"{}\n\n"]
@@ -169,7 +195,7 @@ def test_a_body_that_is_closed_early_ends_for_the_reason_it_was_cut_for() -> Non
     stream = Stream(EVENT, EVENT)
     pieces = iter(stream.pump)
     next(pieces)
-    stream.watch.cut(EndReason.SEND_TIMEOUT)
+    stream.exchange.lose_client(EndReason.SEND_TIMEOUT)
     stream.pump.close()
     assert stream.reason is EndReason.SEND_TIMEOUT
 
@@ -184,25 +210,26 @@ def test_the_end_is_reported_when_the_last_chunk_has_been_written() -> None:
     """A client that does not take it would not be noticed any more."""
     stream = Stream(EVENT)
     list(stream.pump)
-    assert stream.upstream.closed
+    assert stream.source.closed
     assert not stream.ends
-    assert stream.watch.stage is Stage.WRITE
+    assert stream.exchange.client.stage is Stage.WRITE
+    assert stream.exchange.client.since != STOPPED
     stream.pump.close()
     assert stream.reason is EndReason.COMPLETE
 
 
 def test_heartbeats_stand_between_events() -> None:
-    stream = Stream(b"", EVENT, b"", b"", b"data: b", b"", b"\n", b"", b"\n", b"", heartbeat=1)
+    stream = Stream(b"", EVENT, b"", b"", b"data: b", b"", b"\n", b"", b"\n", b"", heartbeat=HEARTBEAT)
     stream.serve()
-    assert stream.upstream.silence == 1
+    assert all(timeout is not None and 0 < timeout <= HEARTBEAT for timeout in stream.source.timeouts)
     assert stream.sent == [b"", b":\n", EVENT, b":\n", b":\n", b"data: b", b"\n", b"\n", b":\n"]
     assert stream.ends[0].bytes == 2 * len(EVENT)
 
 
 def test_there_are_no_heartbeats_in_what_is_no_event_stream() -> None:
-    stream = Stream(b"{}\n\n", is_event_stream=False, heartbeat=1)
+    stream = Stream(b"{}\n\n", b"", is_event_stream=False, heartbeat=HEARTBEAT)
     stream.serve()
-    assert stream.upstream.silence is None
+    assert stream.source.timeouts == [None]
 
 
 def test_a_heartbeat_is_no_sign_of_life() -> None:
@@ -210,13 +237,13 @@ def test_a_heartbeat_is_no_sign_of_life() -> None:
     seen: list[float] = []
     stream = Stream(
         EVENT,
-        lambda watch: setattr(watch, "since", 42.0),
+        lambda exchange: setattr(exchange.upstream, "since", 42.0),
         b"",
         b"",
-        lambda watch: seen.append(watch.since),
+        lambda exchange: seen.append(exchange.upstream.since),
         EVENT,
-        lambda watch: seen.append(watch.since),
-        heartbeat=1,
+        lambda exchange: seen.append(exchange.upstream.since),
+        heartbeat=HEARTBEAT,
     )
     stream.serve()
     assert stream.sent == [b"", EVENT, b":\n", b":\n", EVENT]
@@ -252,8 +279,8 @@ def test_where_only_a_reset_tells_the_connection_is_reset(is_framed: bool, endin
         assert got == ending
 
 
-def end_soon(watch: Watch) -> None:
-    watch.is_ending = True
+def end_soon(exchange: Exchange) -> None:
+    exchange.ends_at_boundary = True
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
@@ -282,11 +309,11 @@ def test_an_answer_that_is_no_event_stream_is_not_ended_early() -> None:
     assert stream.reason is EndReason.COMPLETE
 
 
-def advance(seconds: float) -> Callable[[Watch], None]:
+def advance(seconds: float) -> Callable[[Exchange], None]:
     """Let the wait that goes on have begun so much earlier."""
 
-    def step(watch: Watch) -> None:
-        watch.since -= seconds
+    def step(exchange: Exchange) -> None:
+        exchange.upstream.since -= seconds
 
     return step
 
@@ -303,8 +330,8 @@ def advance(seconds: float) -> Callable[[Watch], None]:
         pytest.param([advance(100)], None, id="none"),
     ],
 )
-def test_the_longest_gap_is_the_longest_wait_between_two_pieces(script: list[Step], gap: float | None) -> None:
-    stream = Stream(*script, heartbeat=1)
+def test_the_longest_gap_is_the_longest_wait_between_two_pieces(script: list[Item], gap: float | None) -> None:
+    stream = Stream(*script, heartbeat=HEARTBEAT)
     stream.serve()
     found = stream.ends[0].longest_gap
     assert found is None if gap is None else found is not None and gap <= found < gap + 0.9
@@ -316,7 +343,61 @@ def test_a_client_that_is_slow_makes_no_gap() -> None:
     for _ in range(2):
         next(pieces)
         # It takes its time here, in the middle of a write.
-        stream.watch.since -= 100
+        stream.exchange.client.since -= 100
     assert next(pieces) == EVENT
     stream.pump.close()
     assert stream.ends[0].longest_gap is not None and stream.ends[0].longest_gap < 2
+
+
+def test_a_step_says_what_comes_next() -> None:
+    stream = Stream(EVENT, b"", TruncatedBody())
+    step, exchange = stream.pump.step, stream.exchange
+    assert (step(), exchange.upstream.since) == (EVENT, STOPPED)
+    assert (step(), exchange.upstream.since != STOPPED) == (WAIT, True)
+    assert (step(), step()) == (encode_error(EndReason.UPSTREAM_TRUNCATED), Pause(ERROR_EVENT_DELAY))
+    end = step()
+    assert isinstance(end, End)
+    assert isinstance(end.error, StreamAborted)
+
+
+def test_a_step_never_waits_nor_closes() -> None:
+    stream = Stream(EVENT, ZeroDivisionError())
+    began = time.monotonic()
+    while not isinstance(stream.pump.step(), End):
+        pass
+    assert time.monotonic() - began < ERROR_EVENT_DELAY
+    assert not stream.source.closed
+    assert not stream.ends
+
+
+def test_while_the_client_is_waited_for_the_upstream_is_not() -> None:
+    """A slow client's time counted for the upstream, which was cancelled for silence."""
+    stream = Stream(EVENT, b"")
+    assert stream.pump.step() == EVENT
+    assert stream.pump.step() is WAIT
+    with stream.pump.writing():
+        assert stream.exchange.upstream.since == STOPPED
+        assert stream.exchange.client.since != STOPPED
+    assert stream.exchange.upstream.since != STOPPED
+    assert stream.exchange.client.since == STOPPED
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.finished = 0
+
+    def feed(self, piece: bytes) -> None:
+        self.pieces.append(piece)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.mark.parametrize("last", [b"", TruncatedBody(), ZeroDivisionError()])
+def test_a_tap_gets_what_the_source_gave_and_one_end(last: Item) -> None:
+    tap = Recorder()
+    stream = Stream(EVENT, b"", b"data: b", last, heartbeat=HEARTBEAT, taps=[tap])
+    with suppress(StreamAborted, ZeroDivisionError):
+        stream.serve()
+    assert (tap.pieces, tap.finished) == ([EVENT, b"data: b"], 1)

@@ -19,9 +19,10 @@ from sse.errors import (
 )
 from sse.protocol.http1.head import MAX_HEAD
 from sse.protocol.target.parse import Target, parse_target
-from sse.relay.exchange import EndReason, Limits, Stage, Watch
+from sse.relay.exchange import Side, Stage
+from sse.relay.stream.end import EndReason
+from sse.relay.stream.source import TruncatedBody
 from sse.relay.upstream.adapter import UpstreamAdapter, UpstreamRequest, tls_context
-from sse.relay.upstream.body import TruncatedBody
 from sse.relay.upstream.client import UpstreamClient, UpstreamResponse
 from sse.relay.upstream.connection import StaleConnection
 from sse.relay.upstream.dial import Dialer
@@ -54,14 +55,14 @@ class Relaying:
         dialer = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=PATIENCE)
         self.adapter = UpstreamAdapter(Pool(dialer, tls_context(upstream.ca_file), size=10))
         self.upstreams = UpstreamClient(self.adapter)
-        self.watch = Watch(None, Limits())
+        self.side = Side(Stage.OPEN)
 
     def open(self, script: Script, *, method: str = "GET", body: bytes | None = None) -> UpstreamResponse:
         self.upstream.script = script
         target: Target = parse_target(self.upstream.url + "/path?query")
-        self.watch = Watch(None, Limits())
+        self.side = Side(Stage.OPEN)
         wanted = UpstreamRequest(method=method, target=target, fields=[("Accept", "*/*")], body=body)
-        return self.upstreams.open(wanted, self.watch)
+        return self.upstreams.open(wanted, self.side)
 
     def read(self, script: Script) -> bytes:
         with self.open(script) as response:
@@ -217,7 +218,7 @@ def test_cutting_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequ
 
     ring = request.getfixturevalue(relaying)
     with ring.open(script) as response:
-        timer = threading.Timer(0.05, ring.watch.cut, [EndReason.CLIENT_GONE])
+        timer = threading.Timer(0.05, ring.side.cancel, [EndReason.CLIENT_GONE])
         timer.start()
         with pytest.raises(TruncatedBody):
             list(pieces(response))
@@ -252,14 +253,14 @@ def test_cutting_ends_the_wait_for_a_head(
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        ring.watch.cut(reason)
+        ring.side.cancel(reason)
         connection.wait_closed()
 
     with pytest.raises(error):
         ring.open(script)
 
 
-def test_a_connection_is_kept_after_a_whole_answer_and_its_watch_lets_go(plain: Relaying) -> None:
+def test_a_connection_is_kept_after_a_whole_answer_and_its_side_lets_go(plain: Relaying) -> None:
     go = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -272,10 +273,10 @@ def test_a_connection_is_kept_after_a_whole_answer_and_its_watch_lets_go(plain: 
         connection.send(answered[-20:])
 
     assert plain.read(script) == EVENT
-    before = plain.watch
+    before = plain.side
     with plain.open(script) as response:
-        # The watch of the exchange before has nothing to do with this one, although the connection is the same.
-        before.cut(EndReason.CLIENT_GONE)
+        # The side of the exchange before has nothing to do with this one, although the connection is the same.
+        before.cancel(EndReason.CLIENT_GONE)
         go.set()
         assert b"".join(pieces(response)) == EVENT
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
@@ -429,7 +430,7 @@ def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstrea
     refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
     wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
     with pytest.raises(TargetNotAllowed):
-        UpstreamClient(UpstreamAdapter(Pool(refusing, tls_context(), size=1))).open(wanted, Watch(None, Limits()))
+        UpstreamClient(UpstreamAdapter(Pool(refusing, tls_context(), size=1))).open(wanted, Side(Stage.OPEN))
     assert not target.connections
 
 
@@ -450,7 +451,7 @@ def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callab
     ring.upstream.url = ring.upstream.url.replace("http:", "https:")
     with pytest.raises(UpstreamUnreachable):
         ring.open(script)
-    assert ring.watch.stage is Stage.OPEN
+    assert ring.side.stage is Stage.OPEN
 
 
 def test_the_head_is_bounded(plain: Relaying) -> None:
@@ -493,7 +494,7 @@ def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
     """urllib3 and requests each have an opinion on what a URL should be."""
     plain.upstream.script = answer(EVENT)
     target = parse_target(plain.upstream.url + path)
-    with plain.upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as got:
+    with plain.upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Side(Stage.OPEN)) as got:
         list(pieces(got))
     assert plain.upstream.requests[0].target == target.request_target
 

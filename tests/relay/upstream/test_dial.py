@@ -14,7 +14,8 @@ import pytest
 from sse.errors import SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
 from sse.protocol.target.parse import parse_target
 from sse.protocol.target.table import UpstreamTable, parse_upstream
-from sse.relay.exchange import EndReason, Limits, Watch
+from sse.relay.exchange import Side, Stage
+from sse.relay.stream.end import EndReason
 from sse.relay.upstream.adapter import UpstreamAdapter, UpstreamRequest, tls_context
 from sse.relay.upstream.client import UpstreamClient
 from sse.relay.upstream.dial import Dialer
@@ -64,7 +65,7 @@ class TestDialer(Dialer):
     __test__ = False
 
     def __call__(self, host: str, port: int, *, client: str = "") -> Transport:
-        return self.dial(host, port, Watch(None, Limits()), client=client)
+        return self.dial(host, port, Side(Stage.OPEN), client=client)
 
 
 def dialer(table: UpstreamTable = TABLE, *, timeout: float = 5) -> TestDialer:
@@ -151,7 +152,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_for_each_connection(
 
     def get() -> bytes:
         target = parse_target(f"http://ollama:{inside.port}/")
-        with upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Watch(None, Limits())) as response:
+        with upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Side(Stage.OPEN)) as response:
             return b"".join(pieces(response))
 
     # A kept connection leads where it led when it was judged: nothing is asked.
@@ -324,12 +325,12 @@ def test_a_name_is_looked_up_once_for_all_that_wait(slow: SlowResolver) -> None:
 def test_a_look_up_ends_with_its_exchange(slow: SlowResolver) -> None:
     """It went on for as long as a connection may take, for nobody."""
     shared = dialer(UpstreamTable([parse_upstream("slow", "http://slow/")]), timeout=5)
-    watch = Watch(None, Limits())
-    timer = threading.Timer(0.05, watch.cut, [EndReason.CLIENT_GONE])
+    side = Side(Stage.OPEN)
+    timer = threading.Timer(0.05, side.cancel, [EndReason.CLIENT_GONE])
     timer.start()
     began = time.monotonic()
     with pytest.raises(ConnectionAbortedError):
-        shared.dial("slow", 80, watch)
+        shared.dial("slow", 80, side)
     assert time.monotonic() - began < 2
     timer.join()
 
@@ -339,7 +340,7 @@ def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Reso
     began = time.monotonic()
     with SilentListener() as silent, socket.create_server(("127.0.0.2", silent.port)):
         resolve(["127.0.0.1", "127.0.0.2"])
-        connection = everything.dial("ollama", silent.port, Watch(None, Limits()))
+        connection = everything.dial("ollama", silent.port, Side(Stage.OPEN))
         assert connection.socket.getpeername()[0] == "127.0.0.2"
         connection.close()
     assert time.monotonic() - began < 0.9
@@ -347,10 +348,10 @@ def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Reso
 
 def test_an_exchange_that_was_cut_dials_nobody(upstream: Callable[..., Upstream]) -> None:
     inside = upstream()
-    watch = Watch(None, Limits())
-    watch.cut(EndReason.CLIENT_GONE)
+    side = Side(Stage.OPEN)
+    side.cancel(EndReason.CLIENT_GONE)
     with pytest.raises(UpstreamUnreachable):
-        dialer(UpstreamTable([parse_upstream("literal", inside.url)])).dial("127.0.0.1", inside.port, watch)
+        dialer(UpstreamTable([parse_upstream("literal", inside.url)])).dial("127.0.0.1", inside.port, side)
     assert not inside.connections
 
 

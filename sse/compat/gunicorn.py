@@ -1,0 +1,105 @@
+"""What we use of gunicorn beyond its documentation: how its gevent worker calls the app, and its response."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import timedelta
+from typing import Any
+
+import gunicorn
+from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
+from gunicorn.http.unreader import Unreader
+from gunicorn.workers import base_async
+from gunicorn.workers.ggevent import GeventWorker
+
+#: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
+#: once a second.
+WORKER_POLLS = 2.0
+
+#: What the app returns where the response has been sent: gunicorn goes on with the next request of the connection.
+ALREADY_HANDLED: Any = getattr(base_async, "ALREADY_HANDLED", None)
+
+
+class EndOfConnection(StopIteration):
+    """Raised by the app to end the greenlet of the connection; gunicorn logs it at debug, and closes its socket."""
+
+
+def response_of(start_response: Any) -> Any:
+    """Return gunicorn's response, whose method the app is given as `start_response`."""
+    return start_response.__self__
+
+
+def is_http_1(response: Any) -> bool:
+    """Return whether a response is sent as HTTP/1."""
+    return type(response) is wsgi.Response
+
+
+def encode_head(response: Any) -> bytes:
+    """Return the head that gunicorn would send."""
+    fields = [f"{name}: {value}\r\n" for name, value in response.headers]
+    return "".join([*response.default_headers(), *fields, "\r\n"]).encode("latin-1")
+
+
+def close_behind(response: Any) -> None:
+    """Close the connection behind a response."""
+    response.force_close()
+
+
+def has_read_ahead(response: Any) -> bool:
+    """Return whether bytes of the next request of the connection have been read together with this one's."""
+    unreader = response.req.unreader
+    data = unreader.take_buffered()
+    unreader.unread(data)
+    return bool(data)
+
+
+def logs_access(log: Any) -> bool:
+    """Return whether responses are logged; statsd's logger counts what others leave out."""
+    return bool(log.access_log_enabled) or type(log).access is not Logger.access
+
+
+def log_access(log: Any, response: Any, environ: dict[str, Any], sent: int, duration: timedelta) -> None:
+    """Log a response that has been sent.
+
+    :param sent: bytes of the body.
+    """
+    response.sent = sent
+    log.access(response, response.req, environ, duration)
+
+
+def unexpected() -> list[str]:
+    """Return a sentence for each name that is not as this module, or the worker, expects it."""
+    wanted: list[tuple[Any, str, tuple[str, ...]]] = [
+        (wsgi.Response, "start_response", ("status", "headers")),
+        (wsgi.Response, "default_headers", ()),
+        (wsgi.Response, "force_close", ()),
+        (Unreader, "take_buffered", ()),
+        (Unreader, "unread", ("data",)),
+        (Logger, "access", ("resp", "req", "environ", "request_time")),
+        (GeventWorker, "handle", ("listener", "client", "addr")),
+        (GeventWorker, "handle_request", ("listener_name", "req", "sock", "addr")),
+        (GeventWorker, "handle_error", ("req", "client", "addr", "exc")),
+    ]
+    found = [sentence for owner, name, arguments in wanted for sentence in _differences(owner, name, arguments)]
+    if getattr(GeventWorker, "server_class", ...) is not None:
+        found.append("gunicorn's GeventWorker has no server_class that is None")
+    if ALREADY_HANDLED is None:
+        found.append("gunicorn.workers.base_async has no ALREADY_HANDLED")
+    if not isinstance(getattr(Logger, "access_log_enabled", None), property):
+        found.append("gunicorn's Logger has no property access_log_enabled")
+    source = inspect.getsource(wsgi.Response)
+    found += [
+        f"gunicorn's Response has no {name}" for name in ("req", "sent", "headers") if f"self.{name} =" not in source
+    ]
+    return [f"{sentence} (gunicorn {gunicorn.__version__})" for sentence in found]
+
+
+def _differences(owner: Any, name: str, arguments: tuple[str, ...]) -> list[str]:
+    function = getattr(owner, name, None)
+    if not inspect.isfunction(function):
+        return [f"gunicorn's {owner.__name__} has no method {name}"]
+    given = tuple(inspect.signature(function).parameters)[1 : len(arguments) + 1]
+    if given != arguments:
+        return [f"gunicorn's {owner.__name__}.{name} takes {', '.join(given)}, not {', '.join(arguments)}"]
+    return []

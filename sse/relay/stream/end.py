@@ -1,0 +1,50 @@
+"""Why a stream ended, what is reported of it, and the exception that aborts a response."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from dataclasses import dataclass
+
+
+class EndReason(enum.StrEnum):
+    """Why an exchange ended; each has exactly one."""
+
+    COMPLETE = "complete"
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_TRUNCATED = "upstream_truncated"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    SEND_TIMEOUT = "send_timeout"
+    MAX_DURATION = "max_duration"
+    DRAINING = "draining"
+    UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response says why
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamEnd:
+    """What is reported of a stream when it has ended."""
+
+    reason: EndReason
+    status: int
+    #: Events that ended; 0 where the response is no event stream.
+    events: int
+    bytes: int
+    #: Seconds from the request to the upstream's head, to the first byte of the body (None: none came), and to the end.
+    head: float
+    first_byte: float | None
+    #: Seconds of the longest wait for the source between two pieces; None where there were not two.
+    longest_gap: float | None
+    total: float
+
+
+class StreamAborted(ConnectionError):
+    """Ends the response without its last chunk, so that the client's `fetch` rejects.
+
+    To the server it is "connection reset": the one error on which every WSGI server closes the connection at once
+    and writes neither an error page into the open stream nor a traceback into the log.
+    """
+
+    def __init__(self, reason: EndReason) -> None:
+        super().__init__(errno.ECONNRESET, f"the stream was aborted: {reason}")

@@ -1,0 +1,112 @@
+"""What the operating system knows of a connection, and how one is shut down or reset.
+
+The facts are Linux's; where a system does not have them, the functions return what is safe.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import sys
+import time
+from typing import Any
+
+from ..compat.gevent import system_socket
+
+#: Seconds between two looks at whether a client has received everything before its connection is reset.
+DRAIN_INTERVAL = 0.01
+
+#: tcp(7): struct tcp_info begins with the state; ESTABLISHED is 1 in the kernel's list of states.
+_TCP_ESTABLISHED = 1
+#: Offsets of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (Linux 4.1 and newer), 64-bit counts.
+_BYTES_ACKED, _BYTES_RECEIVED = 120, 128
+
+
+def is_gone(connection: socket.socket) -> bool:
+    """Return whether the peer of a connection has closed it, or its half of it.
+
+    Bytes that it sent before closing may still be unread (a pipelined request, TLS's close_notify), so the state of
+    the connection is looked at, not its data. A half-closed connection looks just like one that was left.
+    """
+    try:
+        if connection.family != socket.AF_UNIX:
+            return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+        return _peek(connection) == b""
+    except (AttributeError, OSError):
+        # No TCP_INFO on this system: only reading shows it, and only where TLS does not forbid to peek.
+        return not isinstance(connection, ssl.SSLSocket) and _peek(connection) == b""
+
+
+def _peek(connection: socket.socket) -> bytes | None:
+    """Return what a read would give, without taking it; None if it would block."""
+    try:
+        return bytes(system_socket(connection).recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except (BlockingIOError, TimeoutError):
+        return None
+    except OSError:
+        return b""
+
+
+def bytes_acked(connection: socket.socket) -> int | None:
+    """Return how many bytes the peer has acknowledged so far, or None where the system does not count them."""
+    return _count(connection, _BYTES_ACKED)
+
+
+def bytes_received(connection: socket.socket) -> int | None:
+    """Return how many bytes have arrived so far, read or not, or None where the system does not count them."""
+    return _count(connection, _BYTES_RECEIVED)
+
+
+def _count(connection: socket.socket, offset: int) -> int | None:
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + 8)
+        return int(struct.unpack_from("=Q", info, offset)[0])
+    except (AttributeError, OSError, struct.error):
+        return None
+
+
+def unsent(connection: socket.socket) -> int:
+    """Return how many bytes the peer has not acknowledged yet; 0 where the system does not count them."""
+    try:
+        import fcntl
+        import termios
+
+        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (ImportError, OSError, ValueError):
+        return 0
+
+
+def shut_down(connection: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
+    """Shut down one or both directions of a connection, waking whatever is blocked on it."""
+    if connection is None:
+        return
+    # SSLSocket.shutdown() would take the TLS state away from under a blocked read; the class below it does not.
+    below: Any = super(ssl.SSLSocket, connection) if isinstance(connection, ssl.SSLSocket) else connection
+    try:
+        below.shutdown(how)
+    except OSError:
+        # ENOTCONN, EBADF: it is closed already.
+        return
+
+
+def shut_down_client(client: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
+    """Shut down a client's connection, so that the server sees just what it sees of a client that left.
+
+    gevent's own shutdown would raise EBADF where the connection is waited for, which gunicorn logs as a fault.
+    """
+    shut_down(system_socket(client) if client is not None else None, how)
+
+
+def reset_on_close(client: socket.socket, *, patience: float) -> None:
+    """Make the coming close of a connection a reset, after what was sent has arrived as far as possible.
+
+    :param patience: seconds to wait for that; a reset discards what is still on its way.
+    """
+    deadline = time.monotonic() + patience
+    while unsent(client) and time.monotonic() < deadline and not is_gone(client):
+        time.sleep(DRAIN_INTERVAL)
+    try:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        return
