@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import tomllib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from flask import Flask, Response
@@ -14,6 +14,8 @@ from werkzeug.exceptions import HTTPException
 from sse import SSE
 from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
 from sse.relay.drain import Phase
+from sse.setting_name import check_environment, load_file
+from sse.settings import Settings
 from sse.web.call import current_call
 from sse.web.log import FORMATTERS
 from sse.web.report import report_failure, report_refusal
@@ -30,7 +32,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """
     app = Flask(__name__, static_folder=None)
     if path := os.environ.get("SSE_CONFIG"):
-        app.config.from_file(os.path.abspath(path), load=tomllib.load, text=False)
+        app.config.from_file(os.path.abspath(path), load=partial(load_file, keys=Settings.checks()), text=False)
+    check_environment(os.environ, Settings.checks())
     app.config.from_prefixed_env()
     app.config.update(config or {})
     SSE(app, demonstration=True, playground=True, docs=True)
@@ -75,13 +78,13 @@ def answer_routing(error: HTTPException) -> Response:
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
-    return response
+    return current_state().cross_origin.share(response)
 
 
 def answer_failure(error: Exception) -> Response:
     """Answer a fault of ours: its cause goes into the log, not to the client."""
     report_failure(error)
-    return problem(SSEError(), current_call())
+    return current_state().cross_origin.share(problem(SSEError(), current_call()))
 
 
 def _log_streams(form: str) -> None:

@@ -83,6 +83,9 @@ backlog = 2048
 # Seconds in which the event loop must show life; it is not a limit on streams.
 timeout = 60
 
+# Bytes of a request line, as many as gunicorn can: a prompt in an EventSource's query is long.
+limit_request_line = 8190
+
 # Seconds an idle connection is kept, and seconds in which a request's head must come.
 keepalive = 5
 

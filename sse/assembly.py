@@ -48,6 +48,7 @@ def build(
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     drain = Drain()
+    cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
         table=table,
@@ -62,12 +63,13 @@ def build(
         monitor=Monitor(drain),
         drain=drain,
         limits=_limits(settings),
-        cross_origin=CrossOrigin(settings.cors_origins),
+        cross_origin=cross_origin,
         access=Access(
             passcodes=settings.passcodes,
             throttle=settings.throttle,
             trusted_proxies=settings.trusted_proxies,
             authorize=authorize,
+            cross_origin=cross_origin,
             limiter=limiter,
             is_open=settings.is_open(has_authorize=authorize is not None),
             store=store,

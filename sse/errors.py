@@ -55,6 +55,14 @@ class TargetNotAllowed(SSEError):
         super().__init__()
 
 
+class CrossSite(SSEError):
+    """A page of another site sent the request; the client is known by what its browser adds, such as a cookie."""
+
+    status = 403
+    code = "cross_site_request"
+    title = "Another site's page may not call with this site's login; SSE_CORS_ORIGINS can name its origin"
+
+
 class NotFound(SSEError):
     status = 404
     code = "not_found"
@@ -76,6 +84,12 @@ class MethodNotAllowed(SSEError):
         self.allowed = allowed
 
 
+class LengthRequired(SSEError):
+    status = 411
+    code = "length_required"
+    title = "The server passes on no request body without a Content-Length"
+
+
 class TooLarge(SSEError):
     status = 413
     code = "too_large"
@@ -86,6 +100,14 @@ class UnsupportedMediaType(SSEError):
     status = 415
     code = "unsupported_media_type"
     title = "The request body is not JSON"
+
+
+class UpgradeRequired(SSEError):
+    """WebSockets are not relayed; clients that try one first fall back to HTTP on this status."""
+
+    status = 426
+    code = "websocket_not_supported"
+    title = "WebSockets are not relayed: use HTTP"
 
 
 class Throttled(SSEError):

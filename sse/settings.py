@@ -12,11 +12,11 @@ import limits
 
 from .protocol.target.table import Upstream, parse_upstream
 from .relay.redis import check_storage_uri
-
-PREFIX = "SSE_"
+from .setting_name import PREFIX, check_below, find_key
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+# With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _upstreams(value: object) -> tuple[Upstream, ...]:
@@ -159,21 +159,29 @@ class Settings:
     relay_heartbeat: float = _key(_seconds, 0.0)
 
     @classmethod
+    def checks(cls) -> dict[str, Callable[[object], Any]]:
+        """Return for each key what checks its value."""
+        return {PREFIX + known.name.upper(): known.metadata["check"] for known in fields(cls)}
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
         """Return the settings that a Flask configuration holds.
 
-        :param config: all keys of the app; those that do not begin with `SSE_` are left alone.
-        :raises ValueError: for an unknown key or a bad value; the message names the key and shows no secret.
+        :param config: all keys of the app; those of others are left alone.
+        :raises ValueError: for a misspelt key or a bad value; the message names the key and shows no secret.
         """
-        checks = {PREFIX + known.name.upper(): known for known in fields(cls)}
+        checks = cls.checks()
         values = {}
         for key, value in config.items():
-            if not key.startswith(PREFIX):
+            meant = find_key(key, checks)
+            if meant is None:
+                # Another extension's, such as Flask-SSE's SSE_REDIS_URL.
                 continue
-            if key not in checks:
-                raise ValueError(f"{key} is not a setting; there are {', '.join(checks)}")
+            if key != meant:
+                raise ValueError(f"{key} is not a setting: did you mean {meant}?")
+            check_below(key, value, checks)
             try:
-                values[checks[key].name] = checks[key].metadata["check"](value)
+                values[key.removeprefix(PREFIX).lower()] = checks[key](value)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
         return cls(**values)

@@ -331,7 +331,7 @@ ALONE = {"relay": False, "client": False}
     ("parts", "config", "paths"),
     [
         pytest.param(
-            {"client": False}, {}, {"/forward-sse", "/upstream/<name>/", "/upstream/<name>/<path:path>"}, id="relay"
+            {"client": False}, {}, {"/forward-sse", "/upstream/<path:target>"}, id="relay"
         ),
         pytest.param(ALONE, {}, set(), id="own-streams-alone"),
         pytest.param({"relay": False}, {}, {"/sse-static/<name>"}, id="browser-client"),

@@ -53,7 +53,6 @@ NEVER_PASSED = [
     "Content-Disposition: attachment; filename=x.exe",
     "Strict-Transport-Security: max-age=0",
     'Alt-Svc: h3=":443"',
-    "WWW-Authenticate: Basic",
     "Proxy-Authenticate: Basic",
     "NEL: {}",
     "Report-To: {}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from ..errors import InvalidRequest
 
@@ -38,7 +38,19 @@ _TRACE = (("traceparent", "tracestate"), ("baggage",))
 _PASSED_BACK = re.compile(
     r"content-encoding|retry-after(?:-ms)?|(?:x-|apim-|x-amzn-|x-ms-|x-dashscope-)?request-?id"
     r"|(?:x-|anthropic-)?rate-?limit(?:-[a-z0-9-]+)?"
-    r"|x-should-retry|openai-processing-ms|openai-version|mcp-session-id|mcp-protocol-version"
+    r"|x-should-retry|openai-processing-ms|openai-version|mcp-session-id|mcp-protocol-version|www-authenticate"
+    r"|x-vercel-ai-ui-message-stream"
+)
+# Fields of a response that never pass: they would speak for the gateway's origin, or frame its own connection.
+_NEVER_PASSED = re.compile(
+    r"set-cookie2?|access-control-.*|location|content-(?:length|type|security-policy)|clear-site-data|refresh"
+    r"|strict-transport-security|service-worker-allowed|alt-svc|x-accel-.*|x-sendfile|connection|keep-alive|te|trailer|transfer-encoding|upgrade|proxy-.*|x-request-id"
+)
+# 5.3: "a sender MUST NOT generate multiple field lines with the same name in a message [...] unless that field's
+# definition allows multiple field line values to be recombined as a comma-separated list".
+_SINGLETONS = frozenset(
+    "authorization content-type content-range date from if-modified-since if-range if-unmodified-since last-event-id "
+    "max-forwards range user-agent x-api-key api-key".split()
 )
 _SAFE_TYPES = frozenset(
     "text/event-stream text/plain application/json application/ndjson application/x-ndjson application/jsonl".split()
@@ -64,6 +76,11 @@ def is_forwardable(name: str) -> bool:
     """Tell whether a request field of that name may go upstream at all: it is end-to-end and no part of the framing."""
     name = _same(name)
     return name not in _NEVER_SENT and not name.startswith(_NEVER_BEGINS)
+
+
+def is_passable(name: str) -> bool:
+    """Tell whether a response field of that name may pass to clients where an upstream's entry lists it."""
+    return is_field_name(name) and not _NEVER_PASSED.fullmatch(_same(name))
 
 
 def parse_fields(obj: object) -> list[tuple[str, str]]:
@@ -99,7 +116,7 @@ def encode_request_fields(
     :param replace: the upstream's own fields, which take the place of those of the same name.
     :param has_body: a body follows; it is JSON where no field says otherwise.
     :param accept: the one media type that is asked for; None leaves the client's choice.
-    :raises InvalidRequest: a field is invalid, or there are too many.
+    :raises InvalidRequest: a field is invalid, or occurs twice although it has one value, or there are too many.
     """
     given = _checked(pairs)
     if len(given) > MAX_FIELDS or sum([len(name) + len(value) + 4 for name, value in given]) > MAX_FIELD_BYTES:
@@ -117,6 +134,10 @@ def encode_request_fields(
         for pair in given
         if (same := pair[0].lower().replace("_", "-")) not in dropped and not same.startswith(_NEVER_BEGINS)
     ]
+    names_sent = [name.lower() for name, _ in fields]
+    for name in _SINGLETONS.intersection(names_sent):
+        if names_sent.count(name) > 1:
+            raise InvalidRequest(f"header: {name!r} occurs more than once")
     fields += [pair for same, pair in forced.items() if same not in names] + replace
     if has_body and "content-type" not in {name.lower() for name, _ in fields}:
         fields.append(("Content-Type", "application/json"))
@@ -133,13 +154,18 @@ def with_trace(pairs: list[tuple[str, str]], find: Callable[[str], str | None]) 
     return [*pairs, *((name, value) for name in wanted if (value := find(name)) is not None)]
 
 
-def response_fields(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the fields of an upstream's answer that the client gets, with a Content-Type that no browser runs."""
+def response_fields(pairs: Iterable[tuple[str, str]], *, listed: Container[str] = ()) -> list[tuple[str, str]]:
+    """Return the fields of an upstream's response that the client gets, with a Content-Type that no browser runs.
+
+    :param listed: names in lower case of more fields that pass.
+    """
     given = [(name, value.strip(_OWS)) for name, value in pairs if _FIELD_VALUE.fullmatch(value)]
     hop_by_hop = _nominated(given)
     types = {value for name, value in given if name.lower() == "content-type"}
     passed = [
-        (name, value) for name, value in given if _PASSED_BACK.fullmatch(name.lower()) and _same(name) not in hop_by_hop
+        (name, value)
+        for name, value in given
+        if ((lower := name.lower()) in listed or _PASSED_BACK.fullmatch(lower)) and _same(name) not in hop_by_hop
     ]
     return [("Content-Type", _safe_type(types)), *passed]
 

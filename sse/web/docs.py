@@ -12,8 +12,10 @@ from pydantic.json_schema import models_json_schema
 
 from ..errors import (
     AtCapacity,
+    CrossSite,
     Draining,
     InvalidRequest,
+    LengthRequired,
     MethodNotAllowed,
     NotFound,
     SSEError,
@@ -23,6 +25,7 @@ from ..errors import (
     TooManyStreams,
     Unauthenticated,
     UnsupportedMediaType,
+    UpgradeRequired,
     UpstreamBadResponse,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -42,7 +45,9 @@ RELAY_REFUSALS = (
     InvalidRequest,
     Unauthenticated,
     TargetNotAllowed,
+    CrossSite,
     MethodNotAllowed,
+    LengthRequired,
     TooLarge,
     Throttled,
     TooManyStreams,
@@ -203,7 +208,7 @@ def _upstream(state: State) -> dict[str, Any]:
             "description": _UPSTREAM,
             "parameters": [_REQUEST_ID, *([_LAST_EVENT_ID] if method == "get" else [])],
             **({} if method in ("get", "head") else {"requestBody": {"content": {"application/json": {}, "*/*": {}}}}),
-            "responses": _relayed(state, (*RELAY_REFUSALS, NotFound)),
+            "responses": _relayed(state, (*RELAY_REFUSALS, NotFound, UpgradeRequired)),
             "security": _security(state),
         }
     return {

@@ -68,15 +68,15 @@ class ForwardRequest(BaseModel):
     def encode_body(self) -> bytes | None:
         """Return the bytes of the upstream request's body, None for none.
 
-        :raises InvalidRequest: if it has no form in UTF-8.
+        :raises InvalidRequest: if it cannot be sent.
         """
         if self.body is None:
             return None
-        text = self.body if isinstance(self.body, str) else _compact(self.body)
         try:
+            text = self.body if isinstance(self.body, str) else _compact(self.body)
             return text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("body: a lone surrogate has no form in UTF-8") from error
+        except ValueError as error:
+            raise InvalidRequest("body: a lone surrogate, or a number beyond all bounds, cannot be sent") from error
 
 
 class Problem(BaseModel):
@@ -93,4 +93,4 @@ class Problem(BaseModel):
 
 
 def _compact(document: Any) -> str:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, current_app, jsonify, request, send_from_directory
 
-from ..errors import Throttled, Unauthenticated
+from ..errors import CrossSite, Throttled, Unauthenticated
 from .call import current_call
 from .state import State, current_state
 
@@ -91,8 +91,8 @@ def _source_url() -> str:
 def _may_call(state: State) -> bool:
     """Return whether the client of the current request may call upstreams; a wrong passcode counts as one tried."""
     try:
-        state.access.admit(request, current_call(), None)
-    except (Unauthenticated, Throttled):
+        state.access.admit(request, current_call())
+    except (CrossSite, Throttled, Unauthenticated):
         return False
     return True
 

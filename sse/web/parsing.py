@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import re
 import urllib.parse
 from typing import Any
 
 import pydantic
 from flask import Request
+from pydantic_core import from_json
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
-from ..errors import Draining, InvalidRequest, SSEError, TooLarge, UnsupportedMediaType
+from ..errors import Draining, InvalidRequest, LengthRequired, SSEError, TooLarge, UnsupportedMediaType
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason
 from ..relay.upstream.client import RETRY_AFTER
 from .model import ForwardRequest
 
+#: Where gunicorn's worker of the gateway puts a request's fields.
+FIELDS = "sse.fields"
+
 #: Levels a JSON request body may be nested.
 MAX_JSON_DEPTH = 64
-
-
-def _refuse_constant(name: str) -> None:
-    # RFC 8259, section 6: "Numeric values that cannot be represented in the grammar below (such as Infinity and NaN)
-    # are not permitted."
-    raise ValueError(name)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
@@ -34,10 +30,16 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
 
     :param most: bytes that it may have.
     :raises TooLarge: if it has more.
+    :raises LengthRequired: if the server does not pass on a body without a length.
     :raises Draining: if the process stops before it has arrived.
     :raises InvalidRequest: if it does not arrive.
     """
-    length = request.content_length
+    length, is_chunked = request.content_length, "chunked" in request.headers.get("Transfer-Encoding", "").lower()
+    if is_chunked and not request.environ.get("wsgi.input_terminated"):
+        # Such a server gives an empty body, and an upstream would answer, and charge for, an empty request.
+        raise LengthRequired
+    # Somebody else has begun to read it, and keeps what there was: a form's fields, for example.
+    was_taken = "stream" in vars(request) and getattr(request, "_cached_data", None) is None
     # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is asked for.
     request.max_content_length = most + 1
     try:
@@ -51,6 +53,8 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
         raise InvalidRequest("the request body is malformed") from error
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
+    if was_taken and len(body) < (length or is_chunked):
+        raise InvalidRequest("the site has read the request body already, so that nothing is left to relay")
     # Nor does it mind a body that ends early, where the server says that it ends what it reads.
     if len(body) < (length or 0):
         raise _not_arrived(exchange)
@@ -63,27 +67,29 @@ def _not_arrived(exchange: Exchange) -> SSEError:
     return InvalidRequest("the request body did not arrive whole")
 
 
-def read_document(request: Request, exchange: Exchange, most: int) -> tuple[Any, SSEError | None]:
-    """Return the JSON of a request, or why there is none.
+def read_document(request: Request, exchange: Exchange, most: int) -> Any:
+    """Return the JSON of a request.
 
-    :raises Draining: if the process stops before it has arrived; who calls is not known then.
+    :param most: bytes that it may have.
+    :raises UnsupportedMediaType: if it is something else.
+    :raises TooLarge: if it has more.
+    :raises InvalidRequest: if it does not arrive, or is malformed.
+    :raises Draining: if the process stops before it has arrived.
     """
-    try:
-        if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
-            raise UnsupportedMediaType("the request body must be application/json")
-        return _parse_json(read_body(request, exchange, most) or b""), None
-    except Draining:
-        raise
-    except SSEError as error:
-        return None, error
+    if request.mimetype != "application/json" and not request.mimetype.endswith("+json"):
+        raise UnsupportedMediaType("the request body must be application/json")
+    return _parse_json(read_body(request, exchange, most) or b"")
 
 
 def _parse_json(body: bytes) -> Any:
     try:
-        document = _DECODER.decode(body.decode())
-    except (ValueError, RecursionError) as error:
+        # RFC 8259, section 8.1: parsers "MAY ignore the presence of a byte order mark rather than treating it as an
+        # error". Section 6: "Numeric values that cannot be represented in the grammar below (such as Infinity and NaN)
+        # are not permitted."
+        document = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+    except ValueError as error:
         raise InvalidRequest("the request body is not JSON in UTF-8") from error
-    if _depth(document) > MAX_JSON_DEPTH:
+    if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH < _depth(document):
         raise InvalidRequest(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels")
     return document
 
@@ -116,20 +122,34 @@ def parse_call(document: Any) -> ForwardRequest:
         raise InvalidRequest(f"{where}: {first['msg']}") from error
 
 
-def raw_path(request: Request, name: str) -> str:
-    """Return the path behind the upstream's name as the client wrote it: decoding it would change what is sent."""
+def raw_path(request: Request, name: str, path: str) -> str:
+    """Return the path behind the upstream's name as the client wrote it: decoding it would change what is sent.
+
+    :param path: the same, decoded.
+    """
     raw = str(request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or "").partition("?")[0]
     _, found, rest = raw.partition(f"/upstream/{name}/")
-    if found:
-        return rest
-    # No server that keeps it, or a name written with escapes: then what was decoded is encoded again.
-    decoded = str(request.environ["PATH_INFO"]).partition(f"/upstream/{name}/")[2].encode("latin-1")
-    return urllib.parse.quote(decoded, safe="/:@!$&'()*+,;=~")
+    # Where the server does not keep it, or the name is written with escapes, what was decoded is encoded again.
+    return rest if found else urllib.parse.quote(path, safe="/:@!$&'()*+,;=~")
+
+
+#: Fields for the gateway or the site: credentials, the browser's page, CSRF tokens, and what proxies say of the client.
+_OWN = re.compile(
+    "x-passcode|cookie|origin|referer|x-request-id|x-csrf-?token|x-xsrf-token"
+    "|forwarded|x-forwarded-.*|x-real-ip|true-client-ip|cf-.*|via|cdn-loop"
+)
 
 
 def client_fields(request: Request, *, is_open: bool) -> list[tuple[str, str]]:
-    """Return a request's fields less the gateway's own credential and what the browser says of its page."""
-    own = {"x-passcode", "cookie", "origin", "referer", "x-request-id"}
-    if not is_open and not request.headers.get("X-Passcode"):
-        own.add("authorization")
-    return [(name, value) for name, value in request.headers.items() if name.lower() not in own]
+    """Return a request's fields without those that are for the gateway or the site."""
+    # Where there is no passcode, it is the upstream's; but what a browser sends by itself is for a proxy or the site.
+    is_basic = request.headers.get("Authorization", "").partition(" ")[0].lower() == "basic"
+    drops_authorization = is_basic or (not is_open and not request.headers.get("X-Passcode"))
+    # The gateway's own worker hands the fields on as they were sent: repeated ones apart, underscores as such.
+    fields = request.environ.get(FIELDS) or request.headers.items()
+    return [
+        (name.title(), value)
+        for name, value in fields
+        if not _OWN.fullmatch(same := name.lower().replace("_", "-"))
+        and not (drops_authorization and same == "authorization")
+    ]

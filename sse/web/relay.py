@@ -9,6 +9,7 @@ from flask import Request, Response
 
 from ..errors import ClientGone, Draining, SSEError
 from ..protocol.field import is_event_stream, response_fields
+from ..protocol.target.table import Upstream
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
@@ -49,9 +50,10 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def respond(self, wanted: UpstreamRequest) -> Response:
+    def respond(self, wanted: UpstreamRequest, entry: Upstream | None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
 
+        :param entry: the upstream's in the table; None for a public target.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
         report = StreamReport(self._call, self._state.metrics)
@@ -67,7 +69,10 @@ class Relay:
             self._call.end = _unopened(error, self.exchange)
             raise
         report.answer(upstream.status)
-        fields = response_fields(upstream.fields)
+        fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
+        if wanted.method == "HEAD":
+            # RFC 9110, section 9.3.2: the fields of a HEAD "as if the request method had been GET".
+            fields.extend([field for field in upstream.fields if field[0].lower() == "content-length"][:1])
         named = {name.lower(): value for name, value in fields}
         pump = self._pump(upstream, named, report)
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ...errors import InvalidRequest, TargetNotAllowed
-from ..field import is_field_name, is_field_value, is_forwardable
+from ..field import is_field_name, is_field_value, is_forwardable, is_passable
 from .address import is_literal, is_local, is_public, parse_literal
 from .host import is_dns
 from .parse import Target, join_target, parse_target
@@ -20,11 +20,13 @@ class Upstream:
 
     :param base: covers the targets below it.
     :param headers: fields that replace the client's; secrets, so in no repr.
+    :param response_headers: names in lower case of more fields of its responses that pass to clients.
     """
 
     name: str
     base: Target
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    response_headers: frozenset[str] = frozenset()
 
     def covers(self, target: Target) -> bool:
         """Tell whether scheme, host, port and whole path segments match."""
@@ -36,7 +38,7 @@ class Upstream:
 
 
 def parse_upstream(name: object, entry: object) -> Upstream:
-    """Return the upstream that a table's entry describes: a URL, or an object of `url` and `headers`.
+    """Return the upstream that a table's entry describes: a URL, or an object with one.
 
     :raises ValueError: if it is none; the message names it, and shows no field's value.
     """
@@ -44,8 +46,9 @@ def parse_upstream(name: object, entry: object) -> Upstream:
         raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -, or begins with a dot")
     if isinstance(entry, str):
         entry = {"url": entry}
-    if not isinstance(entry, Mapping) or not set(entry) <= {"url", "headers"} or not isinstance(entry.get("url"), str):
-        raise ValueError(f"{name!r} must be a URL, or an object of url and headers")
+    keys = {"url", "headers", "response_headers"}
+    if not isinstance(entry, Mapping) or not set(entry) <= keys or not isinstance(entry.get("url"), str):
+        raise ValueError(f"{name!r} must be a URL, or an object of url, headers and response_headers")
     try:
         base = parse_target(entry["url"])
     except (InvalidRequest, TargetNotAllowed) as error:
@@ -54,7 +57,12 @@ def parse_upstream(name: object, entry: object) -> Upstream:
         raise ValueError(f"the URL of {name!r} must have no query")
     if is_literal(base.host) and _is_nobody(ipaddress.ip_address(base.host)):
         raise ValueError(f"the URL of {name!r} names an address that no server has")
-    return Upstream(name=name, base=base, headers=_parse_headers(name, entry.get("headers", {})))
+    return Upstream(
+        name=name,
+        base=base,
+        headers=_parse_headers(name, entry.get("headers", {})),
+        response_headers=_parse_response_headers(name, entry.get("response_headers", [])),
+    )
 
 
 def _is_nobody(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
@@ -72,6 +80,15 @@ def _parse_headers(name: str, headers: object) -> tuple[tuple[str, str], ...]:
     if len({field_name.lower() for field_name in headers}) < len(headers):
         raise ValueError(f"the headers of {name!r} name one field twice")
     return tuple(headers.items())
+
+
+def _parse_response_headers(name: str, headers: object) -> frozenset[str]:
+    if not isinstance(headers, list | tuple) or not all(isinstance(field_name, str) for field_name in headers):
+        raise ValueError(f"the response_headers of {name!r} must be a list of field names")
+    for field_name in headers:
+        if not is_passable(field_name):
+            raise ValueError(f"the response_headers of {name!r} list a field that cannot pass: {field_name!r}")
+    return frozenset(field_name.lower() for field_name in headers)
 
 
 class UpstreamTable:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import NoReturn
 
 from flask import Request
 from flask_limiter import Limiter
@@ -15,10 +17,14 @@ from flask_limiter import Limiter
 from ...errors import Unauthenticated
 from ...relay.redis import SharedStore, nothing
 from ..call import Call
+from .origin import CrossOrigin
 from .throttle import Limit, Throttle
+from .unknown import UnknownBodies
 
-#: What an embedder may give to tell its users apart: the client's name, or None for nobody we know.
+#: A site's callback: it returns the client's name; None, and all that is not a string or is empty, is a stranger.
 Authorize = Callable[[Request], "str | None"]
+
+log = logging.getLogger("sse")
 
 #: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
 GUESSES = "60 per 10 second"
@@ -40,6 +46,7 @@ class Access:
     :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
     :param trusted_proxies: how many proxies in front are believed about the client's address.
     :param authorize: the site's own answer to who calls; asked before the passcodes.
+    :param cross_origin: the origins whose pages may use a login of the site's.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether anybody may call.
     :param store: what processes share, if they do; the site's own Limiter counts where it counts.
@@ -53,12 +60,14 @@ class Access:
         throttle: str,
         trusted_proxies: int,
         authorize: Authorize | None,
+        cross_origin: CrossOrigin,
         limiter: Limiter | None,
         is_open: bool,
         store: SharedStore | None = None,
         on_unavailable: Callable[[], object] = nothing,
     ) -> None:
         self._authorize = authorize
+        self._cross_origin = cross_origin
         self.is_open = is_open
         self._trusted_proxies = trusted_proxies
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
@@ -70,24 +79,87 @@ class Access:
         self._anonymous = counts.limit(guesses, _ADDRESS, scope="sse-anonymous")
         self._guess = counts.limit(guesses, _ADDRESS, scope="sse-guess")
         self._guessed = counts.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
+        self.unknown_bodies = UnknownBodies()
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
         self._guesses_until = 0.0
 
-    def admit(self, request: Request, call: Call, passcode: str | None) -> None:
-        """Set the client's name and address in a call, and count it.
+    def admit(self, request: Request, call: Call) -> None:
+        """Set who sent a request, by its fields, and count it.
 
-        :param passcode: the one in the request's JSON, if there is any; the request's fields are looked at here.
-        :raises Throttled: if it called too often, or failed too often.
+        :raises Throttled: if the client called too often, or failed too often.
         :raises Unauthenticated: if a credential is needed and there is none, or a wrong one.
+        :raises CrossSite: if a foreign page used the login of this site.
         """
-        call.address = client_address(request, trusted_proxies=self._trusted_proxies)
-        request.environ[_ADDRESS] = call.address
-        name, limits = self._identify(request, passcode)
+        if not self.recognize(request, call):
+            self.admit_by_passcode(request, call, None)
+
+    def recognize(self, request: Request, call: Call) -> bool:
+        """Do what `admit` does, except that False is returned if the fields hold no credential and the body may.
+
+        :raises Throttled: also if so many requests of the address were refused that no further body is read.
+        """
+        call.address = request.environ[_ADDRESS] = client_address(request, trusted_proxies=self._trusted_proxies)
+        name = self._authorize(request) if self._authorize is not None else None
+        if isinstance(name, str) and name:
+            self._cross_origin.check_site(request)
+            self._count(request, call, name)
+            return True
+        if name:
+            log.warning("authorize returned %s instead of a name, so the client counts as unknown", type(name).__name__)
+        if credentials := _field_credentials(request):
+            self._admit_by(request, call, credentials)
+        elif self.is_open:
+            self._count(request, call, None)
+        else:
+            self.unknown_bodies.check(call.address)
+            return False
+        return True
+
+    def admit_by_passcode(self, request: Request, call: Call, passcode: str | None) -> None:
+        """Admit a request that `recognize` did not, by a passcode in its body.
+
+        :raises Throttled: if the client called too often, or failed too often.
+        :raises Unauthenticated: if it is no passcode.
+        """
+        self._admit_by(request, call, [_encode(passcode)] if passcode else [])
+
+    def confirm(self, request: Request, call: Call, passcode: str | None) -> None:
+        """Check the passcode in the body of a request that was admitted by another one in its fields.
+
+        :raises Throttled: if the client failed too often.
+        :raises Unauthenticated: if it is no passcode.
+        """
+        if passcode and self._digests and _field_credentials(request) and self._find([_encode(passcode)]) is None:
+            self.refuse(request, is_guess=True)
+
+    def refuse(self, request: Request, *, is_guess: bool) -> NoReturn:
+        """Count and refuse a request without a valid credential.
+
+        :param is_guess: whether it had one at all: to have none is no guess.
+        :raises Throttled: if the address failed too often.
+        :raises Unauthenticated: otherwise.
+        """
+        if is_guess:
+            self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
+        self._throttle.count(request, self._guess if is_guess else self._anonymous)
+        raise Unauthenticated
+
+    def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
+        name = self._find(credentials) if credentials else None
+        if name is None and not self.is_open:
+            self.refuse(request, is_guess=bool(credentials))
+        if credentials and self._digests and not self.is_open and self._may_have_guessed():
+            # While locked out, correct credentials are refused too.
+            self._count(request, call, name, self._guessed)
+        else:
+            self._count(request, call, name)
+
+    def _count(self, request: Request, call: Call, name: str | None, *limits: Limit) -> None:
         call.name = name and name[:MAX_LOGGED_NAME]
         call.client = request.environ[_CLIENT] = f"name:{name}" if name is not None else f"address:{call.address}"
         if self._calls is not None:
-            limits.append(self._calls)
+            limits = (*limits, self._calls)
         if limits:
             # All at once, because with a shared store each count is a round trip.
             self._throttle.count(request, *limits)
@@ -99,21 +171,6 @@ class Access:
     def rate_limit_fields(self, request: Request) -> list[tuple[str, str]]:
         """Return what the throttle says of a request, as response fields."""
         return self._throttle.fields(request, only_exceeded=self._calls is None)
-
-    def _identify(self, request: Request, passcode: str | None) -> tuple[str | None, list[Limit]]:
-        """Return the client's name, None for a stranger where anybody may call, and the limits that hold for it."""
-        if self._authorize is not None and (name := self._authorize(request)) is not None:
-            return name, []
-        credentials = _credentials(request, passcode)
-        name = self._find(credentials) if credentials else None
-        if name is None and not self.is_open:
-            if credentials:
-                self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
-            self._throttle.count(request, self._guess if credentials else self._anonymous)
-            raise Unauthenticated
-        is_guarded = credentials and self._digests and not self.is_open and self._may_have_guessed()
-        # While locked out, correct credentials are refused too.
-        return name, [self._guessed] if is_guarded else []
 
     def _may_have_guessed(self) -> bool:
         # To ask costs as much as the throttle itself, and mostly nobody has.
@@ -137,19 +194,15 @@ def _digest(passcode: bytes) -> bytes:
     return hashlib.sha256(passcode).digest()
 
 
-def _credentials(request: Request, passcode: str | None) -> list[bytes]:
-    """Return the one credential of a request, in each way its bytes can be meant.
+def _field_credentials(request: Request) -> list[bytes]:
+    """Return the one credential in a request's fields, in each way its bytes can be meant.
 
-    The query is not looked at: it ends up in logs.
-
-    :param passcode: the one in the request's JSON, which goes first.
+    The query is not looked at: it is written to logs.
     """
-    if passcode:
-        return [_encode(passcode)]
     value = request.headers.get("X-Passcode") or bearer(request)
     if not value:
         return []
-    # What came as latin-1 (all that `fetch` can send in a field), and what came as UTF-8 (all that curl can).
+    # As latin-1 (all that `fetch` can send in a field), and as UTF-8 (all that curl can).
     return [_encode(value), value.encode("latin-1", "replace")]
 
 

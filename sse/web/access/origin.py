@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
-from flask import Response, request
+from flask import Request, Response, request
+
+from ...errors import CrossSite
 
 #: Seconds for which a browser keeps the result of a preflight.
 PREFLIGHT_AGE = "600"
@@ -26,6 +29,9 @@ _UNNAMED = frozenset(name.lower() for name in EXPOSED) | frozenset(
     "last-modified pragma referrer-policy set-cookie vary x-accel-buffering x-content-type-options".split()
 )
 
+#: Schemes of `Authorization` that browsers add by themselves; "" stands for none: for an address or a certificate.
+_AMBIENT_SCHEMES = frozenset(["", "basic", "digest", "negotiate", "ntlm"])
+
 
 class CrossOrigin:
     """The origins of `SSE_CORS_ORIGINS`.
@@ -40,6 +46,21 @@ class CrossOrigin:
     def names(self, origin: str) -> bool:
         """Tell whether an origin is named; `*` names none."""
         return origin in self._named
+
+    def check_site(self, request: Request) -> None:
+        """Check that no foreign page sent a request whose client is known by what browsers add by themselves.
+
+        :raises CrossSite: if one did, and its origin is not named.
+        """
+        fields = request.headers
+        scheme = fields.get("Authorization", "").partition(" ")[0].lower()
+        if "Cookie" not in fields and scheme not in _AMBIENT_SCHEMES:
+            # A page must know such a credential to send it.
+            return
+        origin, site = fields.get("Origin", ""), fields.get("Sec-Fetch-Site")
+        is_foreign = site == "cross-site" if site else origin and urlsplit(origin).netloc != request.host
+        if is_foreign and origin not in self._named:
+            raise CrossSite
 
     def share(self, response: Response) -> Response:
         """Let scripts of the allowed origins read a response; if it answers a preflight, let them send the request."""

@@ -9,15 +9,17 @@ from .demonstration import ticks
 from .forward import forward
 from .metrics import metrics
 from .refusal import METHODS, refuse
-from .upstream import upstream
+from .upstream import refuse_websocket, upstream
 
 
 def relay_blueprint() -> Blueprint:
     """Return the relay's endpoints."""
     blueprint = Blueprint("sse_relay", __name__)
     blueprint.add_url_rule("/forward-sse", view_func=forward, methods=(*METHODS, "OPTIONS"))
-    blueprint.add_url_rule("/upstream/<name>/", view_func=upstream, methods=METHODS)
-    blueprint.add_url_rule("/upstream/<name>/<path:path>", view_func=upstream, methods=METHODS)
+    # One rule, so that no slash is added or removed by a redirect, which preflights may not follow.
+    rule = "/upstream/<path:target>"
+    blueprint.add_url_rule(rule, view_func=upstream, methods=METHODS, merge_slashes=False)
+    blueprint.add_url_rule(rule, view_func=refuse_websocket, methods=["GET"], merge_slashes=False, websocket=True)
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 

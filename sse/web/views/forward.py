@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from flask import Response
+from typing import Any
 
+from flask import Request, Response
+
+from ...errors import InvalidRequest, LengthRequired, Throttled, TooLarge, Unauthenticated, UnsupportedMediaType
 from ...protocol.field import encode_request_fields, parse_fields, with_trace
 from ...protocol.target.parse import parse_target
+from ...relay.exchange import Exchange
 from ...relay.upstream.adapter import UpstreamRequest
-from ..call import current_request
+from ..access.access import Access
+from ..access.unknown import MAX_BODY
+from ..call import Call, current_request
 from ..parsing import parse_call, read_document
 from ..relay import Relay
 from ..report import PUBLIC
-from ..state import current_state
+from ..state import State, current_state
 from .refusal import check_method
 
 ALLOWED = ("POST", "OPTIONS")
@@ -23,14 +29,9 @@ def forward() -> Response:
         return options
     (request, call), state = current_request(), current_state()
     with Relay(request, call, state) as relay:
-        document, failure = read_document(request, relay.exchange, state.settings.max_body)
-        passcode = document.get("passcode") if isinstance(document, dict) else None
-        # A request that makes no sense counts too, so who calls and how often comes first.
-        state.access.admit(request, call, passcode if isinstance(passcode, str) else None)
-        if failure is not None:
-            raise failure
+        document = _read(request, call, state, relay.exchange)
         asked = parse_call(document)
-        target = parse_target(asked.targetUrl)
+        target = parse_target(asked.targetUrl.strip(" \t\r\n"))
         upstream = state.table.match(target)
         call.upstream = upstream.name if upstream else PUBLIC
         body = asked.encode_body()
@@ -39,6 +40,39 @@ def forward() -> Response:
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", call.id)),
             has_body=bool(body),
         )
-        return relay.respond(
-            UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=call.client)
-        )
+        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=call.client)
+        return relay.respond(wanted, upstream)
+
+
+def _read(request: Request, call: Call, state: State, exchange: Exchange) -> Any:
+    """Return the JSON of a request that has been admitted, by its fields or by its passcode.
+
+    A request that makes no sense counts too, so who calls and how often comes first.
+    """
+    access, most = state.access, state.settings.max_body
+    if access.recognize(request, call):
+        document = read_document(request, exchange, most)
+        access.confirm(request, call, _passcode(document))
+        return document
+    try:
+        return _read_unknown(request, call, access, exchange, most)
+    except (Throttled, TooLarge, Unauthenticated):
+        access.unknown_bodies.count(call.address, min(request.content_length or MAX_BODY, MAX_BODY))
+        raise
+
+
+def _read_unknown(request: Request, call: Call, access: Access, exchange: Exchange, most: int) -> Any:
+    try:
+        document = read_document(request, exchange, min(most, MAX_BODY))
+    except TooLarge as error:
+        hint = "" if most <= MAX_BODY else "; with the passcode in X-Passcode it may be longer"
+        raise TooLarge(error.detail + hint) from error
+    except (InvalidRequest, LengthRequired, UnsupportedMediaType):
+        access.refuse(request, is_guess=False)
+    access.admit_by_passcode(request, call, _passcode(document))
+    return document
+
+
+def _passcode(document: Any) -> str | None:
+    passcode = document.get("passcode") if isinstance(document, dict) else None
+    return passcode if isinstance(passcode, str) else None

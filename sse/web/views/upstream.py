@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Response
 
-from ...errors import NotFound
+from ...errors import NotFound, UpgradeRequired
 from ...protocol.field import encode_request_fields
 from ...relay.upstream.adapter import UpstreamRequest
 from ..call import current_request
@@ -13,23 +13,36 @@ from ..relay import Relay
 from ..state import current_state
 
 
-def upstream(name: str, path: str = "") -> Response:
-    """Relay the request to an upstream of the table."""
+def upstream(target: str) -> Response:
+    """Relay the request to an upstream of the table.
+
+    :param target: the upstream's name and, behind a slash, the path, which is the upstream's own, slashes and all.
+    """
     (request, call), state = current_request(), current_state()
+    name, _, path = target.partition("/")
     with Relay(request, call, state) as relay:
-        state.access.admit(request, call, None)
+        state.access.admit(request, call)
         entry = state.table.get(name)
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
         call.upstream = name
         body = read_body(request, relay.exchange, state.settings.max_body)
-        target = state.table.join(entry, raw_path(request, name), request.query_string.decode("latin-1"))
         fields = encode_request_fields(
             client_fields(request, is_open=state.access.is_open),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
             has_body=bool(body),
             accept=None,
         )
-        return relay.respond(
-            UpstreamRequest(method=request.method, target=target, fields=fields, body=body, client=call.client)
+        wanted = UpstreamRequest(
+            method=request.method,
+            target=state.table.join(entry, raw_path(request, name, path), request.query_string.decode("latin-1")),
+            fields=fields,
+            body=body,
+            client=call.client,
         )
+        return relay.respond(wanted, entry)
+
+
+def refuse_websocket(target: str) -> Response:
+    """Refuse to switch to WebSockets, such that clients fall back to HTTP."""
+    raise UpgradeRequired
