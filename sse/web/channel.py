@@ -1,0 +1,146 @@
+"""Publish to channels and read them, from the views of a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from flask import Flask, Response, current_app, request
+
+from ..errors import Draining, InvalidRequest
+from ..protocol.event import ServerSentEvent
+from ..relay.channel.history import check_channel
+from ..relay.channel.hub import MAX_CHANNELS
+from ..relay.channel.reader import ChannelReader
+from ..relay.drain import Phase
+from ..relay.exchange import Exchange, Limits
+from ..relay.stream.end import StreamEnd
+from ..relay.stream.pump import Pump
+from ..relay.upstream.client import RETRY_AFTER
+from .access.access import client_address
+from .call import Call, current_call
+from .own import Event, client_socket, last_event_id
+from .report import StreamReport
+from .response import STREAM_FIELDS, PumpResponse
+from .state import State, state_of
+
+
+def publish(
+    app: Flask, channel: str, data: Event, *, event: str | None = None, retry: int | None = None
+) -> str:
+    """Publish an event and return its id.
+
+    :raises ValueError: for a bad channel name, an id of one's own, or an event above `SSE_CHANNEL_MAX_EVENT`.
+    :raises TypeError: if the data is no event.
+    :raises StoreUnavailable: if nothing was published.
+    """
+    state = state_of(app)
+    made = _event(app, data, event, retry)
+    if len(made.encode()) > state.settings.channel_max_event:
+        raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
+    return state.channels.publish(check_channel(channel), made)
+
+
+def _event(app: Flask, data: Event, event: str | None, retry: int | None) -> ServerSentEvent:
+    if isinstance(data, ServerSentEvent):
+        if data.id is not None:
+            raise ValueError("an event of a channel gets its id when it is published; id must be None")
+        return ServerSentEvent(
+            data=data.data, event=event if event is not None else data.event, retry=data.retry if retry is None else retry
+        )
+    text = data if isinstance(data, str) else app.json.dumps(data)
+    return ServerSentEvent(data=text, event=event, retry=retry)
+
+
+def subscribe(
+    *channels: str,
+    since: str | None = None,
+    replay: int = 0,
+    duration: float | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the event stream of some channels, as the response to the current request.
+
+    :param since: the last event ID that the client has had; None: what the request says.
+    :param replay: past events that a client without an id gets, at most.
+    :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
+    :param headers: more response fields.
+    :raises InvalidRequest: for a malformed id, or more than 16 channels.
+    :raises TooManyStreams: if the client reads as much as it may; AtCapacity: if the process does.
+    :raises StoreUnavailable: if the channels cannot be read.
+    :raises ValueError: for a bad channel name.
+    """
+    if not 1 <= len(channels) <= MAX_CHANNELS:
+        raise InvalidRequest(f"a stream reads 1 to {MAX_CHANNELS} channels, not {len(channels)}")
+    state, call = state_of(current_app), current_call()
+    if state.drain.phase() >= Phase.FINISHING:
+        raise Draining(retry_after=RETRY_AFTER)
+    if request.method == "HEAD":
+        return _finished(Response(status=200), call, headers)
+    with ExitStack() as stack:
+        call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
+        call.client = call.client or f"address:{call.address}"
+        stack.callback(state.readers.take(call.client))
+        reader = _reader(state, [check_channel(name) for name in channels], since, replay)
+        if reader is None:
+            # WHATWG HTML, section 9.2.3: 204 makes an EventSource fail the connection, and not come back.
+            return _finished(Response(status=204), call, headers)
+        stack.callback(reader.close)
+        pump = _pump(state, call, reader, duration, stack)
+    response = PumpResponse(pump, status=200)
+    call.close_unsent = pump.close_unsent
+    return _finished(response, call, headers)
+
+
+def _reader(state: State, channels: list[str], since: str | None, replay: int) -> ChannelReader | None:
+    try:
+        return state.channels.subscribe(
+            channels, since=last_event_id() if since is None else since, replay=replay
+        )
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _finished(response: Response, call: Call, headers: Mapping[str, str] | None) -> Response:
+    response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+    response.headers.update(headers or {})
+    for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _pump(state: State, call: Call, reader: ChannelReader, duration: float | None, stack: ExitStack) -> Pump:
+    """Return the body of the response, which from now on holds what the stack holds."""
+    settings = state.settings
+    limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
+    exchange = Exchange(client_socket(request), limits)
+    exchange.upstream.attach(reader)
+    call.upstream = f"own:{request.endpoint}"
+    report = StreamReport(call, state.metrics)
+    report.begin()
+    stack.callback(report.finish)
+    state.monitor.add(exchange)
+    stack.callback(state.monitor.discard, exchange)
+    exchange.watch_client()
+    held = ExitStack()
+
+    def on_end(end: StreamEnd) -> None:
+        held.close()
+        report.tell(end)
+
+    pump = Pump(
+        reader,
+        exchange,
+        status=200,
+        is_event_stream=True,
+        heartbeat=settings.heartbeat,
+        is_framed=request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+        on_end=on_end,
+    )
+    held.push(stack.pop_all())
+    return pump
+
+
+#: What the generic endpoint asks before it lets a request read a channel.
+MayRead = Any
