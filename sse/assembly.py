@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flask_limiter import Limiter
 
 from .demo.server import DemonstrationServer
 from .protocol.target.table import UpstreamTable, parse_upstream
+from .relay.channel.history import HistoryLimits
+from .relay.channel.hub import Channels
 from .relay.drain import Drain
 from .relay.exchange import Limits
 from .relay.lease import leases_in
 from .relay.monitor import Monitor
-from .relay.redis import SharedStore, nothing
+from .relay.redis import SharedStore, connect, nothing
+from .relay.redis_error import store_errors
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
@@ -59,6 +63,14 @@ def build(
             per_client=settings.max_streams_per_client,
             on_unavailable=_on_unavailable(metrics, "leases"),
         ),
+        channels=_channels(settings),
+        readers=leases_in(
+            store,
+            total=settings.max_readers,
+            per_client=settings.max_readers_per_client,
+            kind="readers",
+            on_unavailable=_on_unavailable(metrics, "leases"),
+        ),
         metrics=metrics,
         monitor=Monitor(drain),
         drain=drain,
@@ -83,6 +95,20 @@ def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
     dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
     pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
     return UpstreamClient(UpstreamAdapter(pool))
+
+
+def _channels(settings: Settings) -> Channels:
+    limits = HistoryLimits(
+        events=settings.channel_history,
+        seconds=settings.channel_history_seconds,
+        bytes=settings.channel_history_bytes,
+    )
+    if settings.storage_uri == "memory://":
+        return Channels(limits)
+    from .relay.channel.redis import RedisFeed
+
+    connecting = partial(connect, settings.storage_uri)
+    return Channels(limits, lambda hub: RedisFeed(hub, limits, connecting, store_errors()))
 
 
 def _limits(settings: Settings) -> Limits:

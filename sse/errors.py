@@ -63,6 +63,20 @@ class CrossSite(SSEError):
     title = "Another site's page may not call with this site's login; SSE_CORS_ORIGINS can name its origin"
 
 
+class ChannelNotAllowed(SSEError):
+    """The site's rule does not let the request read a channel.
+
+    It takes no detail: the refusal is the same whether there is such a channel or not.
+    """
+
+    status = 403
+    code = "channel_not_allowed"
+    title = "The channel is not allowed"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class NotFound(SSEError):
     status = 404
     code = "not_found"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from flask import Flask, Response, current_app, request
 
@@ -26,9 +25,7 @@ from .response import STREAM_FIELDS, PumpResponse
 from .state import State, state_of
 
 
-def publish(
-    app: Flask, channel: str, data: Event, *, event: str | None = None, retry: int | None = None
-) -> str:
+def publish(app: Flask, channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
     """Publish an event and return its id.
 
     :raises ValueError: for a bad channel name, an id of one's own, or an event above `SSE_CHANNEL_MAX_EVENT`.
@@ -47,7 +44,9 @@ def _event(app: Flask, data: Event, event: str | None, retry: int | None) -> Ser
         if data.id is not None:
             raise ValueError("an event of a channel gets its id when it is published; id must be None")
         return ServerSentEvent(
-            data=data.data, event=event if event is not None else data.event, retry=data.retry if retry is None else retry
+            data=data.data,
+            event=event if event is not None else data.event,
+            retry=data.retry if retry is None else retry,
         )
     text = data if isinstance(data, str) else app.json.dumps(data)
     return ServerSentEvent(data=text, event=event, retry=retry)
@@ -66,10 +65,9 @@ def subscribe(
     :param replay: past events that a client without an id gets, at most.
     :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
     :param headers: more response fields.
-    :raises InvalidRequest: for a malformed id, or more than 16 channels.
+    :raises InvalidRequest: for a bad channel name, a malformed id, or more than 16 channels.
     :raises TooManyStreams: if the client reads as much as it may; AtCapacity: if the process does.
     :raises StoreUnavailable: if the channels cannot be read.
-    :raises ValueError: for a bad channel name.
     """
     if not 1 <= len(channels) <= MAX_CHANNELS:
         raise InvalidRequest(f"a stream reads 1 to {MAX_CHANNELS} channels, not {len(channels)}")
@@ -82,7 +80,7 @@ def subscribe(
         call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
         call.client = call.client or f"address:{call.address}"
         stack.callback(state.readers.take(call.client))
-        reader = _reader(state, [check_channel(name) for name in channels], since, replay)
+        reader = _reader(state, channels, since, replay)
         if reader is None:
             # WHATWG HTML, section 9.2.3: 204 makes an EventSource fail the connection, and not come back.
             return _finished(Response(status=204), call, headers)
@@ -93,11 +91,10 @@ def subscribe(
     return _finished(response, call, headers)
 
 
-def _reader(state: State, channels: list[str], since: str | None, replay: int) -> ChannelReader | None:
+def _reader(state: State, channels: tuple[str, ...], since: str | None, replay: int) -> ChannelReader | None:
     try:
-        return state.channels.subscribe(
-            channels, since=last_event_id() if since is None else since, replay=replay
-        )
+        channels = tuple(map(check_channel, channels))
+        return state.channels.subscribe(channels, since=last_event_id() if since is None else since, replay=replay)
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
 
@@ -140,7 +137,3 @@ def _pump(state: State, call: Call, reader: ChannelReader, duration: float | Non
     )
     held.push(stack.pop_all())
     return pump
-
-
-#: What the generic endpoint asks before it lets a request read a channel.
-MayRead = Any

@@ -6,7 +6,11 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
+import gevent
+
 from ...protocol.event import ServerSentEvent
+from ..stream.end import EndReason
+from ..stream.source import TruncatedBody
 from .bell import Bells
 from .history import Channel, Entry, Numbering
 
@@ -14,8 +18,10 @@ from .history import Channel, Entry, Numbering
 READ_SIZE = 64 * 1024
 
 
-class Overtaken(Exception):
+class Overtaken(TruncatedBody):
     """The history has dropped events that a reader has not had yet."""
+
+    reason = EndReason.TOO_SLOW
 
 
 class ChannelReader:
@@ -138,7 +144,8 @@ class ChannelReader:
         self._wake = wake
         self._bells.use_loop()
         if self._has_news():
-            wake()
+            # Later, because what subscribes is not ready yet.
+            gevent.get_hub().loop.run_callback(self.ring)
         return self._unsubscribe
 
     def _unsubscribe(self) -> None:

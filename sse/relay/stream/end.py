@@ -18,6 +18,9 @@ class EndReason(enum.StrEnum):
     SEND_TIMEOUT = "send_timeout"
     MAX_DURATION = "max_duration"
     DRAINING = "draining"
+    STOPPED = "stopped"  #: a client stopped what was recorded
+    RECORDER_LOST = "recorder_lost"  #: the process that recorded has gone
+    TOO_SLOW = "too_slow"  #: what the client reads next is not kept any more
     UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response says why
     INTERNAL_ERROR = "internal_error"
 

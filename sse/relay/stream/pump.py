@@ -132,8 +132,8 @@ class Pump:
                 exchange.cancel(EndReason.DRAINING)
         try:
             piece = self.source.read()
-        except TruncatedBody:
-            return self._abort(upstream.reason or EndReason.UPSTREAM_TRUNCATED)
+        except TruncatedBody as error:
+            return self._abort(upstream.reason or error.reason, event_id=error.event_id)
         except Exception as error:
             self._outcome = EndReason.INTERNAL_ERROR
             return self._abort(upstream.reason or self._outcome, error)
@@ -184,14 +184,14 @@ class Pump:
         self._end = End(None)
         return self._end
 
-    def _abort(self, reason: EndReason, error: BaseException | None = None) -> Step:
+    def _abort(self, reason: EndReason, error: BaseException | None = None, *, event_id: str | None = None) -> Step:
         self._outcome = reason
         for tap in self._taps:
             tap.finish()
         self._end = End(error or StreamAborted(reason))
         if self._boundary is not None and self._boundary.at_boundary and self.exchange.client.reason is None:
             self._pause = Pause(ERROR_EVENT_DELAY)
-            return encode_error(reason)
+            return encode_error(reason, event_id)
         return self._end
 
     def fail(self, error: BaseException) -> End:
@@ -314,7 +314,7 @@ def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
     return piece
 
 
-def encode_error(reason: EndReason) -> bytes:
+def encode_error(reason: EndReason, id: str | None = None) -> bytes:
     """Return the event that precedes the abort where one can be sent."""
     retry = random.choice(RETRY_TIMES) if reason is EndReason.DRAINING else None
-    return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)}), retry=retry).encode()
+    return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)}), id=id, retry=retry).encode()

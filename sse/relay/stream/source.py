@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from .end import EndReason
+
 
 class TruncatedBody(Exception):
     """A source ended, or became malformed, before its own framing said that it ends."""
+
+    reason: EndReason = EndReason.UPSTREAM_TRUNCATED
+    #: The id of the error event, so that an EventSource comes back behind it; None for none.
+    event_id: str | None = None
 
 
 class Source(Protocol):
