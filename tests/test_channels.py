@@ -203,7 +203,7 @@ def test_readers_that_wait_take_no_greenlet(fast_site: Site) -> None:
         for client in clients:
             first_id(client)
         # A first piece may be here before its greenlet has ended.
-        eventually(lambda: int(fast_site.ask("GET", "/greenlets")[1]) == before, "their greenlets are still there")
+        eventually(lambda: int(fast_site.ask("GET", "/greenlets")[1]) <= before, "their greenlets are still there")
         fast_site.publish("a", "all")
         for client in clients:
             client.read_until(b"data: all\n\n")
