@@ -138,7 +138,7 @@ class SSE:
         :raises ValueError: for a bad channel name, an event with an `id`, or one above `SSE_CHANNEL_MAX_EVENT`.
         :raises StoreUnavailable: if the event was not published; no reader gets it.
         """
-        return publish(current_app, channel, data, event=event, retry=retry)
+        return publish(channel, data, event=event, retry=retry)
 
     def subscribe(
         self,

@@ -69,6 +69,6 @@ def publish(channel: str, data: str, event: str | None) -> None:
         )
     text = sys.stdin.read().removesuffix("\n") if data == "-" else data
     try:
-        click.echo(publish_event(current_app, channel, text, event=event))
+        click.echo(publish_event(channel, text, event=event))
     except (SSEError, ValueError) as error:
         raise click.ClickException(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -17,6 +18,7 @@ from ..relay.exchange import Exchange, Limits
 from ..relay.stream.end import StreamEnd
 from ..relay.stream.pump import Pump
 from ..relay.upstream.client import RETRY_AFTER
+from ..signals import event_published
 from .access.access import client_address
 from .call import Call, current_call
 from .own import Event, client_socket, last_event_id
@@ -25,27 +27,39 @@ from .response import STREAM_FIELDS, PumpResponse
 from .state import State, state_of
 
 
-def publish(app: Flask, channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
-    """Publish an event and return its id.
+def publish(
+    channel: str,
+    data: Event,
+    *,
+    event: str | None = None,
+    retry: int | None = None,
+    may_have_id: bool = False,
+) -> str:
+    """Publish an event from the current app and return its id.
 
-    :raises ValueError: for a bad channel name, an id of one's own, or an event above `SSE_CHANNEL_MAX_EVENT`.
+    :param may_have_id: whether the event may have an id of its own, from which a reader cannot resume.
+    :raises ValueError: for a bad channel name, an id of its own, or an event above `SSE_CHANNEL_MAX_EVENT`.
     :raises TypeError: if the data is no event.
     :raises StoreUnavailable: if nothing was published.
     """
+    # Flask gives the proxy the type of what it stands for, which has no such method.
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     state = state_of(app)
     made = _event(app, data, event, retry)
+    if made.id is not None and not may_have_id:
+        raise ValueError("an event of a channel gets its id when it is published; id must be None")
     if len(made.encode()) > state.settings.channel_max_event:
         raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
-    return state.channels.publish(check_channel(channel), made)
+    event_id = state.channels.publish(check_channel(channel), made)
+    event_published.send(app, channel=channel, event=made, id=event_id)
+    return event_id
 
 
 def _event(app: Flask, data: Event, event: str | None, retry: int | None) -> ServerSentEvent:
     if isinstance(data, ServerSentEvent):
-        if data.id is not None:
-            raise ValueError("an event of a channel gets its id when it is published; id must be None")
-        return ServerSentEvent(
-            data=data.data,
-            event=event if event is not None else data.event,
+        return dataclasses.replace(
+            data,
+            event=data.event if event is None else event,
             retry=data.retry if retry is None else retry,
         )
     text = data if isinstance(data, str) else app.json.dumps(data)
@@ -115,7 +129,7 @@ def _pump(state: State, call: Call, reader: ChannelReader, duration: float | Non
     exchange.upstream.attach(reader)
     call.upstream = f"own:{request.endpoint}"
     report = StreamReport(call, state.metrics)
-    report.begin()
+    report.begin(exchange)
     stack.callback(report.finish)
     state.monitor.add(exchange)
     stack.callback(state.monitor.discard, exchange)

@@ -58,7 +58,7 @@ class Relay:
         """
         report = StreamReport(self._call, self._state.metrics)
         self._stack.callback(self._state.leases.take(self._call.client))
-        report.begin()
+        report.begin(self.exchange)
         self._stack.callback(report.finish)
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
