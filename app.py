@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  # without it, an older one fails at an import
+    sys.exit(f"flask-sse-relay needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
 import logging
 import os
+import tomllib
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from flask import Flask, Response
@@ -14,8 +19,9 @@ from werkzeug.exceptions import HTTPException
 from sse import SSE
 from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
 from sse.relay.drain import Phase
+from sse.relay.output import in_background
 from sse.setting_name import check_environment, load_file
-from sse.settings import Settings
+from sse.settings import SettingError, Settings
 from sse.web.call import current_call
 from sse.web.log import FORMATTERS
 from sse.web.report import report_failure, report_refusal
@@ -32,7 +38,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """
     app = Flask(__name__, static_folder=None)
     if path := os.environ.get("SSE_CONFIG"):
-        app.config.from_file(os.path.abspath(path), load=partial(load_file, keys=Settings.checks()), text=False)
+        _read_file(app, path)
     check_environment(os.environ, Settings.checks())
     app.config.from_prefixed_env()
     app.config.update(config or {})
@@ -43,6 +49,20 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_error_handler(HTTPException, answer_routing)
     app.register_error_handler(Exception, answer_failure)
     return app
+
+
+def _read_file(app: Flask, path: str) -> None:
+    """Read a TOML file into the configuration.
+
+    :raises ValueError: if that is not possible.
+    """
+    try:
+        with open(path, "rb") as file:
+            app.config.from_mapping(load_file(file, Settings.checks()))
+    except OSError as error:
+        raise SettingError(f"SSE_CONFIG names {path}, which cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"SSE_CONFIG names {path}, which is not TOML: {error}") from error
 
 
 def healthz() -> Response:
@@ -91,13 +111,14 @@ def _log_streams(form: str) -> None:
     """Write the `sse` log to standard error, unless somebody has said where it goes."""
     log = logging.getLogger("sse")
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = logging.StreamHandler(in_background(sys.stderr, _report_lost))
         handler.setFormatter(FORMATTERS[form]())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-        # Neither form says these. To ask makes a thread object for each greenlet, and walks the stack to the caller.
-        logging.logThreads = logging.logMultiprocessing = False
-        logging._srcfile = None
+
+
+def _report_lost(count: int) -> None:
+    logging.getLogger("sse").warning("%d log lines were lost because their reader did not keep up", count)
 
 
 app = create_app()

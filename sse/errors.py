@@ -110,6 +110,12 @@ class TooLarge(SSEError):
     title = "The request is too large"
 
 
+class UriTooLong(SSEError):
+    status = 414
+    code = "uri_too_long"
+    title = "The request line is longer than 8,190 bytes"
+
+
 class UnsupportedMediaType(SSEError):
     status = 415
     code = "unsupported_media_type"
@@ -134,6 +140,12 @@ class TooManyStreams(SSEError):
     status = 429
     code = "too_many_streams"
     title = "Too many open streams of this client"
+
+
+class FieldsTooLarge(SSEError):
+    status = 431
+    code = "fields_too_large"
+    title = "The request has too many fields, or too long ones"
 
 
 class ClientGone(SSEError):

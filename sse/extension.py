@@ -11,26 +11,23 @@ from flask import Blueprint, Flask, Response, current_app, request_tearing_down
 from flask_limiter import Limiter
 
 from .assembly import build
-from .cli.command import register_commands, told_plainly
-from .errors import SSEError
+from .cli.command import register_commands
 from .relay.channel.history import check_channel
 from .relay.channel.hub import ChannelInfo
-from .relay.drain import DRAIN_WRITE_WINDOW, Drain
-from .settings import Settings
+from .relay.drain import DRAIN_WRITE_WINDOW, WORKER_POLLS, Drain
+from .settings import SettingError, Settings
 from .web.access.access import Authorize
 from .web.call import close_dropped
 from .web.channel import publish, subscribe
 from .web.docs import docs_blueprint
 from .web.own import Event
 from .web.page import page_blueprint, static_blueprint
+from .web.refused import refusing
 from .web.state import state_of
 from .web.views import channels_blueprint, metrics_blueprint, relay_blueprint, ticker_blueprint
 from .web.views.channels import MayRead
-from .web.views.refusal import refuse
+from .web.views.site import relay_from_site
 
-#: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
-#: once a second.
-WORKER_POLLS = 2.0
 #: Seconds between two looks at whether the worker is to stop.
 NOTICE_INTERVAL = 0.25
 
@@ -110,7 +107,7 @@ class SSE:
         """
         if "sse" in app.extensions:
             raise RuntimeError(f"the app {app.name!r} has an SSE already")
-        with told_plainly():
+        try:
             settings = Settings.from_config(app.config)
             state = app.extensions["sse"] = build(
                 settings,
@@ -118,15 +115,49 @@ class SSE:
                 limiter=self._limiter,
                 has_demonstration=self._demonstration,
             )
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         register_commands(app)
         for part in self._blueprints():
             part.after_request(state.cross_origin.share)
             app.register_blueprint(part, url_prefix=self._url_prefix or None)
         if settings.metrics:
             app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)
-        # For the site's own views that relay or subscribe.
-        app.register_error_handler(SSEError, refuse)
         request_tearing_down.connect(close_dropped, app)
+
+    def relay(
+        self,
+        upstream: str,
+        path: str,
+        *,
+        method: str = "POST",
+        json: Any = None,
+        data: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        client: str | None = None,
+    ) -> Response:
+        """Return a response that relays an upstream, for a view of the site's own to return.
+
+        It goes the way of the gateway's endpoints: the upstream table with its keys, the limits of open streams,
+        cancelling when the client leaves, the ends, the log and the metrics. Who may call, and how often, the view
+        decides before; the throttle does not count it. Nothing of the client's request is sent but its trace.
+
+        :param upstream: the name in `SSE_UPSTREAMS`.
+        :param path: the path below the upstream's URL, with a query if there is one.
+        :param method: of the upstream request.
+        :param json: the body, encoded as the app's JSON; None: none.
+        :param data: the body as it is; `Content-Type` is JSON unless `headers` says otherwise.
+        :param headers: fields of the upstream request; the table's replace them. `Accept` is `text/event-stream`
+            by default.
+        :param client: the client's name, by which its streams are counted and logged. None: the name that `authorize`
+            returns, or else its address.
+        :raises Refused: if there are too many streams, the upstream cannot be reached, or a field cannot be sent;
+            Flask turns it into a response unless the view catches it.
+        :raises LookupError: if there is no such upstream.
+        :raises ValueError: for two bodies, an unknown method, or an empty name.
+        :raises RuntimeError: outside a request, or if the app has no SSE.
+        """
+        return relay_from_site(upstream, path, method=method, json=json, data=data, headers=headers, client=client)
 
     def publish(self, channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
         """Publish an event to a channel and return its id; in a view, a command, or any process with an app context.
@@ -136,7 +167,8 @@ class SSE:
         :param event: the event type; None leaves it "message".
         :param retry: the reconnection time, in milliseconds.
         :raises ValueError: for a bad channel name, an event with an `id`, or one above `SSE_CHANNEL_MAX_EVENT`.
-        :raises StoreUnavailable: if the event was not published; no reader gets it.
+        :raises StoreUnavailable: if the event was not published; no reader gets it. In a view Flask turns it into a
+            response unless the view catches it.
         """
         return publish(channel, data, event=event, retry=retry)
 
@@ -157,8 +189,8 @@ class SSE:
         :param replay: past events that a client without an id gets, at most.
         :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
         :param headers: more response fields.
-        :raises SSEError: for a bad channel name, a malformed id, too many channels or readers, or if the store is
-            unavailable; it becomes a refusal.
+        :raises Refused: for a bad channel name, a malformed id, too many channels or readers, or if the store is
+            unavailable; Flask turns it into a response unless the view catches it.
         """
         return subscribe(*channels, since=since, replay=replay, duration=duration, headers=headers)
 
@@ -168,7 +200,8 @@ class SSE:
         :raises ValueError: for a bad channel name.
         :raises StoreUnavailable: if it was not closed.
         """
-        state_of(current_app).channels.close_channel(check_channel(channel))
+        with refusing():
+            state_of(current_app).channels.close_channel(check_channel(channel))
 
     def channel_info(self, channel: str) -> ChannelInfo:
         """Return what this process knows of a channel: its last event ID, its history, its readers.

@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+import click
+
 PREFIX = "SSE_"
 #: What Flask wants in front of a key in the environment.
 ENVIRONMENT_PREFIX = "FLASK_"
@@ -15,6 +17,10 @@ CONFIG_FILE = "SSE_CONFIG"
 
 #: How alike two keys must be (difflib's ratio) for one to be a misspelling; Flask-SSE's SSE_REDIS_URL is less.
 LIKENESS = 0.75
+
+
+class SettingError(click.ClickException, ValueError):
+    """A wrong setting; its text names the key. Flask's command line shows it as one line, without a traceback."""
 
 
 def find_key(name: object, keys: Collection[str]) -> str | None:
@@ -31,11 +37,13 @@ def find_key(name: object, keys: Collection[str]) -> str | None:
 def check_below(table: str, value: object, keys: Collection[str]) -> None:
     """Check that no setting stands below a table, where it would be taken for one of the table's own names.
 
-    :raises ValueError: if one does; the message shows no value.
+    :raises SettingError: if one does; the message shows no value.
     """
     for name in _iter_names(value):
         if find_key(name, keys) is not None:
-            raise ValueError(f"{table}: {name} stands below this table, where it is not read: move it above all tables")
+            raise SettingError(
+                f"{table}: {name} is not read below this table: move it above all tables"
+            )
 
 
 def _iter_names(value: object) -> Iterator[object]:
@@ -48,13 +56,13 @@ def _iter_names(value: object) -> Iterator[object]:
 def load_file(file: BinaryIO, keys: Collection[str]) -> dict[str, Any]:
     """Return the settings of a TOML file.
 
-    :raises ValueError: if it is not TOML, or has a setting under a name that is not read.
+    :raises SettingError: if it is not TOML, or has a setting under a name that is not read.
     """
     settings = tomllib.load(file)
     for name, value in settings.items():
         key = find_key(name, keys)
         if key not in (name, None):
-            raise ValueError(f"{name} in the settings file is not read: did you mean {key}?")
+            raise SettingError(f"{name} in the settings file is not read: did you mean {key}?")
         check_below(name, value, keys)
     return settings
 
@@ -62,14 +70,14 @@ def load_file(file: BinaryIO, keys: Collection[str]) -> dict[str, Any]:
 def check_environment(names: Iterable[str], keys: Collection[str]) -> None:
     """Check the names of environment variables; `Settings` checks those that Flask reads.
 
-    :raises ValueError: if one is a setting that is not read.
+    :raises SettingError: if one is a setting that is not read.
     """
     for name in names:
         if name == CONFIG_FILE:
             continue
         if name.upper().removeprefix(ENVIRONMENT_PREFIX) == CONFIG_FILE:
-            raise ValueError(f"{name} in the environment is not read: did you mean {CONFIG_FILE}?")
+            raise SettingError(f"{name} in the environment is not read: did you mean {CONFIG_FILE}?")
         # Two underscores separate a key from a name within its object.
         key = find_key(name.partition("__")[0], keys)
         if key is not None and not name.startswith(ENVIRONMENT_PREFIX):
-            raise ValueError(f"{name} in the environment is not read: did you mean {ENVIRONMENT_PREFIX}{key}?")
+            raise SettingError(f"{name} in the environment is not read: did you mean {ENVIRONMENT_PREFIX}{key}?")

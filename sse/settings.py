@@ -12,7 +12,9 @@ import limits
 
 from .protocol.target.table import Upstream, parse_upstream
 from .relay.redis import check_storage_uri
-from .setting_name import PREFIX, check_below, find_key
+from .setting_name import PREFIX as PREFIX
+from .setting_name import SettingError as SettingError
+from .setting_name import check_below, find_key
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.
@@ -181,7 +183,7 @@ class Settings:
         """Return the settings that a Flask configuration holds.
 
         :param config: all keys of the app; those of others are left alone.
-        :raises ValueError: for a misspelt key or a bad value; the message names the key and shows no secret.
+        :raises SettingError: for a misspelt key or a bad value; the message names the key and shows no secret.
         """
         checks = cls.checks()
         values = {}
@@ -191,12 +193,12 @@ class Settings:
                 # Another extension's, such as Flask-SSE's SSE_REDIS_URL.
                 continue
             if key != meant:
-                raise ValueError(f"{key} is not a setting: did you mean {meant}?")
+                raise SettingError(f"{key} is not a setting: did you mean {meant}?")
             check_below(key, value, checks)
             try:
                 values[key.removeprefix(PREFIX).lower()] = checks[key](value)
             except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+                raise SettingError(f"{key}: {error}") from error
         return cls(**values)
 
     def is_open(self, *, has_authorize: bool) -> bool:

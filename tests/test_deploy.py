@@ -156,11 +156,28 @@ def test_a_reload_lets_a_stream_go_on_and_serves_new_ones(
                 assert len(upstream.connections) == 2
 
 
+@pytest.mark.parametrize(("settings", "status"), [("SSE_MAX_STREAMS = 9\n", 0), ("SSE_MAX_STREAMS = -9\n", 1)])
+def test_a_reload_begins_with_a_check(settings: str, status: int, tmp_path: Path) -> None:
+    """systemctl then says that it failed, and the service goes on."""
+    check, _ = re.findall(r"^ExecReload=(.*)$", (DEPLOY / SERVICE).read_text(), re.MULTILINE)
+    (tmp_path / "settings.toml").write_text(settings)
+    command = [*OURS, *shlex.split(check)[1:]]
+    assert shlex.split(check)[0] == GUNICORN
+    env = environment(SSE_CONFIG=str(tmp_path / "settings.toml"))
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert status == 0 or "SSE_MAX_STREAMS: must be a whole number" in done.stderr
+
+
 def test_the_units_say_nothing_that_systemd_does_not_know(tmp_path: Path) -> None:
     """It exits with 0 also where it ignores a line, so what it says is looked at."""
     path = program("systemd-analyze", "systemd")
     text = (DEPLOY / SERVICE).read_text()
-    executable = edit(text, (re.escape(f"ExecStart={GUNICORN}"), f"ExecStart={sys.executable}"))
+    executable = edit(
+        text,
+        (re.escape(f"ExecStart={GUNICORN}"), f"ExecStart={sys.executable}"),
+        (re.escape(f"ExecReload={GUNICORN}"), f"ExecReload={sys.executable}"),
+    )
     (tmp_path / SERVICE).write_text(executable)
     socket_unit = tmp_path / SERVICE.replace(".service", ".socket")
     socket_unit.write_text((DEPLOY / socket_unit.name).read_text())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -492,6 +495,59 @@ def test_a_client_that_does_not_read_is_cut(impatient: Impatient) -> None:
     with impatient.forward(flooding, **mark, receive_buffer=4096):
         impatient.upstream.wait_connection().wait_closed()
         assert ending(impatient.service, mark) == "send_timeout"
+
+
+def test_a_client_that_reads_slowly_is_not_cut(
+    service: Callable[..., Service], upstream: Callable[..., Upstream]
+) -> None:
+    """What counts is that bytes are acknowledged, also while all buffers on the way are full."""
+    target = upstream(flooding)
+    short = service(SSE_UPSTREAMS={"test": target.url}, SSE_THROTTLE="", SSE_SEND_TIMEOUT=2)
+    pause = threading.Event()
+    with RawClient(short.host, short.port) as client, socket.socket() as narrow:
+        # A large buffer is acknowledged in steps that take longer on loopback.
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect((short.host, short.port))
+        client.sock, unused = narrow, client.sock
+        unused.close()
+        client.request("GET", "/upstream/test/")
+        client.read_until(EVENT)
+        # 8 kB/s, for four times as long.
+        for _ in range(80):
+            assert client.sock.recv(800)
+            pause.wait(0.1)
+        assert "send_timeout" not in short.log()
+
+
+def test_what_came_while_the_process_was_stopped_counts(
+    service: Callable[..., Service], upstream: Callable[..., Upstream]
+) -> None:
+    """The first look at the clocks after it went on found silence, and cut streams whose bytes waited in the socket."""
+    go, number = threading.Event(), 30
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(STREAM + chunk(EVENT))
+        connection.wait_for(go)
+        connection.send(chunk(b"data: b\n\n"))
+        connection.wait_closed()
+
+    target = upstream(script)
+    paused = service(SSE_UPSTREAMS={"test": target.url}, SSE_THROTTLE="", SSE_IDLE_TIMEOUT=1.5)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(forward(paused, target.url + "/")) for _ in range(number)]
+        for client in clients:
+            client.read_until(EVENT)
+        (worker,) = paused.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        go.set()
+        assert not threading.Event().wait(2.5)
+        os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            client.read_until(b"data: b\n\n")
+        # And silence is silence again.
+        for client in clients:
+            assert b"idle_timeout" in client.read_body()
 
 
 def test_a_cut_stream_whose_client_does_not_read_either_is_let_go(

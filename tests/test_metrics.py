@@ -405,3 +405,27 @@ for app in apps:
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30)
     assert done.stdout == "5 5\n5 5\n", done.stderr
+
+
+def test_workers_that_end_leave_no_files_and_all_their_counts(tmp_path: Path) -> None:
+    """Each left two files for ever, which every scrape read."""
+    with measured(script=answer(EVENT), env={"TMPDIR": str(tmp_path)}) as (service, upstream):
+
+        def ask() -> None:
+            with forward(service, upstream.url) as client:
+                assert client.read_body() == EVENT
+
+        ask()
+        eventually(lambda: scrape(service).sum("sse_first_byte_seconds_count") == 1, "nothing is counted")
+        [place] = directories(tmp_path)
+        before = len(list(place.iterdir()))
+        for number in range(3):
+            [old] = service.worker_pids()
+            os.kill(old, signal.SIGKILL)
+            eventually(lambda: service.worker_pids() not in ([], [old]), "no new worker")  # noqa: B023
+            ask()
+            seen = scrape(service)
+            assert seen.sum("sse_requests_total", code="relayed") == number + 2
+            assert seen.sum("sse_first_byte_seconds_count") == number + 2
+        # One file more for the counters of all that have ended, and one for their histograms.
+        assert len(list(place.iterdir())) == before + 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from .support.page import cpu_times_of_tasks, expect_end, opened, stream, visit
+from .support.page import cpu_times_of_tasks, expect_end, faults, opened, stream, visit
 from .support.relay import Relay
 from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, answer, chunk, head
 
@@ -363,13 +363,6 @@ def test_a_wider_window_has_more_columns(page: Page, relay: Relay, width: int, c
 @pytest.fixture(scope="module")
 def axe(js_modules: Path) -> str:
     return (js_modules / "axe-core/axe.min.js").read_text()
-
-
-def faults(page: Page, axe: str) -> list[str]:
-    """Return what axe finds, each rule with the elements that break it."""
-    page.evaluate(axe)
-    found = page.evaluate("async () => (await axe.run()).violations")
-    return [f"{rule['id']}: {[node['target'] for node in rule['nodes']]}" for rule in found]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

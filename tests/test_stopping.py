@@ -416,9 +416,10 @@ def test_everything_is_patched_before_it_is_imported(tmp_path: Any) -> None:
 
 def test_patching_comes_first_and_once() -> None:
     """What took `socket` earlier would keep the blocking one."""
-    source = (ROOT / "gunicorn.conf.py").read_text()
+    settings = ROOT / "sse/gunicorn/settings.py"
+    source = settings.read_text()
     statements = [line for line in source.splitlines() if line and not line.startswith(("#", '"""'))]
     assert statements[:2] == ["from gevent import monkey", "monkey.patch_all()"]
     call_ = re.compile(r"^\s*(?:\w+ = )?(?:\w+\.)*patch_\w+\(", re.MULTILINE)
     patches = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("sse/**/*.py")] if call_.search(path.read_text())]
-    assert patches == [ROOT / "gunicorn.conf.py"]
+    assert patches == [settings]

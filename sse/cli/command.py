@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 from flask import Flask, current_app
-from flask.cli import AppGroup, with_appcontext
-
-
-class WrongSetting(click.ClickException, ValueError):
-    """A wrong setting under Flask's command line, which shows it as one line instead of a traceback."""
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Let Flask's command line show a ValueError of the block as one line; elsewhere it stays what it is.
-
-    :raises ValueError: what the block raised, or a `WrongSetting` with its text.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if click.get_current_context(silent=True) is None:
-            raise
-        raise WrongSetting(str(error)) from error
+from flask.cli import AppGroup
 
 
 def register_commands(app: Flask) -> None:
@@ -35,7 +15,8 @@ def register_commands(app: Flask) -> None:
         return
     group = AppGroup("sse", help="Event streams and their relay.")
     group.command("doctor")(doctor)
-    group.command("publish")(with_appcontext(publish))
+    group.command("publish")(publish)
+    group.command("settings")(settings)
     app.cli.add_command(group)
 
 
@@ -72,3 +53,10 @@ def publish(channel: str, data: str, event: str | None) -> None:
         click.echo(publish_event(channel, text, event=event))
     except (SSEError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def settings() -> None:
+    """Show the settings in effect, without secrets; `*` marks those that differ from the default."""
+    from .settings import show_settings
+
+    show_settings(current_app.config, current_app.extensions["sse"].settings)

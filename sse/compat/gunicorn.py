@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
 import gunicorn
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
+from gunicorn.http.message import HeaderPolicy
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers import base_async
 from gunicorn.workers.ggevent import GeventWorker
-
-#: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
-#: once a second.
-WORKER_POLLS = 2.0
 
 #: What the app returns where the response has been sent: gunicorn goes on with the next request of the connection.
 ALREADY_HANDLED: Any = getattr(base_async, "ALREADY_HANDLED", None)
@@ -54,6 +52,12 @@ def has_read_ahead(response: Any) -> bool:
     return bool(data)
 
 
+def forwarder_fields(req: Any) -> Collection[str]:
+    """Return the names in upper case of the fields that a request's peer may set although they have underscores."""
+    allowed: Collection[str] = req._peer_trusted_for_forwarded()[1]
+    return allowed
+
+
 def logs_access(log: Any) -> bool:
     """Return whether responses are logged; statsd's logger counts what others leave out."""
     return bool(log.access_log_enabled) or type(log).access is not Logger.access
@@ -74,6 +78,7 @@ def unexpected() -> list[str]:
         (wsgi.Response, "start_response", ("status", "headers")),
         (wsgi.Response, "default_headers", ()),
         (wsgi.Response, "force_close", ()),
+        (HeaderPolicy, "_peer_trusted_for_forwarded", ()),
         (Unreader, "take_buffered", ()),
         (Unreader, "unread", ("data",)),
         (Logger, "access", ("resp", "req", "environ", "request_time")),

@@ -293,7 +293,7 @@ class DemonstrationServer:
         #: Base URL of the upstream.
         self.url = f"http://127.0.0.1:{self._port}/"
         self._release = weakref.finalize(self, self._socket.close)
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
         self._started: tuple[BaseWSGIServer, threading.Thread] | None = None
         self._started_in: int | None = None
 
@@ -301,7 +301,8 @@ class DemonstrationServer:
         """Serve in a thread of this process, if it does not yet; threads do not survive a fork, the socket does."""
         if self._started_in == os.getpid():
             return
-        with self._lock:
+        # Made now, for gevent may have patched meanwhile: a greenlet that waits for an older one stops the process.
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
             if self._started_in != os.getpid():
                 self._start()
 

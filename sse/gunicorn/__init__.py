@@ -6,4 +6,18 @@ wait for something else (a slow client, the end of the stream) is done in a gree
 connections with TLS, are gunicorn's as always.
 """
 
-from .worker import StreamWorker as StreamWorker
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .worker import StreamWorker as StreamWorker
+
+
+def __getattr__(name: str) -> Any:
+    """Import the worker when it is used: `settings` has to patch the standard library first."""
+    if name != "StreamWorker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .worker import StreamWorker
+
+    return StreamWorker

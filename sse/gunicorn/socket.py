@@ -9,6 +9,7 @@ from gevent.server import StreamServer
 
 from ..compat.gevent import system_socket
 from ..relay.linger import give_way
+from .balance import PAUSE, Balance
 
 
 class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets untyped
@@ -44,7 +45,25 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
 class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
     """Accepts connections."""
 
+    #: Set where several workers accept from one socket.
+    balance: Balance | None = None
+
     def do_read(self) -> tuple[Client, Any] | None:
         """Return the next connection and its peer's address, None if there is none; gevent's hook."""
+        if self.balance is not None and self.balance.must_wait():
+            self.stop_accepting()
+            self._pause = self.loop.timer(PAUSE)
+            self._pause.start(self._go_on)
+            return None
         accepted = super().do_read()
         return (Client(accepted[0]), accepted[1]) if accepted else None
+
+    def _go_on(self) -> None:
+        if self.started:
+            self.start_accepting()
+
+    def close(self) -> None:
+        """Stop accepting; connections that are open stay."""
+        if self.balance is not None:
+            self.balance.leave()
+        super().close()

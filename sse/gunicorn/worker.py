@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -15,6 +16,8 @@ from ..compat import gunicorn as compat
 from ..relay.linger import linger
 from ..relay.stream.pump import HANDOVER
 from ..relay.upstream.transport import enable_keep_alive
+from .balance import Balance
+from .head import FIELDS, encode_refusal, separate_fields
 from .pool import ConnectionPool
 from .request import RequestBody, track_body
 from .socket import Listener
@@ -29,6 +32,8 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
     """
 
     wsgi: Any
+    #: Memory that all workers of a master share, made before they are forked; see `Balance`.
+    loads: Any = None
 
     def run(self) -> None:
         """Serve until the worker is to stop."""
@@ -38,7 +43,12 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             self._connections: dict[Any, Connection] = {}
             self._logs_access = compat.logs_access(self.log)
             # Here, because until now it was the app itself, which hooks want to see.
+            state = getattr(self.wsgi, "extensions", {}).get("sse")
+            self._shares_refusals = state is not None and bool(state.settings.cors_origins)
             self.wsgi = partial(self._call, self.wsgi)
+            if self.cfg.header_map == "drop":
+                # `separate_fields` drops them.
+                self.cfg.set("header_map", "dangerous")
             self.server_class = self._listen
             # What a connection begins with is looked for once more behind a stream, where a client may have written it.
             self._has_prologue = self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols
@@ -51,6 +61,9 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         else:
             pool = ConnectionPool(spawn.size)
             server = Listener(listener, handle=partial(self._serve, listener, pool), spawn=pool)
+            if self.cfg.workers > 1 and self.loads is not None:
+                slot = self.age % (len(self.loads) // 4)
+                server.balance = Balance(self.loads, slot, lambda: pool.size - pool.free_count())
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
@@ -70,6 +83,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             super().handle_request(listener_name, req, sock, addr)
             return
         sock.take_turn()
+        separate_fields(req)
         body = track_body(req)
         try:
             super().handle_request(listener_name, req, sock, addr)
@@ -79,12 +93,19 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Respond to a request that cannot be served, such that the response arrives."""
-        super().handle_error(req, client, addr, exc)
+        refusal = encode_refusal(exc, is_shared=self._shares_refusals) if self.server_class is not None else None
+        if refusal is None:
+            super().handle_error(req, client, addr, exc)
+        else:
+            self.log.warning("Invalid request from ip=%s: %s", addr[0] if addr else "", exc)
+            with contextlib.suppress(OSError):
+                client.sendall(refusal)
         if isinstance(exc, Exception):
             linger(client)
 
     def _call(self, app: Any, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Call the app; send what it responds, if that is a stream."""
+        environ[FIELDS] = compat.response_of(start_response).req.sse_fields
         body: Iterable[bytes] = app(environ, start_response)
         response, unread = compat.response_of(start_response), environ["wsgi.input"]
         if isinstance(unread, RequestBody) and not unread.is_whole:

@@ -156,7 +156,9 @@ class Client(Side):
         One write may carry 64 KiB; a client that takes them slowly is slow, not stuck.
         """
         assert self.connection is not None
-        self._count(tcp.bytes_acked(self.connection), now)
+        acked = tcp.bytes_acked(self.connection)
+        # A Unix socket counts what its peer has not read.
+        self._count(tcp.unsent(self.connection) if acked is None else acked, now)
         return limit > 0 and now - max(self.since, self._moved) > limit
 
     def is_starved(self, now: float, limit: float) -> bool:

@@ -5,6 +5,8 @@ The facts are Linux's; where a system does not have them, the functions return w
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -98,15 +100,19 @@ def shut_down_client(client: socket.socket | None, how: int = socket.SHUT_RDWR) 
     shut_down(system_socket(client) if client is not None else None, how)
 
 
-def reset_on_close(client: socket.socket, *, patience: float) -> None:
-    """Make the coming close of a connection a reset, after what was sent has arrived as far as possible.
+def reset(client: socket.socket, *, patience: float) -> None:
+    """Reset a client's connection, after what was sent has arrived as far as possible.
 
-    :param patience: seconds to wait for that; a reset discards what is still on its way.
+    The server's socket is left with another, closed connection: a server that shuts a connection down before it closes
+    it would send a FIN before the reset.
+
+    :param patience: seconds to wait for the arrival; a reset discards what is still on its way.
     """
     deadline = time.monotonic() + patience
     while unsent(client) and time.monotonic() < deadline and not is_gone(client):
         time.sleep(DRAIN_INTERVAL)
-    try:
+    with contextlib.suppress(OSError):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    except OSError:
-        return
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            os.dup2(ours.fileno(), client.fileno())

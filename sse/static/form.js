@@ -199,7 +199,10 @@ export function prepareForm(told) {
 	}
 	$("passcode-field").hidden = facts.open;
 	preset = guess(place()).preset;
-	const kept = JSON.parse(sessionStorage.getItem(STORE) ?? "null");
+	const example = new URLSearchParams(location.search).get("example");
+	if ([...all("#presets input")].some(({ value }) => value === example)) preset = example;
+	if (preset === "ticks") $("upstream").value = OWN;
+	const kept = !example && JSON.parse(sessionStorage.getItem(STORE) ?? "null");
 	if (kept) restore(kept);
 	$("call").addEventListener("input", ({ target }) => isFilling || change(target));
 	$("passcode").addEventListener("change", askAgain);

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, Request, request
 
 from ..relay.stream.end import StreamEnd
+from .access.limit_storage import Limit, Verdict
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -42,8 +43,9 @@ class Call:
     upstream: str = UNKNOWN
     #: How the stream ended, if it did before its response was made.
     end: StreamEnd | None = None
-    #: Whether the refusal of the request has been logged.
-    is_reported: bool = False
+    #: The limit that is being counted, and what was counted last.
+    limit: Limit | None = None
+    counted: Verdict | None = None
     #: Closes the body of the response for as long as the server has not got it.
     close_unsent: Callable[[], None] | None = None
 

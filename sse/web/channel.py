@@ -21,7 +21,9 @@ from ..relay.upstream.client import RETRY_AFTER
 from ..signals import event_published
 from .access.access import client_address
 from .call import Call, current_call
-from .own import Event, client_socket, last_event_id
+from .connection import client_connection
+from .own import Event, last_event_id
+from .refused import refusing
 from .report import StreamReport
 from .response import STREAM_FIELDS, PumpResponse
 from .state import State, state_of
@@ -40,7 +42,7 @@ def publish(
     :param may_have_id: whether the event may have an id of its own, from which a reader cannot resume.
     :raises ValueError: for a bad channel name, an id of its own, or an event above `SSE_CHANNEL_MAX_EVENT`.
     :raises TypeError: if the data is no event.
-    :raises StoreUnavailable: if nothing was published.
+    :raises StoreUnavailable: if nothing was published; in a view Flask turns it into a response.
     """
     # Flask gives the proxy the type of what it stands for, which has no such method.
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -50,7 +52,8 @@ def publish(
         raise ValueError("an event of a channel gets its id when it is published; id must be None")
     if len(made.encode()) > state.settings.channel_max_event:
         raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
-    event_id = state.channels.publish(check_channel(channel), made)
+    with refusing():
+        event_id = state.channels.publish(check_channel(channel), made)
     event_published.send(app, channel=channel, event=made, id=event_id)
     return event_id
 
@@ -79,10 +82,20 @@ def subscribe(
     :param replay: past events that a client without an id gets, at most.
     :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
     :param headers: more response fields.
-    :raises InvalidRequest: for a bad channel name, a malformed id, or more than 16 channels.
-    :raises TooManyStreams: if the client reads as much as it may; AtCapacity: if the process does.
-    :raises StoreUnavailable: if the channels cannot be read.
+    :raises Refused: for a bad channel name, a malformed id, too many channels or readers, or if the store is
+        unavailable.
     """
+    with refusing():
+        return _subscribe(channels, since, replay, duration, headers)
+
+
+def _subscribe(
+    channels: tuple[str, ...],
+    since: str | None,
+    replay: int,
+    duration: float | None,
+    headers: Mapping[str, str] | None,
+) -> Response:
     if not 1 <= len(channels) <= MAX_CHANNELS:
         raise InvalidRequest(f"a stream reads 1 to {MAX_CHANNELS} channels, not {len(channels)}")
     state, call = state_of(current_app), current_call()
@@ -123,9 +136,9 @@ def _finished(response: Response, call: Call, headers: Mapping[str, str] | None)
 
 def _pump(state: State, call: Call, reader: ChannelReader, duration: float | None, stack: ExitStack) -> Pump:
     """Return the body of the response, which from now on holds what the stack holds."""
-    settings = state.settings
+    settings, client = state.settings, client_connection(request.environ)
     limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
-    exchange = Exchange(client_socket(request), limits)
+    exchange = Exchange(client.socket, limits)
     exchange.upstream.attach(reader)
     call.upstream = f"own:{request.endpoint}"
     report = StreamReport(call, state.metrics)
@@ -146,7 +159,7 @@ def _pump(state: State, call: Call, reader: ChannelReader, duration: float | Non
         status=200,
         is_event_stream=True,
         heartbeat=settings.heartbeat,
-        is_framed=request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+        abort=client.abort,
         on_end=on_end,
     )
     held.push(stack.pop_all())

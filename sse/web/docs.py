@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import flask_swagger_ui
-from flask import Blueprint, Response, current_app, jsonify, request, send_from_directory
+from flask import Blueprint, Response, abort, current_app, jsonify, request, send_from_directory
+from jinja2 import Environment
+from markupsafe import Markup, escape
 from pydantic.json_schema import models_json_schema
 
 from ..errors import (
     AtCapacity,
     CrossSite,
     Draining,
+    FieldsTooLarge,
     InvalidRequest,
     LengthRequired,
     MethodNotAllowed,
@@ -29,16 +33,24 @@ from ..errors import (
     UpstreamBadResponse,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UriTooLong,
 )
 from .model import ForwardRequest, Problem
-from .page import STATIC, protect
+from .page import STATIC, may_call, protect
 from .state import State, current_state
 
 #: Version of what the document describes; a change that breaks a client changes the first number.
 VERSION = "1.0"
 
-#: Swagger UI's own files; the package is nothing but them and a blueprint, whose page has inline script.
-ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
+#: What the page at `/docs` loads.
+ASSETS = ("docs.css", "playground.css")
+
+#: The parts of the document, in the order of the page.
+_TAGS = {
+    "Relay": "Calls upstreams, and returns what they answer as it comes.",
+    "Demonstration": "A stream to try a front end with.",
+    "Operation": "For those who run the gateway.",
+}
 
 #: What any relayed call may be refused with.
 RELAY_REFUSALS = (
@@ -49,6 +61,8 @@ RELAY_REFUSALS = (
     MethodNotAllowed,
     LengthRequired,
     TooLarge,
+    UriTooLong,
+    FieldsTooLarge,
     Throttled,
     TooManyStreams,
     UpstreamUnreachable,
@@ -74,19 +88,20 @@ _UPSTREAM_CONTENT: dict[str, Any] = {
     "application/octet-stream": {},
 }
 
-_DESCRIPTION = """Streams an upstream's `text/event-stream` to browsers: safely, unchanged, at once.
+_DESCRIPTION = """Relays an upstream's `text/event-stream` to browsers: safely, unchanged, at once.
 
-What an upstream answers comes unchanged: status, bytes, and of its fields those that are safe; its errors carry
-`X-Upstream-Status`. Refusals of the gateway's own are `application/problem+json` with a stable `code`."""
+The upstream's response is returned unchanged: its status, its bytes, and those of its header fields that are safe;
+an error of the upstream carries `X-Upstream-Status`. The gateway's own refusals are `application/problem+json` with a
+stable `code`."""
 
-_FORWARD = """Calls what the JSON describes, and answers with what comes, as it comes. The passcode may stand in the
-JSON as well as in a field of the request."""
+_FORWARD = """Sends the request that the JSON describes, and returns the response as it arrives. The passcode may be in
+the JSON or in a header field."""
 
-_UPSTREAM = """Passes the request itself on: method, path, query, body and end-to-end fields, so the gateway can be the
-base URL of an SDK. The path may have many segments. Where a passcode is wanted, `Authorization: Bearer` is the
-gateway's and goes no further."""
+_UPSTREAM = """Passes the request on: method, path, query, body and end-to-end header fields, so that the gateway can be
+the base URL of an SDK. The path may have several segments. If the gateway requires a passcode, `Authorization: Bearer`
+holds it and is not sent to the upstream."""
 
-_TICKS = "An event every 200 ms, with ids that count from 1, or from `Last-Event-ID`. It does not end."
+_TICKS = "Sends an event every 200 ms, with IDs that count from 1, or from `Last-Event-ID`. The stream has no end."
 
 
 def docs_blueprint() -> Blueprint:
@@ -101,31 +116,95 @@ def docs_blueprint() -> Blueprint:
 
 def document() -> Response:
     """Serve the document."""
-    base = request.script_root + request.path.removesuffix("/openapi.json")
-    return jsonify(openapi(current_state(), current_app.view_functions, base=base or "/"))
+    return jsonify(_document(may_see_names=may_call(current_state())))
 
 
 def page() -> Response:
-    """Serve the page."""
-    return send_from_directory(STATIC, "docs.html")
+    """Serve the page: HTML without a script, made from the document."""
+    description = _document(may_see_names=may_call(current_state()))
+    html = _template().render(
+        document=description,
+        operations=list(_iter_operations(description)),
+        has_page="sse_page.index" in current_app.view_functions,
+    )
+    return Response(html, content_type="text/html; charset=utf-8")
 
 
 def asset(name: str) -> Response:
     """Serve what the page needs."""
-    return send_from_directory(STATIC if name == "docs.js" else ASSETS, name)
+    return send_from_directory(STATIC, name) if name in ASSETS else abort(404)
 
 
-def openapi(state: State, endpoints: Iterable[str], *, base: str) -> dict[str, Any]:
+def _document(*, may_see_names: bool) -> dict[str, Any]:
+    base = re.sub("/(openapi.json|docs)$", "", request.script_root + request.path)
+    root = request.host_url.rstrip("/")
+    return openapi(
+        current_state(), current_app.view_functions, base=base or "/", root=root, may_see_names=may_see_names
+    )
+
+
+def _template() -> Any:
+    # An environment of its own: the site's may have other delimiters, filters and globals.
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = _mark_code
+    return environment.from_string((STATIC / "docs.html").read_text())
+
+
+def _mark_code(text: str | None) -> Markup:
+    """Return a text of the document as HTML: what stands between backticks is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text or ""))))
+
+
+def _iter_operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the operations with what the page shows of each, those that succeed first among the responses."""
+    for path, entry in document["paths"].items():
+        for method, operation in entry.items():
+            if method == "parameters":
+                continue
+            yield {
+                **operation,
+                "method": method,
+                "path": path,
+                "parameters": [*entry.get("parameters", ()), *operation.get("parameters", ())],
+                "fields": list(_iter_fields(document, operation)),
+                "responses": sorted(operation["responses"].items(), key=lambda entry: (entry[0][0] != "2", entry[0])),
+            }
+
+
+def _iter_fields(document: Mapping[str, Any], operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the members of the JSON that an operation takes."""
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    model = document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
+    for name, member in model.get("properties", {}).items():
+        required = name in model.get("required", ())
+        yield {"default": None, **member, "name": name, "required": required}
+
+
+def openapi(
+    state: State, endpoints: Iterable[str], *, base: str, root: str = "", may_see_names: bool = True
+) -> dict[str, Any]:
     """Return the document of one app.
 
     :param endpoints: Flask's names of what is registered; the rest is left out.
     :param base: the path below which everything is served.
+    :param root: scheme, host and port, for the examples.
+    :param may_see_names: whether the upstreams are named.
     """
+    url = root + base.rstrip("/")
+    names = state.table.names if may_see_names else ()
     paths = {
-        "sse_relay.forward": ("/forward-sse", _forward(state)),
-        "sse_relay.upstream": ("/upstream/{name}/{path}", _upstream(state)),
-        "sse_ticker.ticks": ("/sse", _ticks()),
-        "sse_metrics.metrics": ("/metrics", _metrics()),
+        "sse_relay.forward": ("/forward-sse", _forward(state, url)),
+        "sse_relay.upstream": ("/upstream/{name}/{path}", _upstream(state, url, names)),
+        "sse_ticker.ticks": ("/sse", _ticks(url)),
+        "sse_metrics.metrics": ("/metrics", _metrics(url)),
+    }
+    served = dict(path for endpoint, path in paths.items() if endpoint in endpoints)
+    tags = {
+        tag
+        for entry in served.values()
+        for method, operation in entry.items()
+        if method != "parameters"
+        for tag in operation["tags"]
     }
     _, schemas = models_json_schema(
         [(ForwardRequest, "validation"), (Problem, "serialization")], ref_template="#/components/schemas/{model}"
@@ -134,7 +213,8 @@ def openapi(state: State, endpoints: Iterable[str], *, base: str) -> dict[str, A
         "openapi": "3.1.0",
         "info": {"title": "flask-sse-relay", "version": VERSION, "description": _DESCRIPTION},
         "servers": [{"url": base}],
-        "paths": dict(path for endpoint, path in paths.items() if endpoint in endpoints),
+        "tags": [{"name": tag, "description": _TAGS[tag]} for tag in _TAGS if tag in tags],
+        "paths": served,
         "components": {
             "schemas": schemas["$defs"],
             "headers": _HEADERS,
@@ -154,42 +234,71 @@ def _header(description: str, type_: str = "string", *, required: bool = False) 
 
 
 _HEADERS = {
-    "X-Request-Id": _header("as in the gateway's log", required=True),
-    "X-Upstream-Request-Id": _header("the X-Request-Id that the upstream gave"),
-    "X-Upstream-Status": _header("the upstream said it, not the gateway", "integer"),
-    "Retry-After": _header("seconds after which the same request would be let in; an upstream may give a date"),
-    "X-RateLimit-Limit": _header("calls in the window, unless the upstream speaks of its own"),
-    "X-RateLimit-Remaining": _header("calls that are left in it"),
-    "X-RateLimit-Reset": _header("seconds until there is one more"),
-    "WWW-Authenticate": _header("how to say who you are"),
-    "Allow": _header("the methods there are"),
+    "X-Request-Id": _header("the request's ID, which the gateway's log line has too", required=True),
+    "X-Upstream-Request-Id": _header("the `X-Request-Id` of the upstream's response"),
+    "X-Upstream-Status": _header(
+        "the upstream's status: the refusal comes from the upstream, not from the gateway", "integer"
+    ),
+    "Retry-After": _header("seconds until the same request can be accepted; an upstream may send a date"),
+    "X-RateLimit-Limit": _header("requests allowed in the window; the upstream's own limit, if it sent one"),
+    "X-RateLimit-Remaining": _header("requests left in the window"),
+    "X-RateLimit-Reset": _header("seconds until one more request is allowed"),
+    "WWW-Authenticate": _header("how to authenticate"),
+    "Allow": _header("the methods that the path supports"),
 }
 
 _REQUEST_ID = {
     "name": "X-Request-Id",
     "in": "header",
-    "description": "1 to 128 of A-Z a-z 0-9 . _ -, else a new one is made; it goes to the upstream and into the log",
+    "description": "1 to 128 of A-Z a-z 0-9 . _ -; another one is generated otherwise; sent to the upstream and logged",
     "schema": {"type": "string"},
 }
 _LAST_EVENT_ID = {
     "name": "Last-Event-ID",
     "in": "header",
-    "description": "id of the last event that was seen, as EventSource sends it when it comes back",
+    "description": "ID of the last event that was received, as EventSource sends it when it reconnects",
     "schema": {"type": "string"},
 }
 
 
-def _forward(state: State) -> dict[str, Any]:
+#: The body of the examples.
+_QUESTION = {"model": "demo", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def _curl(url: str, *options: str, state: State | None = None, body: object = None) -> str:
+    """Return a call for a shell that shows events as they come.
+
+    :param state: of a gateway that may want a passcode; None: the path wants none.
+    :param body: sent as JSON, if any.
+    """
+    fields = [] if body is None else ["Content-Type: application/json"]
+    if state is not None and not state.access.is_open:
+        fields.append("X-Passcode: YOUR_PASSCODE")
+    lines = [" ".join(["curl", "-N", *options, shlex.quote(url)]), *(f"-H {shlex.quote(field)}" for field in fields)]
+    if body is not None:
+        lines.append(f"-d {shlex.quote(json.dumps(body))}")
+    return " \\\n  ".join(lines)
+
+
+def _forward(state: State, url: str) -> dict[str, Any]:
     security = _security(state)
+    demonstration = state.demonstration
+    host = demonstration.url if demonstration is not None else "https://api.example.com/"
+    example = {"targetUrl": f"{host}v1/chat/completions", "body": _QUESTION}
     return {
         "post": {
             "operationId": "forward",
+            "tags": ["Relay"],
+            "x-example": _curl(f"{url}/forward-sse", state=state, body=example),
+            "x-try": "openai",
             "summary": "Call an upstream by its URL",
             "description": _FORWARD,
             "parameters": [_REQUEST_ID],
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ForwardRequest"}}},
+                "content": {
+                    "application/json": {"schema": {"$ref": "#/components/schemas/ForwardRequest"}, "example": example}
+                },
             },
             "responses": _relayed(state, (*RELAY_REFUSALS, UnsupportedMediaType)),
             # The last way is the `passcode` of the JSON, for which OpenAPI has no scheme.
@@ -198,12 +307,25 @@ def _forward(state: State) -> dict[str, Any]:
     }
 
 
-def _upstream(state: State) -> dict[str, Any]:
-    names = {"enum": list(state.table.names)} if state.table.names else {}
-    operations = {}
-    for method in ("get", "head", "post", "put", "patch", "delete"):
+def _upstream(state: State, url: str, names: Iterable[str]) -> dict[str, Any]:
+    known = list(names)
+    enum = {"enum": known} if known else {}
+    base = f"{url}/upstream/{known[0] if known else 'NAME'}"
+    examples = {
+        "get": _curl(f"{base}/v1/models", state=state),
+        "head": _curl(f"{base}/v1/models", "-I", state=state),
+        "post": _curl(f"{base}/v1/chat/completions", state=state, body=_QUESTION),
+        "put": _curl(f"{base}/v1/things/1", "-X", "PUT", state=state, body={}),
+        "patch": _curl(f"{base}/v1/things/1", "-X", "PATCH", state=state, body={}),
+        "delete": _curl(f"{base}/v1/things/1", "-X", "DELETE", state=state),
+    }
+    operations: dict[str, Any] = {}
+    for method, example in examples.items():
         operations[method] = {
             "operationId": f"upstream_{method}",
+            "tags": ["Relay"],
+            "x-example": example,
+            "x-try": "openai" if method == "post" else "",
             "summary": "Call an upstream by its name",
             "description": _UPSTREAM,
             "parameters": [_REQUEST_ID, *([_LAST_EVENT_ID] if method == "get" else [])],
@@ -213,16 +335,30 @@ def _upstream(state: State) -> dict[str, Any]:
         }
     return {
         "parameters": [
-            {"name": "name", "in": "path", "required": True, "schema": {"type": "string", **names}},
-            {"name": "path", "in": "path", "required": True, "schema": {"type": "string"}},
+            {
+                "name": "name",
+                "in": "path",
+                "required": True,
+                "description": "the upstream's name in `SSE_UPSTREAMS`",
+                "schema": {"type": "string", **enum},
+            },
+            {
+                "name": "path",
+                "in": "path",
+                "required": True,
+                "description": "the rest of the upstream's URL; it may have several segments",
+                "schema": {"type": "string"},
+            },
         ],
         **operations,
     }
 
 
-def _ticks() -> dict[str, Any]:
+def _ticks(url: str) -> dict[str, Any]:
     operation = {
-        "summary": "A stream to try things with",
+        "tags": ["Demonstration"],
+        "x-try": "ticks",
+        "summary": "Read a demonstration stream",
         "description": _TICKS,
         "parameters": [
             _REQUEST_ID,
@@ -230,7 +366,7 @@ def _ticks() -> dict[str, Any]:
             {
                 "name": "lastEventId",
                 "in": "query",
-                "description": "the same, for a first connection",
+                "description": "the same, for a first connection: EventSource cannot set a header field",
                 "schema": {"type": "string"},
             },
         ],
@@ -240,15 +376,23 @@ def _ticks() -> dict[str, Any]:
         },
         "security": [],
     }
-    return {method: {"operationId": f"ticks_{method}", **operation} for method in ("get", "head")}
+    examples = {"get": _curl(f"{url}/sse", "--max-time 3"), "head": _curl(f"{url}/sse", "-I")}
+    return {
+        method: {"operationId": f"ticks_{method}", **operation, "x-example": example}
+        for method, example in examples.items()
+    }
 
 
-def _metrics() -> dict[str, Any]:
+def _metrics(url: str) -> dict[str, Any]:
     return {
         "get": {
             "operationId": "metrics",
-            "summary": "What Prometheus reads",
-            "responses": {"200": {"description": "what was counted", "content": {"text/plain": {}}}},
+            "tags": ["Operation"],
+            "x-example": _curl(f"{url}/metrics"),
+            "x-try": "",
+            "description": "Counters and histograms, in Prometheus' text format.",
+            "summary": "Return the metrics for Prometheus",
+            "responses": {"200": {"description": "the metrics", "content": {"text/plain": {}}}},
             "security": [],
         }
     }
@@ -279,8 +423,8 @@ def _relayed(state: State, refusals: Iterable[type[SSEError]]) -> dict[str, Any]
         response["headers"] = {**_refer(*common, "X-Upstream-Status", "Retry-After"), **response["headers"]}
         response["content"] = {**response["content"], **_UPSTREAM_CONTENT}
     return {
-        "2XX": {"description": "what the upstream answers", **theirs, "headers": _refer(*common)},
-        "304": {"description": "the upstream says that nothing has changed", "headers": _refer(*common)},
+        "2XX": {"description": "the upstream's response", **theirs, "headers": _refer(*common)},
+        "304": {"description": "the upstream's response: nothing has changed", "headers": _refer(*common)},
         **ours,
         "4XX": {"description": "the upstream's own error", **theirs},
         "5XX": {"description": "the upstream's own error", **theirs},

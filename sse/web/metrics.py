@@ -6,21 +6,16 @@ Imported only where SSE_METRICS is on, so that the others need not pay for the l
 from __future__ import annotations
 
 import http
+import os
 from functools import cache, partial
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.values import MutexValue, ValueClass
 
+from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
 from ..errors import ClientGone
 from ..relay.stream.end import StreamEnd
-
-#: Whether what is counted is kept in files that all processes read. The library has decided it when it was imported, by
-#: PROMETHEUS_MULTIPROC_DIR in the environment.
-IS_SHARED = ValueClass is not MutexValue
 
 #: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -28,8 +23,6 @@ FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 _STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
-
-Metric = TypeVar("Metric", bound=MetricWrapperBase)
 
 
 class Metrics:
@@ -60,7 +53,7 @@ class Metrics:
         )
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
-        self._of = cache(_labelled)
+        self._of = cache(labelled)
 
     def begin_stream(self, upstream: str) -> None:
         """Count a stream as open."""
@@ -93,11 +86,8 @@ class Metrics:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
-
-
-def _labelled(metric: Metric, *labels: str) -> Metric:
-    return metric.labels(*labels)
+        with lock_files(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
+            return generate_latest(registry)
 
 
 def _status(status: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import socket
+import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -12,9 +13,10 @@ from flask import Request, current_app, request
 from ..protocol.event import ServerSentEvent
 from ..relay.exchange import Exchange, Limits
 from ..relay.stream.end import StreamEnd
-from ..relay.stream.producer import Producer, ThreadProducer
-from ..relay.stream.pump import Pump
+from ..relay.stream.producer import Producer, make_producer
+from ..relay.stream.pump import HEARTBEAT, Pump
 from .call import Call, current_call
+from .connection import client_connection
 from .report import StreamReport
 from .response import STREAM_FIELDS, PumpResponse
 from .state import State, current_state
@@ -27,18 +29,34 @@ class EventSourceResponse(PumpResponse):
     """An event stream of the site's own; it needs `SSE(app)`.
 
     The iterable runs when the view has returned. A generator that uses `request` is wrapped in Flask's
-    `stream_with_context`. While it is silent, `SSE_HEARTBEAT` sends comments; it then runs in a thread of its own, a
-    greenlet where threads are patched, one item ahead of the client at most. It is closed when the client leaves: under
-    gevent at once, also while it waits for something; in a thread as soon as what it waits for is there.
+    `stream_with_context`. It is closed when the client leaves: under gevent at once, also while it waits for something;
+    in a thread as soon as what it waits for is there.
+
+    With a heartbeat the iterable runs in a thread of its own, a greenlet where threads are patched, one item ahead of
+    the client at most. Without one it runs where the server sends the response, which is the thread of the view.
 
     :param events: what is streamed; closed in the end if it can be closed.
     :param status: 204 tells an EventSource not to come back.
     :param headers: more response fields.
+    :param heartbeat: seconds of silence after which a comment is sent, 0 for none; None: `SSE_HEARTBEAT`.
+    :raises TypeError: if `events` is no iterable of events.
     """
 
-    def __init__(self, events: Iterable[Event], *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        call = current_call()
-        super().__init__(_pump(request, call, events, status, current_state()), status=status, headers=headers)
+    def __init__(
+        self,
+        events: Iterable[Event],
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        heartbeat: float | None = None,
+    ) -> None:
+        check_events(events)
+        call, state = current_call(), current_state()
+        if heartbeat is None:
+            heartbeat = state.settings.heartbeat
+        if heartbeat < 0:
+            raise ValueError(f"heartbeat must not be negative, got {heartbeat!r}")
+        super().__init__(_pump(request, call, events, status, heartbeat, state), status=status, headers=headers)
         self.headers["Content-Type"] = "text/event-stream; charset=utf-8"
         for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
             self.headers.setdefault(name, value)
@@ -55,15 +73,41 @@ def last_event_id() -> str:
     return field or request.args.get("lastEventId", "")
 
 
-def client_socket(request: Request) -> socket.socket | None:
-    """Return a request's connection where the server shows it: gunicorn and werkzeug do."""
-    client: socket.socket | None = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-    return client
+#: How text begins and ends that is an event already.
+_FIELD = re.compile(r"(data|event|id|retry)?:")
+_BLANK_LINES = ("\n\n", "\r\r", "\r\n\r\n")
 
 
-def _pump(request: Request, call: Call, events: Iterable[Event], status: int, state: State) -> Pump:
-    settings = state.settings
-    exchange = Exchange(client_socket(request), Limits(send=settings.send_timeout, duration=settings.max_duration))
+def check_events(events: object) -> None:
+    """Check what can be known of an iterable before it runs.
+
+    :raises TypeError: if it is no iterable of events; says what to pass instead.
+    """
+    if isinstance(events, str | bytes | Mapping | ServerSentEvent):
+        raise TypeError(f"events must be an iterable of events, not one {type(events).__name__}; use a list of it")
+    if hasattr(events, "__aiter__") or inspect.iscoroutine(events):
+        raise TypeError("events must be an iterable, not an asynchronous one, which a WSGI server cannot run")
+    if not hasattr(events, "__iter__"):
+        hint = "; call it" if callable(events) else ""
+        raise TypeError(f"events must be an iterable of events, not a {type(events).__name__}{hint}")
+    for event in events if isinstance(events, list | tuple) else ():
+        check_event(event)
+
+
+def check_event(event: object) -> None:
+    """Check one event.
+
+    :raises TypeError: if it is none, or is text that has an event's fields and blank line already.
+    """
+    if not isinstance(event, ServerSentEvent | str | dict | list):
+        raise TypeError(f"an event is a ServerSentEvent, str, dict or list, not {type(event).__name__}")
+    if isinstance(event, str) and _FIELD.match(event) and event.endswith(_BLANK_LINES):
+        raise TypeError("an event's text is its data alone, without field names and blank line; or use ServerSentEvent")
+
+
+def _pump(request: Request, call: Call, events: Iterable[Event], status: int, heartbeat: float, state: State) -> Pump:
+    settings, client = state.settings, client_connection(request.environ)
+    exchange = Exchange(client.socket, Limits(send=settings.send_timeout, duration=settings.max_duration))
     call.upstream = f"own:{request.endpoint}"
     report, stack = StreamReport(call, state.metrics), ExitStack()
 
@@ -79,16 +123,15 @@ def _pump(request: Request, call: Call, events: Iterable[Event], status: int, st
         state.monitor.discard(exchange)
         report.tell(end)
 
-    # A heartbeat is sent while the iterable is silent, which is noticed beside it only.
-    kind = ThreadProducer if settings.heartbeat else Producer
     return Pump(
-        kind(events, _encoder(), on_start=on_start),
+        make_producer(events, _encoder(), heartbeat=heartbeat, on_start=on_start),
         exchange,
         status=status,
         is_event_stream=True,
-        heartbeat=settings.heartbeat,
+        heartbeat=heartbeat,
         has_body=request.method != "HEAD" and status not in (204, 304),
-        is_framed=request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+        abort=client.abort,
+        opening=b"" if client.sends_head else HEARTBEAT,
         on_end=on_end,
     )
 
@@ -96,14 +139,20 @@ def _pump(request: Request, call: Call, events: Iterable[Event], status: int, st
 def _encoder() -> Callable[[Event], bytes]:
     """Return what makes the bytes of an event; JSON as the app writes it, which knows dates and the like."""
     dumps = current_app.json.dumps
+    is_first = True
 
     def encode(event: Event) -> bytes:
+        nonlocal is_first
+        if is_first:
+            # The later ones may be text of other people's, which is not to end a stream.
+            check_event(event)
+            is_first = False
         if isinstance(event, dict | list):
             event = dumps(event)
         if isinstance(event, str):
             event = ServerSentEvent(data=event)
         if not isinstance(event, ServerSentEvent):
-            raise TypeError(f"an event is a ServerSentEvent, str, dict or list, not {type(event).__name__}")
+            check_event(event)
         return event.encode()
 
     return encode

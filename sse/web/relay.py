@@ -17,7 +17,7 @@ from ..relay.stream.pump import Pump
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
-from .own import client_socket
+from .connection import client_connection
 from .report import StreamReport
 from .response import stream_response
 from .state import State
@@ -38,7 +38,8 @@ class Relay:
         self._call = call
         self._state = state
         self._stack = ExitStack()
-        self.exchange = Exchange(client_socket(request), state.limits)
+        self._client = client_connection(request.environ)
+        self.exchange = Exchange(self._client.socket, state.limits)
 
     def __enter__(self) -> Relay:
         if self._state.drain.phase() >= Phase.FINISHING:
@@ -77,7 +78,7 @@ class Relay:
         pump = self._pump(upstream, named, report)
         try:
             # The upstream's own limits go before those of the gateway.
-            limits = self._state.access.rate_limit_fields(self._request)
+            limits = self._state.access.rate_limit_fields(self._call)
             fields.extend([field for field in limits if field[0].lower() not in named])
             return self._response(upstream.status, fields, pump)
         except BaseException:
@@ -101,7 +102,8 @@ class Relay:
             heartbeat=self._state.settings.relay_heartbeat,
             limit=MAX_ERROR_BODY if is_error else 0,
             has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
-            is_framed=self._request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0",
+            abort=self._client.abort,
+            holds_back=self._client.socket is None,
             on_end=on_end,
         )
         held.push(self._stack.pop_all())

@@ -77,11 +77,8 @@ def _sender() -> Flask:
 
 
 def report_refusal(error: SSEError) -> None:
-    """Log and count that the current request was refused, unless that has been done."""
+    """Log and count that the current request was refused."""
     call = current_call()
-    if call.is_reported:
-        return
-    call.is_reported = True
     _count(error, call)
     if call.end is None:
         event, fields = "refused", {"status": error.status, **_names(call)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from flask import Flask, current_app
 
@@ -19,8 +19,18 @@ from .access.access import Access
 from .access.origin import CrossOrigin
 
 if TYPE_CHECKING:
-    from ..demo.server import DemonstrationServer
     from .metrics import Metrics
+
+
+class Demonstration(Protocol):
+    """The demonstration upstream, which runs from its first call on."""
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+
+    def ensure_started(self) -> None:
+        """Start it, unless it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +50,7 @@ class State:
     cross_origin: CrossOrigin
     access: Access
     metrics: Metrics | None
-    demonstration: DemonstrationServer | None
+    demonstration: Demonstration | None
 
 
 def state_of(app: Flask) -> State:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Iterator
 
@@ -9,9 +11,11 @@ from flask import Flask, Response, request
 
 from sse import SSE, EventSourceResponse
 
+logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+
 app = Flask(__name__)
 app.config.from_prefixed_env()
-SSE(app)
+SSE(app, demonstration=True)
 
 
 @app.get("/healthz")
@@ -47,5 +51,29 @@ def paced() -> Response:
         while True:
             time.sleep(0.02)
             yield "tick"
+
+    return EventSourceResponse(events())
+
+
+@app.get("/silent")
+def silent() -> Response:
+    """Stream one event, and then nothing for long."""
+
+    def events() -> Iterator[str]:
+        yield "one"
+        time.sleep(60)
+        yield "two"
+
+    given = request.args.get("heartbeat")
+    return EventSourceResponse(events(), heartbeat=None if given is None else float(given))
+
+
+@app.get("/unbegun")
+def unbegun() -> Response:
+    """Stream nothing for long."""
+
+    def events() -> Iterator[str]:
+        time.sleep(60)
+        yield "one"
 
     return EventSourceResponse(events())

@@ -182,9 +182,9 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         pytest.param("-k sync", {}, "worker class", "fail .*sync.* -k gevent", id="sync"),
         pytest.param("-k gthread", {}, "worker class", "warn .*holds a thread.* -k gevent", id="gthread"),
         pytest.param("-k gevent_pywsgi", {}, "worker class", "warn .*head waits.* -k gevent", id="pywsgi"),
-        pytest.param("-k nonsense", {}, "gunicorn", "fail .*'nonsense' invalid or not found.*mend", id="no-class"),
+        pytest.param("-k nonsense", {}, "gunicorn", "fail .*'nonsense' invalid or not found.*fix", id="no-class"),
         pytest.param("--nonsense", {}, "gunicorn", "fail .*arguments: --nonsense.*GUNICORN_CMD_ARGS", id="argument"),
-        pytest.param("-c /dev/null -k gevent", {}, "patching", "warn .*left to the worker.*patch_all", id="unpatched"),
+        pytest.param("-c /dev/null -k gevent", {}, "patching", "warn .*done by the worker.*patch_all", id="unpatched"),
         pytest.param("-c /dev/null -k gevent --preload", {}, "patching", "fail .*loaded before.*patch_all", id="late"),
         pytest.param("-w 3", {}, "workers", "warn .*3 times.*SSE_STORAGE_URI.*redis://", id="workers"),
         pytest.param("--worker-connections 199", {}, "worker connections", "warn .*hangs.* = 200 or", id="connections"),
@@ -194,6 +194,14 @@ def test_what_is_no_url_is_refused(url: str) -> None:
             "worker connections",
             "warn .*SSE_MAX_STREAMS to 200",
             id="no-limit",
+        ),
+        pytest.param("--reuse-port", {}, "reuse port", "warn .*reset.*no --reuse-port", id="reuse-port"),
+        pytest.param(
+            "-c /dev/null -k gevent --max-requests 9",
+            {"SSE_METRICS": True},
+            "max_requests",
+            "warn .*leaves files",
+            id="files",
         ),
         pytest.param("--graceful-timeout 9", {}, "restart", "warn .*within 9 s graceful_timeout = 28", id="graceful"),
         pytest.param("-c /dev/null -k gevent", {}, "restart", "warn .*killed.*end_with_worker", id="no-farewell"),
@@ -229,7 +237,7 @@ def test_the_configuration_sees_no_module_that_gunicorn_would_not(tmp_path: Path
     """Beside the program that reads it are modules of ours with common names."""
     (tmp_path / "wrong.py").write_text("import certificate\n")
     report = doctor(env={"GUNICORN_CMD_ARGS": f"-c {tmp_path}/wrong.py"}, **SOUND)
-    assert re.match("fail .*No module named 'certificate'.*mend gunicorn.conf.py", report.finding("gunicorn"))
+    assert re.match("fail .*No module named 'certificate'.*fix gunicorn.conf.py", report.finding("gunicorn"))
 
 
 def test_without_a_configuration_of_gunicorn_it_says_where_to_look(tmp_path: Path) -> None:
@@ -241,6 +249,26 @@ def test_without_a_configuration_of_gunicorn_it_says_where_to_look(tmp_path: Pat
 def test_to_read_the_configuration_leaves_nothing_behind(tmp_path: Path) -> None:
     doctor(env={"TMPDIR": str(tmp_path)}, SSE_METRICS=True, **SOUND)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_http_2_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text("worker_class = 'gevent'\nhttp_protocols = 'h1'\n")
+    assert "HTTP/2" not in doctor(env={"GUNICORN_CMD_ARGS": f"-c {tmp_path}/conf.py"}, **SOUND).output
+    pytest.importorskip("h2")
+    (tmp_path / "conf.py").write_text("worker_class = 'gevent'\nhttp_protocols = 'h2,h1'\n")
+    report = doctor(env={"GUNICORN_CMD_ARGS": f"-c {tmp_path}/conf.py"}, **SOUND)
+    assert re.match("warn .*one stream of a connection at a time.*proxy in front", report.finding("HTTP/2"))
+
+
+@pytest.mark.parametrize(("mode", "is_named"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_a_settings_file_that_others_can_read_is_named(mode: int, is_named: bool, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("SSE_MAX_STREAMS = 100\n")
+    path.chmod(mode)
+    report = doctor(env={"SSE_CONFIG": str(path)})
+    assert ("settings file" in report.output) is is_named
+    if is_named:
+        assert re.match("warn .*read by other users.*chmod 600", report.finding("settings file"))
 
 
 def test_too_few_file_descriptors_are_a_failure() -> None:
@@ -401,13 +429,13 @@ def upstreams_report() -> Iterator[Report]:
         ("expired", "fail .*certificate has expired.*renew"),
         ("ending", r"warn .*certificate ends in 1[23]\.\d days.*renewed"),
         ("other-name", "fail .*certificate is for other .*name"),
-        ("no-tls", "fail .*(TLS does not come about.*port|no connection in time)"),
+        ("no-tls", "fail .*(TLS handshake failed.*port|no connection in time)"),
         ("ahead", "warn .*clock is 36.. s ahead of .*timedatectl"),
         ("behind", "warn .*clock is 3[56].. s behind .*timedatectl"),
         ("mute", "fail .*no answer in time"),
-        ("garbage", "fail .*does not speak HTTP.*scheme and port"),
+        ("garbage", "fail .*not an HTTP server.*scheme and port"),
         ("unknown-name", "fail .*name does not resolve.*resolver"),
-        ("closed", "fail .*no connection: connection refused see that it runs"),
+        ("closed", "fail .*no connection: connection refused check that it is running"),
         ("unanswered", "fail .*no connection in time.*firewall.*SSE_CONNECT_TIMEOUT"),
     ],
 )
@@ -422,7 +450,7 @@ def test_a_broken_upstream_is_a_failure(upstreams_report: Report) -> None:
 
 def test_an_authority_that_nobody_named_is_a_failure(upstream: Callable[..., Upstream]) -> None:
     report = doctor(**SOUND, **table(upstream(tls=True).url))
-    assert re.match("fail .*authority that is not trusted.*SSE_CA_FILE", report.finding("upstream test"))
+    assert re.match("fail .*untrusted authority.*SSE_CA_FILE", report.finding("upstream test"))
 
 
 def test_a_public_name_that_leads_inside_is_a_failure(tmp_path: Path) -> None:
@@ -433,7 +461,7 @@ def test_a_public_name_that_leads_inside_is_a_failure(tmp_path: Path) -> None:
     )
     settings = {**SOUND, **table("https://api.example.com/")}
     report = doctor(app="shop", root=tmp_path, env={"PYTHONPATH": str(ROOT)}, **settings)
-    assert re.match("fail .*leads to an address that is refused.*public addresses", report.finding("upstream test"))
+    assert re.match("fail .*resolves to a refused address.*public addresses", report.finding("upstream test"))
     assert "10.0.0.1" not in report.output
 
 
@@ -459,7 +487,7 @@ def test_straight_to_the_service_all_is_well(shared_service: Service) -> None:
 def test_a_proxy_that_buffers_is_a_failure(nginx: Callable[..., str], shared_service: Service) -> None:
     report = public(nginx(shared_service, UNHEARD, BUFFERING, OLD))
     assert re.match(
-        "fail .* no head came .*holds back what was sent nginx: proxy_buffering off", report.finding("stream")
+        "fail .* no head came .*a proxy on the way buffers it nginx: proxy_buffering off", report.finding("stream")
     )
     assert report.status == 1
 
@@ -511,7 +539,7 @@ def test_tls_is_looked_at(nginx: Callable[..., str], shared_service: Service, tm
     assert re.match("warn .*ends in [45] days.*renewed", report.finding("public TLS"))
     assert re.match("warn .*no HTTP/2.*listen 443 ssl http2", report.finding("public HTTP"))
     report = public(url)
-    assert re.match("fail .*authority that is not trusted.*REQUESTS_CA_BUNDLE", report.finding("public TLS"))
+    assert re.match("fail .*untrusted authority.*REQUESTS_CA_BUNDLE", report.finding("public TLS"))
     report = public(behind("ssl", not_after=datetime.now(UTC) - timedelta(days=1)), env=env)
     assert re.match("fail .*has expired.*renew", report.finding("public TLS"))
 
@@ -561,7 +589,7 @@ def _events(*bursts: int, fields: Sequence[str] = FIELDS, version: str = "HTTP/1
         pytest.param(_events(3), "stream", "fail .* 3 events came within 5 s", id="stuck"),
         pytest.param(_events(*[1] * 6, head_waits=True), "head", "warn .*waits for the first event", id="late-head"),
         pytest.param(
-            _events(*[1] * 6, fields=[EVENT_STREAM, FIELDS[2]]), "Cache-Control", "warn .*got lost", id="field"
+            _events(*[1] * 6, fields=[EVENT_STREAM, FIELDS[2]]), "Cache-Control", "warn .*is missing", id="field"
         ),
         pytest.param(
             _events(*[1] * 6, fields=FIELDS[:2], version="HTTP/1.0"), "HTTP version", "warn .*1.0.*HTTP/1.1", id="1.0"
@@ -585,14 +613,14 @@ def test_what_is_wrong_with_the_stream_is_said(
 
 def test_nobody_at_the_url_is_a_failure() -> None:
     report = public(f"http://user:{WORD}@127.0.0.1:{free_port()}")
-    assert re.match("fail .*http://127.0.0.1:.* no answer see that", report.finding("public URL"))
+    assert re.match("fail .*http://127.0.0.1:.* no answer check that", report.finding("public URL"))
     with SilentListener() as silent:
         assert re.match("fail .*no answer in time", public(silent.url).finding("public URL"))
 
 
 def test_a_stream_of_ones_own_can_be_looked_at(upstream: Callable[..., Upstream], tmp_path: Path) -> None:
     """A site has no demonstration; what its stream should send by when is for its author to know."""
-    (tmp_path / "gunicorn.conf.py").write_text((ROOT / "gunicorn.conf.py").read_text())
+    (tmp_path / "gunicorn.conf.py").write_text("from sse.gunicorn.settings import *\n")
     (tmp_path / "app.py").write_text(
         "import time\nfrom flask import Flask\nfrom sse import SSE, EventSourceResponse\n"
         "app = Flask(__name__)\napp.config.from_prefixed_env()\nSSE(app, url_prefix='/ai')\n"
@@ -608,7 +636,7 @@ def test_a_stream_of_ones_own_can_be_looked_at(upstream: Callable[..., Upstream]
     assert reports["slow"].finding("stream").startswith("ok")
     assert re.match("warn .*6 events came in 1 burst", reports["once"].finding("stream"))
     assert re.match("warn .*1 events came", reports["few"].finding("stream"))
-    assert re.match("fail .*is no event stream.*give the URL", reports["healthz"].finding("stream"))
+    assert re.match("fail .*is not an event stream.*give the URL", reports["healthz"].finding("stream"))
     assert re.match("fail .*neither.*give the URL", reports[""].finding("stream"))
     assert all("health" not in report.output.replace("/healthz", "") for report in reports.values())
 
@@ -625,5 +653,6 @@ def test_it_is_listed_among_the_commands() -> None:
 
 def test_every_setting_it_names_is_one() -> None:
     texts = "".join(path.read_text() for path in (ROOT / "sse/cli/doctor").glob("*.py"))
-    named = set(re.findall(r"SSE_[A-Z_]+[A-Z]", texts))
+    # SSE_CONFIG names the file that settings are in.
+    named = set(re.findall(r"SSE_[A-Z_]+[A-Z]", texts)) - {"SSE_CONFIG"}
     assert named and named <= {f"SSE_{name.upper()}" for name in Settings.__dataclass_fields__}

@@ -18,8 +18,6 @@ from ..support.program import missing
 from ..support.service import Service, call, forward
 from ..support.upstream import Upstream, answer
 
-pytestmark = pytest.mark.fault
-
 HOURS = 3
 
 

@@ -15,8 +15,6 @@ from ..support.crowd import Crowd, Spring, processor_time
 from ..support.service import RawClient, Service, call
 from ..support.upstream import Upstream
 
-pytestmark = pytest.mark.fault
-
 STREAMS = 20
 
 

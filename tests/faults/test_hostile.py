@@ -12,8 +12,6 @@ from ..support.relay import Relay
 from ..support.service import Service
 from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
 
-pytestmark = pytest.mark.fault
-
 
 @pytest.fixture(scope="module")
 def narrow_relay() -> Iterator[Relay]:

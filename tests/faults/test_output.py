@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from ..support.crowd import Crowd, Spring
 from ..support.ending import EVENT
-from ..support.service import ROOT, Service, call
+from ..support.program import free_port
+from ..support.service import ROOT, RawClient, Service, _environment, call
 from ..support.upstream import Upstream, answer
-
-pytestmark = pytest.mark.fault
 
 FULL = """
 import os
@@ -62,3 +66,49 @@ def test_a_log_that_cannot_be_written_harms_nobody(where: str, unbuffered: str, 
             # Nothing of the worker's came out, so it was put to the test.
             assert "stream end=" not in service.log()
             assert service.stop() == 0
+
+
+def test_a_log_pipe_that_is_not_read_stops_nothing() -> None:
+    """A full pipe stopped the worker, then the master: no health check and no stream went on."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 16)
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--access-logfile", "-"]
+    settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
+    with Spring(interval=0.1) as spring:
+        env = _environment({"SSE_UPSTREAMS": {"test": spring.url}, **settings}, {})
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=writer, stderr=writer)
+        os.close(writer)
+        try:
+            log = _read_until(reader, b"Booting worker")
+            with _opened(port, "/upstream/test/") as stream:
+                stream.read_until(EVENT)
+                # Two lines each, of 100 bytes and more: several times what the pipe holds.
+                for _ in range(2000):
+                    with _opened(port, "/nowhere") as client:
+                        assert client.read_head().status == 404
+                seen = len(stream.body)
+                while len(stream.body) < seen + 10 * len(EVENT):
+                    assert stream.read_piece()
+            log += _read_until(reader, b"/nowhere")
+        finally:
+            process.terminate()
+            while piece := os.read(reader, 1 << 16):
+                log += piece
+            os.close(reader)
+            assert process.wait(20) == 0
+    # Nothing was lost, because it fits into what a process keeps.
+    assert log.count(b"GET /nowhere") == 2000
+
+
+def _opened(port: int, target: str) -> RawClient:
+    client = RawClient("127.0.0.1", port)
+    client.request("GET", target)
+    return client
+
+
+def _read_until(reader: int, mark: bytes) -> bytes:
+    data, deadline = b"", time.monotonic() + 20
+    while mark not in data and time.monotonic() < deadline:
+        data += os.read(reader, 4096)
+    return data

@@ -19,8 +19,6 @@ from ..support.program import RedisServer
 from ..support.service import ROOT, Service, call
 from ..support.upstream import Connection, Upstream, answer
 
-pytestmark = pytest.mark.fault
-
 AWAY = "Redis unavailable"
 BACK = "Redis recovered"
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from ..support.crowd import Crowd, Spring, descriptors, room_for
 from ..support.ending import eventually
 from ..support.service import Service, call
-
-pytestmark = pytest.mark.fault
 
 CLIENTS = 1000
 

@@ -18,8 +18,6 @@ from ..support.ending import EVENT, LAST_WORDS, eventually
 from ..support.program import RedisServer
 from ..support.service import RawClient, Service, call
 
-pytestmark = pytest.mark.fault
-
 STREAMS = 200
 
 

@@ -15,7 +15,7 @@ from sse.relay.drain import Drain, Phase
 from sse.relay.exchange import FINAL_WRITE_TIMEOUT, MIN_BODY_RATE, Exchange, Limits, Stage
 from sse.relay.monitor import LOOK_INTERVAL, Monitor
 from sse.relay.stream.end import EndReason
-from sse.relay.tcp import is_gone, reset_on_close, shut_down, unsent
+from sse.relay.tcp import is_gone, reset, shut_down, unsent
 
 from ..support.upstream import PATIENCE, _server_context, authority
 
@@ -358,7 +358,7 @@ def test_a_reset_comes_after_what_was_sent(pair: Pair) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     writer.join()
-    reset_on_close(pair[0], patience=PATIENCE)
+    reset(pair[0], patience=PATIENCE)
     pair[0].close()
     reader.join()
     assert bytes(got) == sent
@@ -371,7 +371,7 @@ def test_a_reset_does_not_wait_for_one_who_does_not_read(pair: Pair) -> None:
             pass
     except BlockingIOError:
         pass
-    reset_on_close(pair[0], patience=0.05)
+    reset(pair[0], patience=0.05)
     pair[0].close()
     with pytest.raises(ConnectionResetError):
         while pair[1].recv(1 << 20):

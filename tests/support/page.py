@@ -86,3 +86,10 @@ def stream(*pieces: bytes, field: str = EVENT_STREAM, last: bytes = LAST_CHUNK) 
         connection.send(last)
 
     return answer
+
+
+def faults(page: Page, axe: str) -> list[str]:
+    """Return what axe finds, each rule with the elements that break it."""
+    page.evaluate(axe)
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{rule['id']}: {[node['target'] for node in rule['nodes']]}" for rule in found]

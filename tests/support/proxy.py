@@ -66,7 +66,7 @@ class Proxy:
         self.process.stop(2)
 
 
-def _listen(start: Callable[[int], tuple[Process, str]]) -> Proxy:
+def listen(start: Callable[[int], tuple[Process, str]]) -> Proxy:
     """Start a proxy on a free port: neither tells what port it got, so it is chosen here, and again if it was taken.
 
     :param start: returns what was started on a port, and what it writes when it listens.
@@ -123,7 +123,7 @@ def start_nginx(relays: Sequence[str], directory: Path, edits: Sequence[Edit] = 
         file.write_text(text.replace(LISTEN, f"127.0.0.1:{port}"))
         return Process([path, "-c", str(file), "-g", "daemon off;"]), "start worker process [0-9]"
 
-    return _listen(start)
+    return listen(start)
 
 
 def start_caddy(relays: Sequence[str], directory: Path) -> Proxy:
@@ -142,7 +142,7 @@ def start_caddy(relays: Sequence[str], directory: Path) -> Proxy:
         command = [path, "run", "--adapter", "caddyfile", "--config", str(file)]
         return Process(command, env={**os.environ, **site, **kept}), "serving initial configuration"
 
-    return _listen(start)
+    return listen(start)
 
 
 #: By the name of the program.

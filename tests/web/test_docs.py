@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import requests
@@ -20,6 +20,8 @@ from sse import SSE
 from sse.demo.server import DemonstrationServer
 from sse.errors import REFUSALS, ClientGone
 
+from ..support.page import faults, opened
+from ..support.program import program
 from ..support.service import ROOT, Service, call
 
 if TYPE_CHECKING:
@@ -161,36 +163,107 @@ def test_nothing_is_served_unless_it_was_asked_for() -> None:
     app.config["SSE_UPSTREAMS"] = {"demo": "https://demo.example/"}
     SSE(app)
     client = app.test_client()
-    assert [client.get(path).status_code for path in ("/openapi.json", "/docs", "/docs/docs.js")] == [404, 404, 404]
+    assert [client.get(path).status_code for path in ("/openapi.json", "/docs", "/docs/docs.css")] == [404, 404, 404]
 
 
 # The page
 
 
 def test_the_page_shows_every_endpoint_by_files_of_our_own(documented: Documented, chromium: Browser) -> None:
-    context = chromium.new_context()
-    page = context.new_page()
-    said: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    # Before any script of the page, so that no violation is missed.
-    page.add_init_script(
-        "window.violations = [];"
-        "addEventListener('securitypolicyviolation', (e) => violations.push(`${e.violatedDirective} ${e.blockedURI}`));"
-    )
-    response = page.goto(f"{documented.service.url}/docs")
-    assert response is not None
-    policy = response.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy
-    page.wait_for_selector(".opblock")
-    shown = {element.get_attribute("data-path") for element in page.query_selector_all("[data-path]")}
-    assert shown == PATHS
-    # One is opened, for most of what Swagger UI draws is inside.
-    page.click("[data-path='/forward-sse']")
-    page.wait_for_selector("text=upstream_unreachable")
-    assert page.evaluate("violations") == []
-    assert said == []
-    assert {url for url in asked if not url.startswith((documented.service.url, "data:", "blob:"))} == set()
-    context.close()
+    # A violation of the policy, or an error in the console, fails the test.
+    with opened(chromium) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        response = page.goto(f"{documented.service.url}/docs")
+        assert response is not None
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+        shown = {element.get_attribute("data-path") for element in page.query_selector_all("[data-path]")}
+        assert shown == PATHS
+        page.click("#forward summary")
+        page.wait_for_selector("#forward >> text=upstream_unreachable")
+        assert page.locator("#forward td >> text=absolute http(s) URL").is_visible()
+        assert {url for url in asked if not url.startswith((documented.service.url, "data:"))} == set()
+
+
+def test_success_stands_first_and_operations_are_grouped(documented: Documented, chromium: Browser) -> None:
+    with opened(chromium) as page:
+        page.goto(f"{documented.service.url}/docs")
+        for table in page.locator("details").all():
+            statuses = [cell.text_content() or "" for cell in table.locator("table").last.locator("tbody th").all()]
+            assert statuses[0][0] == "2" and len(statuses) > 1 or statuses == ["200"]
+        titles = page.locator("section h2").all_inner_texts()
+        assert titles == ["Relay", "Demonstration", "Operation", "Header fields of responses"]
+
+
+def test_streams_are_tried_on_the_page(documented: Documented, chromium: Browser) -> None:
+    """An explorer that waits for the end of a stream that has none waits for ever."""
+    with opened(chromium) as page:
+        page.goto(f"{documented.service.url}/docs")
+        page.click("#ticks_get summary")
+        page.click("#ticks_get a")
+        page.wait_for_selector("body[data-ready]")
+        assert page.url == f"{documented.service.url}/?example=ticks"
+        assert page.is_visible("#send")
+        page.goto(f"{documented.service.url}/docs")
+        assert page.locator("button, form, script").count() == 0
+
+
+def test_without_the_page_nothing_leads_to_it() -> None:
+    html = app_with("/ai").test_client().get("/ai/docs").get_data(as_text=True)
+    assert "Try it" not in html and 'href="openapi.json"' in html
+
+
+@pytest.fixture(scope="module")
+def open_service() -> Iterator[Service]:
+    """A service as it is without any setting, behind a throttle that is off."""
+    with Service("--keep-alive", "1", SSE_THROTTLE="", SSE_METRICS=True) as service:
+        yield service
+
+
+def test_every_example_works(open_service: Service) -> None:
+    program("curl", "curl")
+    with call(open_service, "GET", "/openapi.json") as client:
+        document = client.json()
+    answers = {}
+    for entry in document["paths"].values():
+        for method, operation in entry.items():
+            if method != "parameters":
+                command = ["bash", "-c", operation["x-example"].replace("curl", "curl -s -i", 1)]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+                answers[operation["operationId"]] = done.stdout
+    assert all(answer.startswith("HTTP/1.1 200") for name, answer in answers.items() if name not in REFUSED_BY_DEMO)
+    assert all("X-Upstream-Status: 404" in answers[name] for name in REFUSED_BY_DEMO)
+    assert answers["forward"].rstrip().endswith("data: [DONE]") and answers["upstream_post"].rstrip().endswith("[DONE]")
+    assert answers["ticks_get"].count("data: Message") > 5
+
+
+#: Methods that are relayed, and that the demonstration has nothing for.
+REFUSED_BY_DEMO = {"upstream_put", "upstream_patch", "upstream_delete"}
+
+
+def test_upstreams_are_named_to_those_who_may_call_them(documented: Documented) -> None:
+    for path in ("/openapi.json", "/docs"):
+        for fields, is_known in (({}, False), ({"X-Passcode": "wrong"}, False), ({"X-Passcode": PASSCODE}, True)):
+            with call(documented.service, "GET", path, fields) as client:
+                assert (b"chat" in client.read_body().replace(b"v1/chat/completions", b"")) == is_known, (path, fields)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(
+    documented: Documented, chromium: Browser, js_modules: Path, scheme: Literal["light", "dark"]
+) -> None:
+    with opened(chromium, color_scheme=scheme) as page:
+        page.goto(f"{documented.service.url}/docs")
+        ground = page.evaluate("() => getComputedStyle(document.documentElement).backgroundColor")
+        assert ground == {"light": "rgb(233, 239, 237)", "dark": "rgb(11, 17, 18)"}[scheme]
+        page.evaluate("() => document.querySelectorAll('details').forEach((details) => (details.open = true))")
+        assert faults(page, (js_modules / "axe-core/axe.min.js").read_text()) == []
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_page_fits_its_window(documented: Documented, chromium: Browser, width: int) -> None:
+    with opened(chromium, viewport={"width": width, "height": 900}) as page:
+        page.goto(f"{documented.service.url}/docs")
+        page.evaluate("() => document.querySelectorAll('details').forEach((details) => (details.open = true))")
+        assert page.evaluate("() => document.documentElement.scrollWidth") == width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import flask
@@ -14,6 +14,7 @@ from flask import Flask, Response, request, stream_with_context
 from flask.testing import FlaskClient
 
 from sse import SSE, EventSourceResponse, ServerSentEvent, last_event_id
+from sse.relay.stream import producer
 
 PATIENCE = 10.0
 
@@ -65,6 +66,123 @@ def test_an_item_becomes_an_event(item: Any, sent: str, heartbeat: float) -> Non
 def test_what_is_no_event_is_refused(item: Any, heartbeat: float) -> None:
     with pytest.raises(TypeError):
         _ = client_of(stream("a", item), HEARTBEAT=heartbeat).get("/").data
+
+
+async def asynchronous() -> AsyncIterator[str]:
+    yield "a"
+
+
+def generator() -> Iterator[str]:
+    yield "a"
+
+
+@pytest.mark.parametrize(
+    ("events", "hint"),
+    [
+        pytest.param(generator, "call it", id="function"),
+        pytest.param(asynchronous(), "WSGI", id="async-generator"),
+        pytest.param("text", "list", id="text"),
+        pytest.param(b"bytes", "list", id="bytes"),
+        pytest.param({"a": 1}, "list", id="dict"),
+        pytest.param(ServerSentEvent(data="a"), "list", id="event"),
+        pytest.param(None, "iterable", id="none"),
+        pytest.param("data: a\n\n", "list", id="framed-text"),
+        pytest.param(["a", "data: a\n\n"], "data alone", id="framed-item"),
+        pytest.param(["id: 1\r\ndata: a\r\n\r\n"], "data alone", id="framed-item-of-lines"),
+        pytest.param(["a", b"bytes"], "not bytes", id="bytes-item"),
+    ],
+)
+def test_what_is_no_iterable_of_events_is_refused_before_the_response(events: Any, hint: str) -> None:
+    """The error came after the 200 before, or not at all: a str is an iterable of letters."""
+
+    def view() -> str:
+        with pytest.raises(TypeError, match=hint):
+            EventSourceResponse(events)
+        return "refused"
+
+    assert client_of(view).get("/").text == "refused"
+
+
+@pytest.mark.parametrize("first", ["data: a\n\n", ": ping\n\n", "event: a\ndata: b\n\n", "retry: 5\r\r"])
+def test_framed_text_from_a_generator_is_refused_at_once(first: str, heartbeat: float) -> None:
+    with pytest.raises(TypeError, match="data alone"):
+        _ = client_of(stream(first), HEARTBEAT=heartbeat).get("/").data
+
+
+@pytest.mark.parametrize("text", ["data: a", "data: a\n", "date: a\n\n", " data: a\n\n", "a\n\n"])
+def test_text_that_is_like_an_event_but_none_is_sent(text: str, heartbeat: float) -> None:
+    lines = "".join(f"data: {line}\n" for line in text.split("\n"))
+    assert client_of(stream(text), HEARTBEAT=heartbeat).get("/").text == f"{lines}\n"
+
+
+def test_later_text_may_be_anything(heartbeat: float) -> None:
+    """It may be other people's, and is not to end a stream."""
+    answer = client_of(stream("a", "data: a\n\n"), HEARTBEAT=heartbeat).get("/")
+    assert answer.text == "data: a\n\ndata: data: a\ndata: \ndata: \n\n"
+
+
+def runs_in(options: dict[str, Any], **settings: Any) -> str:
+    """Return where the iterable of a stream runs."""
+    view_thread = threading.current_thread()
+    threads: list[threading.Thread] = []
+
+    def view() -> Response:
+        def events() -> Iterator[str]:
+            threads.append(threading.current_thread())
+            yield "a"
+
+        return EventSourceResponse(events(), **options)
+
+    assert client_of(view, **settings).get("/").text == "data: a\n\n"
+    return "view's thread" if threads == [view_thread] else "own thread"
+
+
+@pytest.mark.parametrize(
+    ("options", "setting", "place"),
+    [
+        ({}, 15, "own thread"),
+        ({}, 0, "view's thread"),
+        ({"heartbeat": 0}, 15, "view's thread"),
+        ({"heartbeat": 15}, 0, "own thread"),
+    ],
+)
+def test_an_iterable_has_a_thread_only_for_a_heartbeat(options: dict[str, Any], setting: float, place: str) -> None:
+    """sqlite3 and thread-locals work in the thread of the view alone."""
+    assert runs_in(options, HEARTBEAT=setting) == place
+
+
+def test_a_list_needs_no_thread() -> None:
+    before = set(threading.enumerate())
+    client = client_of(lambda: EventSourceResponse(["a"]))
+    pieces = client.get("/").iter_encoded()
+    assert [next(pieces), next(pieces)] == [b"", b"data: a\n\n"]
+    assert "sse-producer" not in {thread.name for thread in set(threading.enumerate()) - before}
+
+
+def test_a_negative_heartbeat_is_refused() -> None:
+    with pytest.raises(ValueError, match="heartbeat"):
+        client_of(stream("a", heartbeat=-1)).get("/")
+
+
+def test_the_threads_of_silent_iterables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can interrupt a thread that waits, so each client that left took one for good."""
+    monkeypatch.setattr(producer, "_threads", threading.BoundedSemaphore(1))
+    may_end = threading.Event()
+
+    def waiting() -> Iterator[str]:
+        yield "a"
+        may_end.wait(PATIENCE)
+
+    client = client_of(lambda: EventSourceResponse(waiting()), HEARTBEAT=0.01)
+    answer = client.get("/")
+    pieces = answer.iter_encoded()
+    assert [next(pieces), next(pieces), next(pieces)] == [b"", b"data: a\n\n", b":\n"]
+    answer.close()
+    # The client has left, the thread waits on.
+    assert runs_in({}) == "view's thread"
+    may_end.set()
+    while runs_in({}) != "own thread":
+        assert may_end.wait(0.01)
 
 
 def test_what_the_iterable_raises_reaches_the_test(heartbeat: float) -> None:

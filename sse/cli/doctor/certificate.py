@@ -13,7 +13,7 @@ _DAY = 86400
 
 #: By OpenSSL's X509_V_ERR_ numbers: what it means, and what to do.
 _MEANINGS = {
-    9: ("is not valid yet", "set this machine's clock, or see why the certificate begins later"),
+    9: ("is not valid yet", "set this machine's clock, or check why the certificate begins later"),
     10: ("has expired", "renew it; if it is not so old, set this machine's clock"),
     62: ("is for other names", "call it by a name that the certificate has, or get one for this name"),
     64: ("is for other addresses", "call it by a name that the certificate has, or get one for this address"),
@@ -26,8 +26,8 @@ def explain(error: ssl.SSLError, *, authority_hint: str) -> tuple[str, str]:
     :param authority_hint: what to do about an authority that is not known.
     """
     if not isinstance(error, ssl.SSLCertVerificationError):
-        return "TLS does not come about", "see that TLS is spoken at this port, version 1.2 or newer"
-    meaning, remedy = _MEANINGS.get(error.verify_code, ("is of an authority that is not trusted", authority_hint))
+        return "TLS handshake failed", "check that this port expects TLS 1.2 or newer"
+    meaning, remedy = _MEANINGS.get(error.verify_code, ("is of an untrusted authority", authority_hint))
     return f"the certificate {meaning}", remedy
 
 

@@ -1,6 +1,6 @@
-"""Prints as JSON what gunicorn would be set to here; run as a program, for gunicorn.conf.py patches where it is read.
+"""Print gunicorn's settings as JSON; run as a program, because gunicorn.conf.py patches the process that reads it.
 
-It imports nothing of ours, so that modules are there in the same order as in gunicorn.
+It imports nothing of the package, so that modules are imported in the same order as in gunicorn.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ def main() -> None:
         "graceful_timeout": cfg.graceful_timeout,
         "keepalive": cfg.keepalive,
         "preload": cfg.preload_app,
+        "reuse_port": cfg.reuse_port,
+        "has_http_2": "h2" in cfg.http_protocols,
+        "max_requests": cfg.max_requests,
+        "handles_child_exit": cfg.child_exit is not Config().child_exit,
         "has_control_socket": not cfg.control_socket_disable,
-        "has_farewell": cfg.post_worker_init is not Config().post_worker_init,
+        "ends_streams": cfg.post_worker_init is not Config().post_worker_init,
         "is_patched": is_patched,
         "is_patched_late": any(entry.category.__name__ == "MonkeyPatchWarning" for entry in caught),
         # After the file was read, for it may have raised it.

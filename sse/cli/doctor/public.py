@@ -81,7 +81,7 @@ def check_public(base: Base, *, trusted_proxies: int) -> Iterator[Finding]:
                 if isinstance(error, requests.Timeout)
                 else f"{base.shown}: no answer"
             )
-            yield fail("public URL", text, "see that the service and each proxy run, and which port is open")
+            yield fail("public URL", text, "check that the service and each proxy are running, and which port is open")
 
 
 def _answers(session: requests.Session, base: Base, trusted_proxies: int) -> Iterator[Finding]:
@@ -139,7 +139,7 @@ def _tls(base: Base) -> Iterator[Finding]:
         return
     days = days_left(certificate)
     text = f"the certificate ends in {days:.0f} days"
-    yield warn("public TLS", text, "see that it is renewed") if days < RENEWAL else ok("public TLS", text)
+    yield warn("public TLS", text, "check that it is renewed") if days < RENEWAL else ok("public TLS", text)
     if protocol != "h2":
         yield warn(
             "public HTTP",

@@ -1,4 +1,4 @@
-"""Checks what gunicorn would be set to: gunicorn.conf.py of this directory and GUNICORN_CMD_ARGS."""
+"""Check gunicorn's settings: gunicorn.conf.py of this directory and GUNICORN_CMD_ARGS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...extension import WORKER_POLLS
-from ...relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW
+from ...relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, WORKER_POLLS
 from ...settings import Settings
 from .finding import Finding, fail, ok, warn
 
@@ -32,10 +31,10 @@ PATIENCE = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What gunicorn would do; the words are its own, see `probe`."""
+    """gunicorn's settings, under its own names; see `probe`."""
 
     worker_class: str
-    #: The names of its class, and of what that is made from.
+    #: The names of its class and of its base classes.
     worker_bases: list[str]
     workers: int
     worker_connections: int
@@ -43,8 +42,12 @@ class Plan:
     keepalive: int
     preload: bool
     has_control_socket: bool
-    #: Whether there is a `post_worker_init` that can end streams politely.
-    has_farewell: bool
+    reuse_port: bool
+    has_http_2: bool
+    max_requests: int
+    handles_child_exit: bool
+    #: Whether there is a `post_worker_init`, which can end streams before the worker is killed.
+    ends_streams: bool
     is_patched: bool
     is_patched_late: bool
     #: The soft limit of file descriptors.
@@ -52,7 +55,7 @@ class Plan:
 
 
 def check_server(settings: Settings) -> Iterator[Finding]:
-    """Yield what would go wrong with the settings of gunicorn and those of ours together."""
+    """Yield what is wrong with gunicorn's settings, alone and together with those of the service."""
     if not Path("gunicorn.conf.py").exists() and "GUNICORN_CMD_ARGS" not in os.environ:
         yield warn(
             "gunicorn",
@@ -63,16 +66,17 @@ def check_server(settings: Settings) -> Iterator[Finding]:
     try:
         plan = read_plan()
     except ValueError as error:
-        yield fail("gunicorn", f"its settings cannot be read: {error}", "mend gunicorn.conf.py or GUNICORN_CMD_ARGS")
+        yield fail("gunicorn", f"its settings cannot be read: {error}", "fix gunicorn.conf.py or GUNICORN_CMD_ARGS")
         return
     for check in (_worker_class, _patching, _workers, _connections, _restart, _control_socket, _files):
         yield check(plan, settings)
+    yield from _pitfalls(plan, settings)
 
 
 def read_plan() -> Plan:
-    """Return what gunicorn makes of its settings.
+    """Return gunicorn's settings.
 
-    :raises ValueError: with gunicorn's last word, if it can make nothing of them.
+    :raises ValueError: with the last line that gunicorn writes, if it refuses them.
     """
     program = str(Path(__file__).with_name("probe.py"))
     # What the file creates on its way (the directory of the metrics) is gone with this one.
@@ -100,7 +104,7 @@ def _worker_class(plan: Plan, settings: Settings) -> Finding:
             return warn("worker class", f"{plan.worker_class}: {cost}", remedy)
     if _is_gevent(plan):
         return ok("worker class", "gevent's: a stream is a greenlet at most")
-    return fail("worker class", f"{plan.worker_class}: not made for streams, one may hold a whole process", remedy)
+    return fail("worker class", f"{plan.worker_class}: not made for streams, one can occupy a whole process", remedy)
 
 
 def _is_gevent(plan: Plan) -> bool:
@@ -115,14 +119,14 @@ def _patching(plan: Plan, settings: Settings) -> Finding:
         return ok("patching", "before everything else" if plan.is_patched else "not needed")
     if plan.preload:
         return fail("patching", "the app is loaded before gevent patches: calls over TLS fail", remedy)
-    return warn("patching", "left to the worker: what is imported in the master keeps blocking", remedy)
+    return warn("patching", "done by the worker: what is imported in the master keeps blocking", remedy)
 
 
 def _workers(plan: Plan, settings: Settings) -> Finding:
     if plan.workers > 1 and settings.storage_uri == "memory://":
         return warn(
             "workers",
-            f"{plan.workers} with counts of their own: each client's limits are {plan.workers} times as high",
+            f"{plan.workers} with separate counts: each client's limits are {plan.workers} times as high",
             "set SSE_STORAGE_URI to redis://..., or use one worker (-w 1, WEB_CONCURRENCY=1)",
         )
     return ok("workers", f"{plan.workers}, counting {'alone' if plan.workers == 1 else 'together'}")
@@ -141,12 +145,12 @@ def _connections(plan: Plan, settings: Settings) -> Finding:
 
 def _restart(plan: Plan, settings: Settings) -> Finding:
     left = plan.graceful_timeout - plan.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
-    if not plan.has_farewell:
+    if not plan.ends_streams:
         return warn("restart", "open streams are killed", "call sse.end_with_worker() in gunicorn's post_worker_init")
     if left < DRAIN_EVENT_WINDOW:
         return warn(
             "restart",
-            f"streams cannot end politely within {plan.graceful_timeout} s",
+            f"streams cannot end with an error event within {plan.graceful_timeout} s",
             f"graceful_timeout = {plan.keepalive + WORKER_POLLS + DRAIN_WRITE_WINDOW + 20:g} gives them 20 s",
         )
     return ok("restart", f"streams have {left:g} s")
@@ -167,3 +171,25 @@ def _files(plan: Plan, settings: Settings) -> Finding:
             f"ulimit -Hn {needed} before gunicorn, LimitNOFILE={needed} for systemd, or a lower SSE_MAX_STREAMS",
         )
     return ok("file descriptors", "enough for all streams")
+
+
+def _pitfalls(plan: Plan, settings: Settings) -> Iterator[Finding]:
+    """Yield warnings of options that do not go well with streams."""
+    if plan.reuse_port:
+        yield warn(
+            "reuse port",
+            "connections that wait in the queue of a worker are reset when it stops, at each reload",
+            "no --reuse-port: workers accept from one socket, and streams are spread by their number",
+        )
+    if plan.has_http_2:
+        yield warn(
+            "HTTP/2",
+            "gunicorn serves one stream of a connection at a time, so a browser's other requests wait for it",
+            'leave HTTP/2 to a proxy in front; http_protocols = "h1"',
+        )
+    if settings.metrics and plan.max_requests and not plan.handles_child_exit:
+        yield warn(
+            "max_requests",
+            "every worker that ends leaves files in PROMETHEUS_MULTIPROC_DIR, which each scrape reads",
+            "max_requests = 0, or child_exit as in the gunicorn.conf.py of this service",
+        )

@@ -58,7 +58,7 @@ def check_stream(stream: Stream) -> Iterator[Finding]:
     if coding != "identity":
         yield fail(
             "compression",
-            f"something on the way compresses it ({coding}), and waits for more before it sends",
+            f"a proxy on the way compresses it ({coding}), and waits for more before it sends",
             "nginx: gzip off; Caddy: no encode; Apache: SetEnv no-gzip 1; leave text/event-stream out elsewhere",
         )
         with stream.ask("identity") as response:
@@ -77,11 +77,15 @@ def _unusable(stream: Stream) -> Finding | None:
     if 300 <= response.status_code < 400:
         return fail("stream", f"{shown} redirects", "give the URL where it leads, and let clients call that")
     if response.status_code != 200:
-        return fail("stream", f"{shown} is {response.status_code}", "see the proxy's and the service's log for why")
+        return fail(
+            "stream", f"{shown} is {response.status_code}", "the logs of the proxy and the service have the reason"
+        )
     content_type = response.headers.get("Content-Type", "")
     if content_type.partition(";")[0].strip().lower() != "text/event-stream":
         if stream.is_own:
-            return fail("stream", f"{shown} is no event stream", "give the URL of one of the service's event streams")
+            return fail(
+                "stream", f"{shown} is not an event stream", "give the URL of one of the service's event streams"
+            )
         return fail("stream", f"{shown} does not come as text/event-stream", "let the proxy leave Content-Type alone")
     return None
 
@@ -90,12 +94,12 @@ def _fields(response: requests.Response) -> Iterator[Finding]:
     if "no-transform" not in response.headers.get("Cache-Control", ""):
         yield warn(
             "Cache-Control",
-            "no-transform got lost, so others on the way may compress or keep it",
+            "no-transform is missing, so proxies may compress or cache it",
             "nginx: no proxy_hide_header, add_header or expires for Cache-Control",
         )
     if response.raw.version < 11:
         yield warn(
-            "HTTP version", "1.0, in which a broken stream looks complete", "let the proxy speak HTTP/1.1 or HTTP/2"
+            "HTTP version", "1.0, in which a broken stream looks complete", "make the proxy use HTTP/1.1 or HTTP/2"
         )
 
 
@@ -133,7 +137,7 @@ def held_back(shown: str, text: str, *, level: Level = Level.FAIL) -> Finding:
 
     :param text: by what it is seen.
     """
-    text = f"{shown}: {text}: something on the way holds back what was sent"
+    text = f"{shown}: {text}: a proxy on the way buffers it"
     return Finding(level=level, what="stream", text=text, remedy=_BUFFERING)
 
 

@@ -93,26 +93,26 @@ def _skew(connection: Connection, authority: str, side: Side) -> float | None:
 
 def _explain(error: Exception, side: Side) -> tuple[str, str]:
     """Return what went wrong, and what to do; in words of ours, for those of others may hold anything."""
-    reach = "see that it runs, and that no firewall is between"
+    reach = "check that it is running and that no firewall is between"
     if side.reason is not None or isinstance(error, UpstreamTimeout):
         stage = "answer" if side.stage is Stage.HEAD else "connection"
         return f"no {stage} in time", f"{reach}; or a higher SSE_CONNECT_TIMEOUT"
     if isinstance(error, TargetNotAllowed):
-        remedy = "a public name must lead to public addresses; write the address itself into SSE_UPSTREAMS"
-        return "its name leads to an address that is refused", remedy
+        remedy = "a public name must resolve to public addresses; write the address itself into SSE_UPSTREAMS"
+        return "its name resolves to a refused address", remedy
     if isinstance(error, SSEError):
         is_unknown = "resolve" in error.detail
-        return error.detail, "mend the name in SSE_UPSTREAMS, or this machine's resolver" if is_unknown else reach
+        return error.detail, "fix the name in SSE_UPSTREAMS, or this machine's resolver" if is_unknown else reach
     if isinstance(error, ssl.SSLError):
         return explain(error, authority_hint=AUTHORITY_HINT)
-    return "what answers there does not speak HTTP", "mend scheme and port in SSE_UPSTREAMS"
+    return "not an HTTP server", "fix the scheme and port in SSE_UPSTREAMS"
 
 
 def _judge(what: str, where: str, call: Call) -> Iterator[Finding]:
     is_well = True
     if call.days is not None and call.days < RENEWAL:
         is_well = False
-        yield warn(what, f"{where}: the certificate ends in {call.days:.1f} days", "see that it is renewed")
+        yield warn(what, f"{where}: the certificate ends in {call.days:.1f} days", "check that it is renewed")
     if call.skew is not None and abs(call.skew) > CLOCK_SKEW:
         is_well = False
         side = "ahead of" if call.skew > 0 else "behind"

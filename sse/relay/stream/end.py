@@ -25,6 +25,14 @@ class EndReason(enum.StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+class Abort(enum.Enum):
+    """How a client is shown that a response is not whole."""
+
+    RAISE = enum.auto()  #: the server closes the connection when the body raises, without a last chunk
+    CLOSE = enum.auto()  #: the connection is closed here, without a last chunk
+    RESET = enum.auto()  #: the connection is reset here, because its close would be the end of the body
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamEnd:
     """What is reported of a stream when it has ended."""
@@ -45,8 +53,8 @@ class StreamEnd:
 class StreamAborted(ConnectionError):
     """Ends the response without its last chunk, so that the client's `fetch` rejects.
 
-    To the server it is "connection reset": the one error on which every WSGI server closes the connection at once
-    and writes neither an error page into the open stream nor a traceback into the log.
+    To the server it is "connection reset": the one error on which most WSGI servers close the connection at once and
+    write neither an error page into the open stream nor a traceback into the log.
     """
 
     def __init__(self, reason: EndReason) -> None:

@@ -13,6 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gevent
+from gevent import monkey
+
+#: Threads that may wait for iterables at the same time: one whose client has left cannot be interrupted.
+MAX_THREADS = 256
+
+_threads = threading.BoundedSemaphore(MAX_THREADS)
 
 
 class StreamCancelled(gevent.GreenletExit):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
@@ -123,16 +129,45 @@ class Producer:
         _close(items)
 
 
+def make_producer(
+    items: Iterable[object],
+    encode: Callable[[Any], bytes],
+    *,
+    heartbeat: float,
+    on_start: Callable[[Producer], None],
+) -> Producer:
+    """Return a producer for an iterable; it has a thread of its own if a heartbeat needs one and there may be another.
+
+    :param heartbeat: seconds of silence to be noticed; 0 is none.
+    """
+    if not heartbeat or isinstance(items, list | tuple):
+        return Producer(items, encode, on_start=on_start)
+    if monkey.is_module_patched("threading"):
+        # A greenlet: it can be interrupted.
+        return ThreadProducer(items, encode, on_start=on_start)
+    if not _threads.acquire(blocking=False):
+        return Producer(items, encode, on_start=on_start)
+    return ThreadProducer(items, encode, on_start=on_start, on_exit=_threads.release)
+
+
 class ThreadProducer(Producer):
     """The items of an iterable that runs in a thread of its own, a greenlet where threads are patched.
 
     It is one item ahead of its reader at most, which may wait for it with a time-out, or subscribe.
+
+    :param on_exit: called when the thread has ended, or will not begin.
     """
 
     def __init__(
-        self, items: Iterable[object], encode: Callable[[Any], bytes], *, on_start: Callable[[Producer], None]
+        self,
+        items: Iterable[object],
+        encode: Callable[[Any], bytes],
+        *,
+        on_start: Callable[[Producer], None],
+        on_exit: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(items, encode, on_start=on_start)
+        self._on_exit = on_exit
         self._is_running = False
         #: Whether the piece that was produced last has been read, but not yet been passed on.
         self._is_read = False
@@ -185,6 +220,12 @@ class ThreadProducer(Producer):
         self.cancel()
         if not self._is_running:
             self._close_items()
+            self._exit()
+
+    def _exit(self) -> None:
+        on_exit, self._on_exit = self._on_exit, None
+        if on_exit is not None:
+            on_exit()
 
     def _put(self, piece: bytes | BaseException) -> None:
         self._ready.put(piece)
@@ -192,6 +233,12 @@ class ThreadProducer(Producer):
             wake()
 
     def _run(self) -> None:
+        try:
+            self._run_items()
+        finally:
+            self._exit()
+
+    def _run_items(self) -> None:
         while True:
             try:
                 piece = self._produce()

@@ -20,8 +20,8 @@ from typing import Any
 from ...protocol.boundary import Boundary
 from ...protocol.event import ServerSentEvent, encode_comment
 from ..exchange import FINAL_WRITE_TIMEOUT, STOPPED, Exchange, Stage
-from ..tcp import reset_on_close
-from .end import EndReason, StreamAborted, StreamEnd
+from ..tcp import reset, shut_down_client
+from .end import Abort, EndReason, StreamAborted, StreamEnd
 from .source import Source, Tap, TruncatedBody
 
 #: The key of WSGI's environ by which an app gives its server a `Handover`.
@@ -33,6 +33,9 @@ HEARTBEAT = encode_comment()
 ERROR_EVENT_DELAY = 0.1
 #: Milliseconds after which a client of a stopping process may come back: not all of them at once.
 RETRY_TIMES = range(1000, 5000)
+
+#: Bytes that are held back at most while an event is not whole.
+MAX_HELD = 1024 * 1024
 
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
@@ -75,9 +78,11 @@ class Pump:
     :param status: of the response.
     :param is_event_stream: whether comments and a last `event: error` may be put between events.
     :param heartbeat: seconds of silence after which a comment is sent between two events; 0 is never.
-    :param limit: bytes that are passed on; the rest is not read. 0 is no limit.
+    :param limit: bytes that are passed on; where there are more, the response is aborted. 0 is no limit.
     :param has_body: False where the head is all that is sent (HEAD, 204, 304), and servers do not iterate.
-    :param is_framed: False where the client takes the connection's end for the body's (HTTP/1.0).
+    :param abort: how the client is shown that the response is not whole.
+    :param holds_back: whether only whole events are sent, because the client may not be shown that.
+    :param opening: a comment to begin with, where the server sends no head before the first byte.
     :param taps: what looks on, besides the one that follows the events.
     :param on_end: called exactly once.
     """
@@ -92,7 +97,9 @@ class Pump:
         heartbeat: float = 0.0,
         limit: int = 0,
         has_body: bool = True,
-        is_framed: bool = True,
+        abort: Abort = Abort.RAISE,
+        holds_back: bool = False,
+        opening: bytes = b"",
         taps: Sequence[Tap] = (),
         on_end: Callable[[StreamEnd], None],
     ) -> None:
@@ -104,7 +111,11 @@ class Pump:
         self._taps: Sequence[Tap] = (*([self._boundary] if self._boundary is not None else ()), *taps)
         self.heartbeat = heartbeat if is_event_stream else 0.0
         self._limit = limit
-        self._is_framed = is_framed
+        self._abort_by = abort
+        # What follows the last whole event, and where it ends.
+        self._held = b""
+        self._ahead = Boundary() if is_event_stream and holds_back else None
+        self._opening = opening
         self._on_end: Callable[[StreamEnd], None] | None = on_end
         # What close() reports if nothing else has been found until then.
         self._outcome = EndReason.CLIENT_GONE if has_body else EndReason.COMPLETE
@@ -145,24 +156,48 @@ class Pump:
             return self._complete()
         return self._pass(piece, time.monotonic())
 
-    def _pass(self, piece: bytes, now: float) -> bytes:
+    def _pass(self, piece: bytes, now: float) -> Step:
         upstream, boundary = self.exchange.upstream, self._boundary
+        if self._ahead is not None and not (piece := self._whole_events(piece, self._ahead)):
+            upstream.since = now
+            return WAIT
         if self._first is None:
             self._first = now - self.exchange.started
         elif now - upstream.since > self._gap:
             self._gap = now - upstream.since
         # The client is waited for now, not the upstream.
         upstream.since = STOPPED
-        if self._limit:
+        is_cut = 0 < self._limit < self._bytes + len(piece)
+        if is_cut:
             piece = piece[: self._limit - self._bytes]
         if boundary is not None and self.exchange.ends_at_boundary:
             piece = _rest_of_event(piece, boundary)
+        self._feed(piece)
+        if is_cut:
+            # So that what is missing is seen.
+            end = self._abort(EndReason.UPSTREAM_TRUNCATED)
+            return piece or end
+        return piece
+
+    def _feed(self, piece: bytes) -> None:
         self._bytes += len(piece)
         for tap in self._taps:
             tap.feed(piece)
-        if self._limit and self._bytes == self._limit:
-            self._complete()
-        return piece
+
+    def _whole_events(self, piece: bytes, ahead: Boundary) -> bytes:
+        """Return what has been held back and what follows, up to the end of the last whole event."""
+        end = 0
+        for line in _LINE.finditer(piece):
+            ahead.feed(line[0])
+            if ahead.at_boundary:
+                end = line.end()
+        if len(self._held) + len(piece) > MAX_HELD:
+            end = len(piece)
+        if not end:
+            self._held += piece
+            return b""
+        whole, self._held = self._held + piece[:end], piece[end:]
+        return whole
 
     def _silence(self, now: float) -> Step:
         """Return a heartbeat if it is time for one; it is no sign of life of the upstream, whose clock goes on."""
@@ -177,12 +212,15 @@ class Pump:
             return None
         return max(self._last + self.heartbeat - time.monotonic(), 0.0)
 
-    def _complete(self) -> End:
+    def _complete(self) -> Step:
         self._outcome = EndReason.COMPLETE
+        self._end = End(None)
+        rest, self._held = self._held, b""
+        if rest:
+            self._feed(rest)
         for tap in self._taps:
             tap.finish()
-        self._end = End(None)
-        return self._end
+        return rest or self._end
 
     def _abort(self, reason: EndReason, error: BaseException | None = None, *, event_id: str | None = None) -> Step:
         self._outcome = reason
@@ -225,7 +263,7 @@ class Pump:
         client = self.exchange.client
         # A server sends the head together with the first piece, so an empty one sends it now.
         client.enter(Stage.WRITE)
-        yield b""
+        yield self._opening
         client.stop()
         try:
             while not isinstance(step := self.step(), End):
@@ -245,20 +283,26 @@ class Pump:
             step = self.fail(error)
         # The last chunk is still to be written.
         client.enter(Stage.WRITE)
-        self.finish(step)
-        if step.error is not None:
+        is_shown = self.finish(step)
+        # A connection that has ended is no fault of the app's, which what wraps it may report for each exception.
+        if step.error is not None and not (is_shown and isinstance(step.error, StreamAborted)):
             raise step.error
 
-    def finish(self, end: End) -> None:
-        """Release the source; where the response is aborted, make sure that the client sees that it is not whole."""
+    def finish(self, end: End) -> bool:
+        """Release the source; return whether the client has been shown that the response is not whole."""
+        self.source.close()
         if end.error is None:
-            self.source.close()
-            return
-        connection = self.exchange.client.connection
-        if connection is not None and not self._is_framed:
-            self.source.close()
-            reset_on_close(connection, patience=FINAL_WRITE_TIMEOUT)
+            return False
+        connection, how = self.exchange.client.connection, self._abort_by
+        # First, so that a client that sees the end may have the next stream.
         self._report(self._outcome)
+        if connection is None or how is Abort.RAISE:
+            return False
+        if how is Abort.RESET:
+            reset(connection, patience=FINAL_WRITE_TIMEOUT)
+        else:
+            shut_down_client(connection)
+        return True
 
     def close_unsent(self) -> None:
         """Close a stream whose response the server never got; do nothing if it has begun."""

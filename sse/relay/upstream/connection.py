@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 
 from ...protocol.http1.head import Head, HeadReader, InvalidResponse
+from .. import tcp
 from ..exchange import Side, Stage
 from .transport import READ, WRITE, Transport
 
@@ -108,11 +109,11 @@ class Connection:
     def _read_while_it_leaves(self, reader: HeadReader, side: Side) -> Head | None:
         """Wait until the system has sent what it took, which may be megabytes; return a head that comes first."""
         side.enter(Stage.HEAD)
-        unsent = self.transport.count_unsent()
+        unsent = tcp.unsent(self.transport.socket)
         while unsent:
             if self.transport.wait(UNSENT_INTERVAL) and (head := self._receive(reader)) is not None:
                 return head
-            before, unsent = unsent, self.transport.count_unsent()
+            before, unsent = unsent, tcp.unsent(self.transport.socket)
             if unsent < before:
                 side.enter(Stage.HEAD)
         return None

@@ -52,10 +52,6 @@ class _Waiter:
     def cancel(self) -> None:
         self.result.put(ConnectionAbortedError())
 
-    #: The name that sockets give it.
-    def shutdown(self, how: int = 0, /) -> None:
-        self.cancel()
-
 
 class Resolver:
     """Looks names up."""

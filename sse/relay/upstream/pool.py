@@ -5,7 +5,9 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+import weakref
 from collections import deque
+from collections.abc import Mapping
 
 from ...protocol.target.parse import Target
 from ..exchange import Side
@@ -35,6 +37,8 @@ class Pool:
         self._cleaned = time.monotonic()
         # Nothing waits while it is held, so it does not matter whether gevent has patched it.
         self._lock = threading.Lock()
+        # An app that is discarded, as a site's tests do with theirs, leaves no socket open.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
 
     def acquire(self, target: Target) -> Connection | None:
         """Return a kept connection to a target that is still open, None if there is none."""
@@ -111,3 +115,9 @@ def _secure(transport: Transport, context: ssl.SSLContext, host: str, side: Side
     side.attach(secured)
     secured.handshake()
     return secured
+
+
+def _close_all(idle: Mapping[Key, deque[Connection]]) -> None:
+    for kept in idle.values():
+        for connection in kept:
+            connection.transport.close()

@@ -7,7 +7,7 @@ those of its semantic conventions for HTTP clients.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from ...protocol.target.parse import Target
 
@@ -16,13 +16,19 @@ try:
 except ImportError:
     trace = None  # type: ignore[assignment]  # an optional dependency
 
-if TYPE_CHECKING:
-    from .client import UpstreamResponse
-
 Fields = Sequence[tuple[str, str]]
 
 
-def traced(method: str, target: Target, fields: Fields, send: Callable[[Fields], UpstreamResponse]) -> UpstreamResponse:
+class HasStatus(Protocol):
+    """A response, of which a span holds the status."""
+
+    status: int
+
+
+Response = TypeVar("Response", bound=HasStatus)
+
+
+def traced(method: str, target: Target, fields: Fields, send: Callable[[Fields], Response]) -> Response:
     """Send a request inside a client span that ends with the head of the response.
 
     :param fields: of the request; those that carry the trace are replaced.

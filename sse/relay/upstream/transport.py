@@ -9,7 +9,6 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -93,16 +92,6 @@ class Transport:
     def has_unsent(self) -> bool:
         """Whether bytes wait in memory that `send` has taken."""
         return False
-
-    def count_unsent(self) -> int:
-        """Return how many bytes the peer has not acknowledged yet; 0 where the system does not say."""
-        try:
-            import fcntl
-            import termios
-
-            return int.from_bytes(fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        except (ImportError, OSError, ValueError):
-            return 0
 
     def is_idle(self) -> bool:
         """Return whether the connection is open and nothing has arrived on it."""

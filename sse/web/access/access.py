@@ -17,8 +17,9 @@ from flask_limiter import Limiter
 from ...errors import Unauthenticated
 from ...relay.redis import SharedStore, nothing
 from ..call import Call
+from .limit_storage import Limit
 from .origin import CrossOrigin
-from .throttle import Limit, Throttle
+from .throttle import Throttle
 from .unknown import UnknownBodies
 
 #: A site's callback: it returns the client's name; None, and all that is not a string or is empty, is a stranger.
@@ -34,9 +35,6 @@ MAX_LOGGED_NAME = 64
 
 #: Addresses that are kept as they were read: a client calls again and again.
 KEPT_ADDRESSES = 1024
-
-# Where in a request's environ it stands who sent it: the name under which the client is counted, and its address.
-_CLIENT, _ADDRESS = "sse.client", "sse.address"
 
 
 class Access:
@@ -73,12 +71,12 @@ class Access:
         # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in passcodes.items()]
         self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
-        self._calls = counts.limit(throttle, _CLIENT) if throttle else None
+        self._calls = counts.limit(throttle, "client") if throttle else None
         guesses = throttle or GUESSES
         # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = counts.limit(guesses, _ADDRESS, scope="sse-anonymous")
-        self._guess = counts.limit(guesses, _ADDRESS, scope="sse-guess")
-        self._guessed = counts.limit(guesses, _ADDRESS, scope="sse-guess", counts=False)
+        self._anonymous = counts.limit(guesses, "address", scope="sse-anonymous")
+        self._guess = counts.limit(guesses, "address", scope="sse-guess")
+        self._guessed = counts.limit(guesses, "address", scope="sse-guess", counts=False)
         self.unknown_bodies = UnknownBodies()
         #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
         self._shares_guesses = limiter is not None or store is not None
@@ -94,19 +92,25 @@ class Access:
         if not self.recognize(request, call):
             self.admit_by_passcode(request, call, None)
 
+    def name(self, request: Request, call: Call, name: str | None) -> None:
+        """Set who sent a request that the site has admitted itself.
+
+        :param name: the client's; None for what `authorize` returns, or else its address.
+        """
+        call.address = client_address(request, trusted_proxies=self._trusted_proxies)
+        self._set(call, name if name is not None else self._authorized(request))
+
     def recognize(self, request: Request, call: Call) -> bool:
         """Do what `admit` does, except that False is returned if the fields hold no credential and the body may.
 
         :raises Throttled: also if so many requests of the address were refused that no further body is read.
         """
-        call.address = request.environ[_ADDRESS] = client_address(request, trusted_proxies=self._trusted_proxies)
-        name = self._authorize(request) if self._authorize is not None else None
-        if isinstance(name, str) and name:
+        call.address = client_address(request, trusted_proxies=self._trusted_proxies)
+        name = self._authorized(request)
+        if name is not None:
             self._cross_origin.check_site(request)
             self._count(request, call, name)
             return True
-        if name:
-            log.warning("authorize returned %s instead of a name, so the client counts as unknown", type(name).__name__)
         if credentials := _field_credentials(request):
             self._admit_by(request, call, credentials)
         elif self.is_open:
@@ -131,9 +135,9 @@ class Access:
         :raises Unauthenticated: if it is no passcode.
         """
         if passcode and self._digests and _field_credentials(request) and self._find([_encode(passcode)]) is None:
-            self.refuse(request, is_guess=True)
+            self.refuse(request, call, is_guess=True)
 
-    def refuse(self, request: Request, *, is_guess: bool) -> NoReturn:
+    def refuse(self, request: Request, call: Call, *, is_guess: bool) -> NoReturn:
         """Count and refuse a request without a valid credential.
 
         :param is_guess: whether it had one at all: to have none is no guess.
@@ -142,35 +146,46 @@ class Access:
         """
         if is_guess:
             self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
-        self._throttle.count(request, self._guess if is_guess else self._anonymous)
+        self._throttle.count(request, call, self._guess if is_guess else self._anonymous)
         raise Unauthenticated
 
     def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
         name = self._find(credentials) if credentials else None
         if name is None and not self.is_open:
-            self.refuse(request, is_guess=bool(credentials))
+            self.refuse(request, call, is_guess=bool(credentials))
         if credentials and self._digests and not self.is_open and self._may_have_guessed():
             # While locked out, correct credentials are refused too.
             self._count(request, call, name, self._guessed)
         else:
             self._count(request, call, name)
 
-    def _count(self, request: Request, call: Call, name: str | None, *limits: Limit) -> None:
+    def _authorized(self, request: Request) -> str | None:
+        name: object = self._authorize(request) if self._authorize is not None else None
+        if isinstance(name, str) and name:
+            return name
+        if name:
+            log.warning("authorize returned %s, not a str, so the client counts as unknown", type(name).__name__)
+        return None
+
+    def _set(self, call: Call, name: str | None) -> None:
         call.name = name and name[:MAX_LOGGED_NAME]
-        call.client = request.environ[_CLIENT] = f"name:{name}" if name is not None else f"address:{call.address}"
+        call.client = f"name:{name}" if name is not None else f"address:{call.address}"
+
+    def _count(self, request: Request, call: Call, name: str | None, *limits: Limit) -> None:
+        self._set(call, name)
         if self._calls is not None:
             limits = (*limits, self._calls)
         if limits:
             # All at once, because with a shared store each count is a round trip.
-            self._throttle.count(request, *limits)
+            self._throttle.count(request, call, *limits)
 
     def has_store(self) -> bool:
         """Tell whether the store that the throttle is kept in can be used."""
         return self._throttle.has_store()
 
-    def rate_limit_fields(self, request: Request) -> list[tuple[str, str]]:
-        """Return what the throttle says of a request, as response fields."""
-        return self._throttle.fields(request, only_exceeded=self._calls is None)
+    def rate_limit_fields(self, call: Call) -> list[tuple[str, str]]:
+        """Return what the throttle says of a call, as response fields."""
+        return self._throttle.fields(call, only_exceeded=self._calls is None)
 
     def _may_have_guessed(self) -> bool:
         # To ask costs as much as the throttle itself, and mostly nobody has.

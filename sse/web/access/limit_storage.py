@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.storage import MovingWindowSupport, Storage
@@ -52,6 +52,24 @@ if full == 0 and amount > 0 then
 end
 return {full, unpack(found)}
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How often something may be done.
+
+    :param value: in the words of limits, such as `60 per minute`.
+    :param items: the same, the shortest window first.
+    :param key: what is counted of a call: `client` or `address`.
+    :param scope: what is limited; empty for each endpoint by itself.
+    :param counts: False only looks whether one more is allowed.
+    """
+
+    value: str
+    items: Sequence[RateLimitItem]
+    key: Literal["client", "address"]
+    scope: str
+    counts: bool
 
 
 @dataclass(frozen=True, kw_only=True)

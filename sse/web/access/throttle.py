@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
-from flask import Request, Response, has_request_context, request
+from flask import Request, Response, has_request_context
 from flask_limiter import Limiter
 from flask_limiter.errors import RateLimitExceeded
 from flask_limiter.util import get_remote_address
@@ -18,28 +18,8 @@ from limits.strategies import MovingWindowRateLimiter
 from ...compat.flask_limiter import identifiers
 from ...errors import Throttled
 from ...relay.redis import SharedStore
-from .limit_storage import Check, Memory, SharedCounts, Verdict, Window
-
-# In a request's environ: the limit that a site's Limiter is counting, and what was counted last.
-_LIMIT, _COUNTED = "sse.limit", "sse.counted"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limit:
-    """How often something may be done.
-
-    :param value: in the words of limits, such as `60 per minute`.
-    :param items: the same, the shortest window first.
-    :param key: where in a request's environ it stands who is counted.
-    :param scope: what is limited; empty for each endpoint by itself.
-    :param counts: False only looks whether one more is allowed.
-    """
-
-    value: str
-    items: Sequence[RateLimitItem]
-    key: str
-    scope: str
-    counts: bool
+from ..call import Call, current_call
+from .limit_storage import Check, Limit, Memory, SharedCounts, Verdict, Window
 
 
 class RelayLimiter(Limiter):
@@ -60,13 +40,13 @@ class RelayLimiter(Limiter):
     def limiter(self) -> MovingWindowRateLimiter:
         return MovingWindowRateLimiter(self._counts)
 
-    def count(self, request: Request, limits: Sequence[Limit]) -> Sequence[Verdict]:
+    def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Sequence[Verdict]:
         """Count a request in all limits at once."""
-        return self._counts.check_all([_check(request, limit) for limit in limits])
+        return self._counts.check_all([_check(request, call, limit) for limit in limits])
 
 
-def _check(request: Request, limit: Limit) -> Check:
-    name = f"{request.environ[limit.key]}/{limit.scope or request.endpoint}"
+def _check(request: Request, call: Call, limit: Limit) -> Check:
+    name = f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}"
     return Check(name=name, items=limit.items, amount=int(limit.counts))
 
 
@@ -86,17 +66,17 @@ class SiteLimiter:
     def storage(self) -> Storage:
         return self._limiter.storage
 
-    def count(self, request: Request, limits: Sequence[Limit]) -> Iterator[Verdict]:
+    def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Iterator[Verdict]:
         """Count a request in one limit after the other."""
         for limit in limits:
-            request.environ[_LIMIT] = limit
+            call.limit = limit
             is_exceeded = False
             try:
                 (self._hit if limit.counts else self._test)()
             except RateLimitExceeded:
                 is_exceeded = True
             finally:
-                del request.environ[_LIMIT]
+                call.limit = None
             # None if it is disabled, exempts the request, or has swallowed that its store is unavailable.
             if (current := self._limiter.current_limit) is not None:
                 # A site can have other limits for the time in which its store is unavailable.
@@ -122,7 +102,7 @@ def _looked_at() -> None: ...
 
 def _current() -> Limit | None:
     # Flask-Limiter reads all limits of an endpoint before each request, when none is counted yet.
-    return request.environ.get(_LIMIT) if has_request_context() else None
+    return current_call().limit if has_request_context() else None
 
 
 def _value() -> str:
@@ -132,7 +112,7 @@ def _value() -> str:
 
 def _key() -> str:
     limit = _current()
-    return str(request.environ[limit.key]) if limit is not None else ""
+    return str(getattr(current_call(), limit.key)) if limit is not None else ""
 
 
 def _scope(endpoint: str) -> str:
@@ -162,31 +142,31 @@ class Throttle:
             shared = SharedCounts(store=store, on_unavailable=on_unavailable) if store is not None else None
             self._limiter = RelayLimiter(shared or Memory())
 
-    def limit(self, value: str, key: str, *, scope: str = "", counts: bool = True) -> Limit:
+    def limit(self, value: str, key: Literal["client", "address"], *, scope: str = "", counts: bool = True) -> Limit:
         """Return a limit, for each endpoint if no scope is named.
 
-        :param key: where in a request's environ it stands who is counted.
+        :param key: what is counted of a call.
         :param counts: False only looks whether one more is allowed.
         """
         return Limit(value=value, items=sorted(parse_many(value)), key=key, scope=scope, counts=counts)
 
-    def count(self, request: Request, *limits: Limit) -> None:
+    def count(self, request: Request, call: Call, *limits: Limit) -> None:
         """Count a request in all limits, with one round trip to the shared store.
 
         :raises Throttled: if there were too many.
         """
-        request.environ[_COUNTED] = None
-        for verdict in self._limiter.count(request, limits):
-            request.environ[_COUNTED] = verdict
+        call.counted = None
+        for verdict in self._limiter.count(request, call, limits):
+            call.counted = verdict
             if verdict.exceeded is not None:
                 raise Throttled(retry_after=_retry_after(verdict))
 
-    def fields(self, request: Request, *, only_exceeded: bool) -> list[tuple[str, str]]:
+    def fields(self, call: Call, *, only_exceeded: bool) -> list[tuple[str, str]]:
         """Return what the limit says that a request was counted in last, as response fields.
 
         :param only_exceeded: whether a limit that allows the request is left out.
         """
-        verdict: Verdict | None = request.environ.get(_COUNTED)
+        verdict = call.counted
         if verdict is None or (only_exceeded and verdict.exceeded is None):
             return []
         window = verdict.windows[verdict.exceeded or 0]

@@ -10,7 +10,6 @@ from flask import Response, request
 from ...errors import MethodNotAllowed, SSEError
 from ...relay.linger import discard
 from ..call import current_call
-from ..own import client_socket
 from ..report import report_refusal
 from ..response import problem
 from ..state import current_state
@@ -25,9 +24,9 @@ def refuse(error: SSEError) -> Response:
     report_refusal(error)
     response = problem(error, call)
     if request.content_length or "chunked" in request.headers.get("Transfer-Encoding", ""):
-        response.call_on_close(partial(discard, request.environ["wsgi.input"], client_socket(request)))
+        response.call_on_close(partial(discard, request.environ["wsgi.input"], request.environ.get("gunicorn.socket")))
     if error.retry_after is not None or error.status < 500:
-        response.headers.extend(current_state().access.rate_limit_fields(request))
+        response.headers.extend(current_state().access.rate_limit_fields(call))
     if isinstance(error, MethodNotAllowed):
         # RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
         response.headers["Allow"] = ", ".join(error.allowed)

@@ -154,6 +154,8 @@ def test_chunks_are_decoded_wherever_they_are_cut(wire: bytes, payload: bytes, r
 MALFORMED = [
     pytest.param(b"\r\nhello\r\n", b"", id="size-empty"),
     pytest.param(b"0x5\r\nhello\r\n", b"", id="size-0x"),
+    pytest.param(b"\n5\r\nhello\r\n", b"", id="bare-lf-first"),
+    pytest.param(b"\n", b"", id="bare-lf-alone"),
     pytest.param(b"+5\r\nhello\r\n", b"", id="size-plus"),
     pytest.param(b"-5\r\nhello\r\n", b"", id="size-minus"),
     pytest.param(b" 5\r\nhello\r\n", b"", id="size-space-before"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from flask import Flask
 
+from sse import SSE
 from sse.protocol.target.parse import parse_target
 from sse.relay.exchange import Side, Stage
 from sse.relay.upstream import pool as pool_module
@@ -16,7 +19,7 @@ from sse.relay.upstream.connection import Connection
 from sse.relay.upstream.dial import Dialer
 from sse.relay.upstream.pool import IDLE_LIMIT, Pool
 
-from ...support.upstream import PATIENCE, Upstream
+from ...support.upstream import PATIENCE, Upstream, answer
 
 
 class Clock:
@@ -123,3 +126,18 @@ def test_a_context_verifies_by_alternative_names_alone() -> None:
     context = tls_context()
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert not context.hostname_checks_common_name
+
+
+def test_an_app_that_is_discarded_closes_its_connections(upstream: Callable[..., Upstream]) -> None:
+    """A site's tests make many apps, and with `-W error` a socket that is still open fails one of them."""
+    server = upstream(answer(b"data: a\n\n"))
+
+    def call() -> None:
+        app = Flask(__name__)
+        app.config["SSE_UPSTREAMS"] = {"test": server.url}
+        SSE(app)
+        assert app.test_client().get("/upstream/test/").data == b"data: a\n\n"
+
+    call()
+    gc.collect()
+    server.connections[0].wait_closed()

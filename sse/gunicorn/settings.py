@@ -1,0 +1,232 @@
+"""gunicorn's settings for long streams: `from sse.gunicorn.settings import *` in a site's gunicorn.conf.py."""
+
+# The first lines, before anything else is imported: a module that took `socket` earlier would keep the blocking one.
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys  # noqa: E402  # patched first, see above
+
+if sys.version_info < (3, 11):  # noqa: UP036  # without it, an older one fails at an import
+    sys.exit(f"flask-sse-relay needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
+import atexit  # noqa: E402
+import errno  # noqa: E402
+import gc  # noqa: E402
+import importlib.util  # noqa: E402
+import logging  # noqa: E402
+import mmap  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import runpy  # noqa: E402
+import shutil  # noqa: E402
+import socket  # noqa: E402
+import tempfile  # noqa: E402
+import tomllib  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from gunicorn.errors import AppImportError  # noqa: E402
+from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
+
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+#: How the name of a directory of our own making begins.
+OURS = "sse-metrics-"
+
+
+def _setting(key: str) -> str:
+    """Return a setting of the service as text, "" if it is not set; see `_load` for why it is read here."""
+    value = os.environ.get(f"FLASK_{key}", "")
+    path = os.environ.get("SSE_CONFIG")
+    if not value and path:
+        try:
+            with open(path, "rb") as file:
+                value = str(tomllib.load(file).get(key, ""))
+        except OSError as error:
+            sys.exit(f"SSE_CONFIG names {path}, which cannot be read: {error.strerror}")
+        except tomllib.TOMLDecodeError as error:
+            sys.exit(f"SSE_CONFIG names {path}, which is not TOML: {error}")
+    return value
+
+
+def _load(name: str) -> dict[str, Any]:
+    """Return the names of a file of the package, which is read anew at each reload.
+
+    It is not imported: what this process imports of the service would stay in it over a SIGHUP, and the new workers
+    would run the old code.
+    """
+    package = importlib.util.find_spec("sse")
+    if package is None or package.origin is None:
+        sys.exit("the package sse is not installed: pip install flask-sse-relay, or start gunicorn in its directory")
+    return runpy.run_path(str(Path(package.origin).parent / name))
+
+
+def _has_shared_store() -> bool:
+    """Tell whether `SSE_STORAGE_URI` names a store that processes share."""
+    uri = _setting("SSE_STORAGE_URI")
+    return "://" in uri and "memory://" not in uri
+
+
+def _cores() -> int:
+    # Those that this process may use, where the system tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
+
+
+class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
+    """The service's worker, which is made for streams; the master imports no more of it, see `_load`."""
+
+    def init_process(self) -> None:
+        """Become that worker, in its process."""
+        from sse.gunicorn import StreamWorker
+        from sse.settings import SettingError
+
+        self.__class__ = StreamWorker
+        self.loads = _loads
+        try:
+            self.init_process()
+        except SettingError as error:
+            # One line instead of a traceback.
+            raise AppImportError(f"Error: {error}") from None
+
+
+# How many connections each worker has open, so that they get their shares.
+_loads = mmap.mmap(-1, 4 * 256)
+
+# A stream needs a greenlet at most, not a thread or a process.
+worker_class = Worker
+
+# With memory:// the counts of throttle and leases are one process's own, so there is one. A store is shared by one
+# process a core. WEB_CONCURRENCY or -w change that.
+workers = int(os.environ.get("WEB_CONCURRENCY") or (_cores() if _has_shared_store() else 1))
+
+# Connections of a worker. It is a silent wall, health check included, so it stays above SSE_MAX_STREAMS, which
+# refuses with an answer.
+worker_connections = 10_000
+
+# A stream takes two file descriptors, and shells and systemd give 1,024 unless they are asked for more.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+_wanted = min(2 * worker_connections + 1000, _hard if _hard != resource.RLIM_INFINITY else 1 << 20)
+if resource.RLIM_INFINITY != _soft < _wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_wanted, _hard))
+
+# Connections that wait to be accepted: 5,000 at once were all served 2.6 times as soon as with 128.
+backlog = 2048
+
+# Bytes of a request line, as many as gunicorn can: a prompt in the query of an EventSource is long.
+limit_request_line = 8190
+
+# Seconds in which the event loop must show life; it is not a limit on streams.
+timeout = 60
+
+# Seconds an idle connection is kept, and seconds in which a request's head must come.
+keepalive = 5
+
+# Seconds that open streams have after SIGTERM or SIGHUP before the master kills the worker: they end 8 s earlier.
+graceful_timeout = 30
+
+# Requests after which a worker is replaced; 0 is never, for nothing is known to leak. It takes two workers or more: the
+# next one is started when the last stream of the old one has ended. The jitter keeps them from stopping all at once.
+max_requests = 0
+max_requests_jitter = 1000
+
+# It would be one for each user, in the home directory, and instances would take it from each other.
+control_socket_disable = True
+
+
+def _forget_metrics(pid: int) -> None:
+    # Workers inherit this, and are not whom it is for.
+    if os.getpid() == pid:
+        shutil.rmtree(os.environ[METRICS_DIRECTORY], ignore_errors=True)
+
+
+# Where prometheus-client keeps what the workers count; it looks for the name when it is imported. One worker needs it
+# too, for a reload has two at a time, and should lose no count. It is fresh, for a killed run may have left files; when
+# this file is read again, at a SIGHUP, it is there already.
+if _setting("SSE_METRICS").lower() == "true" and not os.environ.get(METRICS_DIRECTORY):
+    os.environ[METRICS_DIRECTORY] = tempfile.mkdtemp(prefix=OURS)
+    # A master that does not get as far as on_exit: the port is taken, or --check-config.
+    atexit.register(_forget_metrics, os.getpid())
+
+
+def _own_metrics() -> str | None:
+    """Return the directory of the counts, unless the operator named it or there is none."""
+    path = os.environ.get(METRICS_DIRECTORY, "")
+    return path if os.path.basename(path).startswith(OURS) else None
+
+
+def on_starting(server: Any) -> None:
+    """Let log lines wait for nobody, and say what to do about a port that is in use."""
+    in_background = _load("relay/output.py")["in_background"]
+
+    def report(count: int) -> None:
+        server.log.warning("%d log lines were lost because their reader did not keep up", count)
+
+    for name in ("gunicorn.error", "gunicorn.access"):
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(in_background(handler.stream, report))
+    if not ({"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ) or server.cfg.reuse_port):
+        for address in server.cfg.address:
+            _check_port(server, address)
+
+
+def _check_port(server: Any, address: Any) -> None:
+    if not isinstance(address, tuple):
+        return
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                server.log.error("Port %d is in use: stop what listens there, or set PORT or -b to another", address[1])
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Keep the counts of a worker that has ended, also of one that was killed, and forget its open streams."""
+    slot = 4 * (worker.age % (len(_loads) // 4))
+    _loads[slot : slot + 4] = bytes(4)
+    if directory := os.environ.get(METRICS_DIRECTORY):
+        _load("compat/prometheus_client.py")["fold_ended"](directory, worker.pid)
+
+
+def pre_exec(server: Any) -> None:
+    """Let the next master (SIGUSR2) make its own directory: ours ends with us."""
+    if _own_metrics():
+        server.cfg.env_orig.pop(METRICS_DIRECTORY, None)
+
+
+def on_exit(server: Any) -> None:
+    """Leave nothing behind."""
+    if path := _own_metrics():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def when_ready(server: Any) -> None:
+    """Guard reloads, let the workers count, and warn of several workers without a shared store."""
+    _load("gunicorn/master.py")["guard_reload"](server)
+    if path := _own_metrics():
+        # The workers may be somebody else's (-u, -g).
+        os.chown(path, server.cfg.uid, server.cfg.gid)
+    if server.cfg.workers > 1 and not _has_shared_store():
+        server.log.warning(
+            "%d workers, each with counts of its own: the limits of a client are as many times as high. Set "
+            "SSE_STORAGE_URI to redis://..., or use one worker",
+            server.cfg.workers,
+        )
+
+
+def post_worker_init(worker: Any) -> None:
+    """Let streams end politely before a worker that stops is killed, and garbage be looked for more rarely."""
+    from sse import end_with_worker
+
+    end_with_worker(worker.wsgi, worker)
+    # To look at all objects takes tens of milliseconds, in which no event passes: those that stay are left out, and the
+    # others, of which few are garbage in circles, are looked at a tenth as often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)

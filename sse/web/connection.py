@@ -1,0 +1,83 @@
+"""The client's connection, which WSGI does not give to an app, on the servers from which it can be had."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..relay.stream.end import Abort
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+#: Where gunicorn, its worker `gevent_pywsgi`, and werkzeug put it, and whether they send the head before a byte of the
+#: body.
+KEYS = {"gunicorn.socket": True, "gunicorn.sock": False, "werkzeug.socket": True}
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConnection:
+    """What the server shows of a client's connection.
+
+    :param socket: None where the server does not show it.
+    :param abort: how a response is aborted on it.
+    :param sends_head: whether the server sends the response head before the first byte of the body.
+    """
+
+    socket: socket.socket | None
+    abort: Abort
+    sends_head: bool
+
+
+class BorrowedSocket(socket.socket):
+    """A second socket for a descriptor of the server's, who alone closes it."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.detach()
+
+
+def client_connection(environ: WSGIEnvironment) -> ClientConnection:
+    """Return the connection of a request."""
+    for key, sends_head in KEYS.items():
+        if key in environ:
+            return ClientConnection(environ[key], _abort(environ), sends_head)
+    is_uwsgi = "uwsgi.version" in environ
+    descriptor = _uwsgi_descriptor() if is_uwsgi else _input_descriptor(environ["wsgi.input"])
+    if descriptor < 0 or not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        # Servers have a name; ASGI's adapters and test clients have none, and keep nothing waiting.
+        return ClientConnection(None, Abort.RAISE, "SERVER_SOFTWARE" not in environ)
+    return ClientConnection(BorrowedSocket(fileno=descriptor), _abort(environ), is_uwsgi)
+
+
+def _abort(environ: WSGIEnvironment) -> Abort:
+    protocol = environ.get("SERVER_PROTOCOL", "")
+    if protocol.startswith("HTTP/2"):
+        # The connection has other streams.
+        return Abort.RAISE
+    # uWSGI sends the bytes as they are, without chunks.
+    return Abort.RESET if protocol == "HTTP/1.0" or "uwsgi.version" in environ else Abort.CLOSE
+
+
+def _uwsgi_descriptor() -> int:
+    # It exists only in a process of uWSGI's.
+    import uwsgi
+
+    return int(uwsgi.connection_fd())
+
+
+def _input_descriptor(file: Any) -> int:
+    """Return what a request body is read from, -1 if that is no file of the system's.
+
+    gevent.pywsgi and cheroot wrap the connection's own file, `rfile`.
+    """
+    while (below := getattr(file, "rfile", None)) is not None:
+        file = below
+    try:
+        return int(file.fileno())
+    except (AttributeError, OSError, ValueError):
+        return -1

@@ -1,0 +1,128 @@
+"""Connections are spread over workers, and none waits long for a worker that does not accept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from sse.gunicorn import balance as module
+from sse.gunicorn.balance import IMPATIENCE, MAX_WAIT, PAUSE, SLACK, Balance
+
+from ..support.ending import EVENT, silent
+from ..support.service import RawClient, Service, call
+from ..support.upstream import Upstream
+
+
+class Clock:
+    """The monotonic clock, which the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def workers(*counts: int) -> list[Balance]:
+    """Return one balance for each number of connections, all of which know of each other."""
+    loads = bytearray(4 * 8)
+    made = [Balance(loads, slot, lambda count=count: count) for slot, count in enumerate(counts)]  # type: ignore[misc]
+    for balance in made:
+        balance.must_wait()
+    return made
+
+
+def test_a_worker_waits_if_another_has_less(clock: Clock) -> None:
+    few, many = workers(10, 11 + SLACK)
+    clock.now += 1
+    assert (few.must_wait(), many.must_wait()) == (False, True)
+
+
+def test_about_as_many_are_no_reason_to_wait(clock: Clock) -> None:
+    assert not any(balance.must_wait() for balance in workers(10, 10 + SLACK))
+    assert not any(balance.must_wait() for balance in workers(100, 110))
+    assert not any(balance.must_wait() for balance in workers(500))
+
+
+def test_a_connection_waits_for_a_while_only(clock: Clock) -> None:
+    """The other worker may hang."""
+    _, many = workers(0, 50)
+    clock.now += 1
+    began = clock.now
+    while many.must_wait():
+        clock.now += PAUSE
+    assert MAX_WAIT <= clock.now - began < MAX_WAIT + 2 * PAUSE
+    assert not many.must_wait()
+    clock.now += IMPATIENCE
+    assert many.must_wait()
+
+
+def test_a_worker_that_leaves_is_not_waited_for(clock: Clock) -> None:
+    few, many = workers(0, 50)
+    few.leave()
+    clock.now += 1
+    assert not many.must_wait()
+
+
+def connections(pid: int) -> int:
+    """Return how many sockets a process has open."""
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return sum(os.readlink(link).startswith("socket:") for link in links if link.is_symlink())
+
+
+def test_long_streams_are_spread_over_two_workers(service: Callable[..., Service]) -> None:
+    """One worker had nearly all: 87 of 400 was the other's share."""
+    count = 200
+    with Upstream(silent) as upstream, ExitStack() as stack:
+        running = service(
+            "--workers", "2", SSE_UPSTREAMS={"test": upstream.url}, SSE_THROTTLE="", SSE_MAX_STREAMS_PER_CLIENT=0
+        )
+        opened: list[RawClient] = []
+
+        def some() -> None:
+            for _ in range(count // 8):
+                client = stack.enter_context(call(running, "GET", "/upstream/test/"))
+                client.read_until(EVENT)
+                opened.append(client)
+
+        threads = [threading.Thread(target=some) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(opened) == count
+        few, many = sorted(connections(pid) // 2 for pid in running.worker_pids())
+        print(f"{few} and {many} of {count} streams")
+        assert few >= 0.4 * count
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_other(service: Callable[..., Service]) -> None:
+    with Upstream(silent) as upstream, ExitStack() as stack:
+        running = service(
+            "--workers", "2", SSE_UPSTREAMS={"test": upstream.url}, SSE_THROTTLE="", SSE_MAX_STREAMS_PER_CLIENT=0
+        )
+        hangs, _ = running.worker_pids()
+        os.kill(hangs, signal.SIGSTOP)
+        try:
+            took = []
+            for _ in range(20):
+                began = time.monotonic()
+                stack.enter_context(call(running, "GET", "/upstream/test/")).read_until(EVENT)
+                took.append(time.monotonic() - began)
+        finally:
+            os.kill(hangs, signal.SIGCONT)
+        assert sorted(took)[10] < 0.5, took

@@ -1,0 +1,124 @@
+"""Reloads: without a pause, and only onto code and settings that start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ..support.ending import EVENT, eventually, silent
+from ..support.service import ROOT, Service, call
+from ..support.upstream import Upstream
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A directory in which the service can be started, and its code changed."""
+    for name in ("sse", "gunicorn.conf.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "app.py").write_text((ROOT / "app.py").read_text())
+    return tmp_path
+
+
+@pytest.fixture
+def started(site: Path) -> Iterator[Callable[..., Service]]:
+    with ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(Service(*args, root=site, SSE_THROTTLE="", **options))
+
+
+def reload(service: Service, outcome: str) -> str:
+    """Send SIGHUP, and return the line that says what came of it."""
+    start = len(service.log())
+    os.kill(service.pid, signal.SIGHUP)
+    return service.wait_log(f"^.*{outcome}.*$", 30, start=start)[0]
+
+
+def serves(service: Service) -> bool:
+    """Return whether a request gets its response; not a health check, which a worker that stops answers with 503."""
+    with call(service, "GET", "/nowhere") as client:
+        return client.read_head().status == 404
+
+
+BOOT_FAILS = """
+def post_worker_init(worker):
+    raise RuntimeError("no database")
+"""
+
+
+def test_a_reload_onto_broken_code_is_refused(site: Path, started: Callable[..., Service]) -> None:
+    """It stopped the service: the old workers were told to stop before the new ones failed."""
+    service = started("--workers", "2")
+    before = service.worker_pids()
+    (site / "app.py").write_text("raise RuntimeError('a broken deploy')\n")
+    assert "keep serving: RuntimeError: a broken deploy" in reload(service, "Reload refused")
+    assert (serves(service), service.worker_pids()) == (True, before)
+    (site / "app.py").write_text((ROOT / "app.py").read_text())
+    reload(service, "Booting worker")
+    for pid in before:
+        service.wait_log(rf"Worker exiting \(pid: {pid}\)", 30)
+    assert serves(service)
+
+
+def test_a_reload_onto_wrong_settings_is_refused(site: Path, started: Callable[..., Service]) -> None:
+    file = site / "settings.toml"
+    file.write_text("SSE_MAX_STREAMS = 10\n")
+    service = started(env={"SSE_CONFIG": str(file)})
+    for text, said in (
+        ("SSE_MAX_STREAMS = -1\n", "SSE_MAX_STREAMS: must be a whole number"),
+        ("SSE_MAX_STREAMS =", "which is not TOML"),
+    ):
+        file.write_text(text)
+        assert said in reload(service, "Reload refused")
+        assert serves(service)
+    assert "Traceback" not in service.log()
+
+
+def test_workers_that_do_not_start_do_not_stop_the_old_ones(site: Path, started: Callable[..., Service]) -> None:
+    """To load the app does not show that."""
+    service = started("--workers", "2")
+    before = service.worker_pids()
+    (site / "gunicorn.conf.py").unlink()
+    (site / "gunicorn.conf.py").write_text((ROOT / "gunicorn.conf.py").read_text() + BOOT_FAILS)
+    assert "Worker failed to boot" in reload(service, "Reload failed")
+    eventually(lambda: service.worker_pids() == before, "other workers than before")
+    assert serves(service)
+
+
+def test_no_request_waits_for_a_reload(site: Path, started: Callable[..., Service]) -> None:
+    """Old workers stopped accepting when the new ones began to start, and requests waited for a second or two."""
+    (site / "slow.py").write_text("import time\ntime.sleep(2)\nfrom app import app\n")
+    service = started(app="slow:app")
+    took: list[float] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            began = time.monotonic()
+            assert serves(service)
+            took.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    [old] = service.worker_pids()
+    reload(service, "Booting worker")
+    service.wait_log(rf"Worker exiting \(pid: {old}\)", 30)
+    done.set()
+    thread.join()
+    assert max(took) < 1, max(took)
+
+
+def test_a_stream_goes_on_over_a_reload(site: Path, started: Callable[..., Service]) -> None:
+    with Upstream(silent) as upstream:
+        service = started("--graceful-timeout", "20", SSE_UPSTREAMS={"test": upstream.url})
+        with call(service, "GET", "/upstream/test/") as client:
+            client.read_until(EVENT)
+            reload(service, "Booting worker")
+            with call(service, "GET", "/upstream/test/") as other:
+                other.read_until(EVENT)
+            assert client.ending is None
