@@ -124,9 +124,12 @@ def _limits(settings: Settings) -> Limits:
 def _metrics(settings: Settings) -> Metrics | None:
     if not settings.metrics:
         return None
-    # It needs a library that is an optional extra.
-    from .web.metrics import new_metrics
-
+    try:
+        from .web.metrics import new_metrics
+    except ImportError as error:
+        raise ValueError(
+            f"SSE_METRICS needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[metrics]'"
+        ) from error
     return new_metrics()
 
 

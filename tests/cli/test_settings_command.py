@@ -94,3 +94,20 @@ def test_an_older_python_is_named(module: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("flask-sse-relay needs Python 3.11 or newer, and this is")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "settings", "extra"),
+    [
+        ("prometheus_client", {"SSE_METRICS": True}, "metrics"),
+        ("redis", {"SSE_STORAGE_URI": "redis://127.0.0.1:1"}, "redis"),
+        ("redis", {"SSE_STORAGE_URI": "valkey://127.0.0.1:1"}, "redis"),
+    ],
+)
+def test_a_missing_package_is_named(package: str, settings: dict[str, Any], extra: str, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(f"import sys\nsys.modules[{package!r}] = None\nfrom app import app\n")
+    command = [sys.executable, "-m", "flask", "--app", "shop", "sse", "settings"]
+    environment = _environment(settings, {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and f"pip install 'flask-sse-relay[{extra}]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
