@@ -41,9 +41,7 @@ def check_below(table: str, value: object, keys: Collection[str]) -> None:
     """
     for name in _iter_names(value):
         if find_key(name, keys) is not None:
-            raise SettingError(
-                f"{table}: {name} is not read below this table: move it above all tables"
-            )
+            raise SettingError(f"{table}: {name} is not read below this table: move it above all tables")
 
 
 def _iter_names(value: object) -> Iterator[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r}")
     return value
+
+
+def _metrics(value: object) -> bool:
+    if _flag(value) and find_spec("prometheus_client") is None:
+        raise ValueError("needs a package that is not installed: pip install 'flask-sse-relay[metrics]'")
+    return _flag(value)
 
 
 def _count(value: object) -> int:
@@ -152,7 +159,7 @@ class Settings:
     #: PEM file of authorities trusted for upstreams beside the usual ones. "": none.
     ca_file: str = _key(_file, "")
     #: Whether `GET /metrics` is served.
-    metrics: bool = _key(_flag, False)
+    metrics: bool = _key(_metrics, False)
     #: The form of the service's log lines: "text", or "json" for an object a line. A site forms its log itself.
     log_format: str = _key(_log_format, "text")
     #: Seconds of silence after which an own stream sends a comment. 0: never.

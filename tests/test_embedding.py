@@ -330,9 +330,7 @@ ALONE = {"relay": False, "client": False}
 @pytest.mark.parametrize(
     ("parts", "config", "paths"),
     [
-        pytest.param(
-            {"client": False}, {}, {"/forward-sse", "/upstream/<path:target>"}, id="relay"
-        ),
+        pytest.param({"client": False}, {}, {"/forward-sse", "/upstream/<path:target>"}, id="relay"),
         pytest.param(ALONE, {}, set(), id="own-streams-alone"),
         pytest.param({"relay": False}, {}, {"/sse-static/<name>"}, id="browser-client"),
         pytest.param({**ALONE, "demonstration": True}, {}, {"/sse", "/hackathon/sse"}, id="demonstration"),

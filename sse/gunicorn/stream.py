@@ -20,6 +20,8 @@ Environ = dict[str, Any]
 
 #: RFC 9112, section 7.1: "last-chunk = 1*("0") [ chunk-ext ] CRLF", and an empty trailer section.
 LAST_CHUNK = b"0\r\n\r\n"
+#: Bytes that are gathered before they are sent; what is read at once is mostly less.
+SEND_SIZE = 64 * 1024
 #: The errors of a write to a client that has left.
 DISCONNECT_ERRNOS = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
@@ -143,24 +145,33 @@ class Stream:
                 return step
             if isinstance(step, Pause):
                 gevent.sleep(step.seconds)
+            elif step is None:
+                continue
             elif self._park():
                 return None
             else:
                 self._pump.source.wait(self._pump.patience())
 
-    def _pass_on(self) -> Step:
-        """Send what there is to pass on now, as far as it fits, and return the step after that."""
-        while isinstance(step := self._pump.step(), bytes):
-            self._sent += len(step)
-            self._data += b"%X\r\n%b\r\n" % (len(step), step) if self._is_chunked else step
-        if isinstance(step, End) and step.error is None and self._is_chunked:
-            self._data += LAST_CHUNK
-        if self._data:
-            try:
-                self._data = self._data[self._connection.socket.send(self._data) :]
-            except BlockingIOError:
-                pass
-        return step
+    def _pass_on(self) -> Step | None:
+        """Send what there is to pass on now, and return the step after that; None if not all of it fits."""
+        while True:
+            step = self._pump.step()
+            if isinstance(step, bytes):
+                self._sent += len(step)
+                self._data += b"%X\r\n%b\r\n" % (len(step), step) if self._is_chunked else step
+                if len(self._data) < SEND_SIZE:
+                    continue
+            elif isinstance(step, End) and step.error is None and self._is_chunked:
+                self._data += LAST_CHUNK
+            if self._data:
+                try:
+                    self._data = self._data[self._connection.socket.send(self._data) :]
+                except BlockingIOError:
+                    pass
+            if not isinstance(step, bytes):
+                return step
+            if self._data:
+                return None
 
     def _send_rest(self) -> None:
         """Wait for a client that has not taken everything."""
@@ -210,7 +221,7 @@ class Stream:
             step = self._pass_on()
         except OSError:
             # The client has left; the same error comes again in a greenlet, where it ends the stream.
-            step = WAIT
+            step = None
         if self._data or step is not WAIT:
             self._step = step
             self._leave_loop()

@@ -172,7 +172,10 @@ class Pump:
             piece = piece[: self._limit - self._bytes]
         if boundary is not None and self.exchange.ends_at_boundary:
             piece = _rest_of_event(piece, boundary)
-        self._feed(piece)
+        # `_feed`, written out: this is done for each piece.
+        self._bytes += len(piece)
+        for tap in self._taps:
+            tap.feed(piece)
         if is_cut:
             # So that what is missing is seen.
             end = self._abort(EndReason.UPSTREAM_TRUNCATED)
