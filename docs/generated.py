@@ -72,6 +72,9 @@ END_REASONS = {
     EndReason.SEND_TIMEOUT: "the client took no byte for `SSE_SEND_TIMEOUT`",
     EndReason.MAX_DURATION: "the stream was open for `SSE_MAX_DURATION`",
     EndReason.DRAINING: "the worker is stopping; the error event has a `retry:` of 1 to 5 s",
+    EndReason.STOPPED: "a client stopped what was recorded, or erased it",
+    EndReason.RECORDER_LOST: "the process that recorded has gone; what it had appended is kept",
+    EndReason.TOO_SLOW: "the client read more slowly than what is kept moves on",
     EndReason.INTERNAL_ERROR: "a fault of the gateway, or of the site's own iterable; the log has the traceback",
 }
 
@@ -100,7 +103,7 @@ def openapi() -> dict[str, Any]:
     """Return the OpenAPI document of a service that has everything."""
     app = Flask(__name__)
     app.config.update(CONFIG)
-    SSE(app, demonstration=True, playground=True, docs=True)
+    SSE(app, demonstration=True, channels=lambda request, channel: True, playground=True, docs=True)
     document: dict[str, Any] = app.test_client().get("/openapi.json").get_json()
     return document
 

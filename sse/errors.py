@@ -186,7 +186,7 @@ class Draining(SSEError):
 class StoreUnavailable(SSEError):
     status = 503
     code = "store_unavailable"
-    title = "The store cannot be reached"
+    title = "The store is unavailable"
 
 
 class UpstreamTimeout(SSEError):

@@ -167,11 +167,6 @@ class Settings:
     #: Seconds of silence after which a relayed stream is given a comment between two events. 0: never.
     relay_heartbeat: float = _key(_seconds, 0.0)
 
-    @classmethod
-    def checks(cls) -> dict[str, Callable[[object], Any]]:
-        """Return for each key what checks its value."""
-        return {PREFIX + known.name.upper(): known.metadata["check"] for known in fields(cls)}
-
     #: Events that are kept of each channel.
     channel_history: int = _key(_positive_count, 256)
     #: Seconds for which events of a channel are kept.
@@ -184,6 +179,11 @@ class Settings:
     max_readers: int = _key(_count, 10_000)
     #: Open streams of channels of one client. 0: no limit.
     max_readers_per_client: int = _key(_count, 32)
+
+    @classmethod
+    def checks(cls) -> dict[str, Callable[[object], Any]]:
+        """Return for each key what checks its value."""
+        return {PREFIX + known.name.upper(): known.metadata["check"] for known in fields(cls)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
