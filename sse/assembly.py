@@ -13,10 +13,14 @@ from .protocol.target.table import UpstreamTable, parse_upstream
 from .relay.channel.history import HistoryLimits
 from .relay.channel.hub import Channels
 from .relay.drain import Drain
+from .relay.durable import Recordings
 from .relay.exchange import Limits
 from .relay.lease import leases_in
+from .relay.log.contract import Log
+from .relay.log.memory import MemoryLog
+from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor
-from .relay.redis import SharedStore, connect, nothing
+from .relay.redis import SharedStore, connect, nothing, parse_storage_uri
 from .relay.redis_error import store_errors
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
@@ -51,7 +55,7 @@ def build(
     table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
-    drain = Drain()
+    monitor = Monitor(drain := Drain())
     cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
@@ -72,9 +76,10 @@ def build(
             on_unavailable=_on_unavailable(metrics, "leases"),
         ),
         metrics=metrics,
-        monitor=Monitor(drain),
+        monitor=monitor,
         drain=drain,
         limits=_limits(settings),
+        recordings=_recordings(settings, monitor, metrics),
         cross_origin=cross_origin,
         access=Access(
             passcodes=settings.passcodes,
@@ -109,6 +114,23 @@ def _channels(settings: Settings) -> Channels:
 
     connecting = partial(connect, settings.storage_uri)
     return Channels(limits, lambda hub: RedisFeed(hub, limits, connecting, store_errors()))
+
+
+def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
+    if not settings.resume_ttl:
+        return None
+    on_used = metrics.kept_bytes.set if metrics is not None else bool
+    most, memory = settings.resume_max_bytes, settings.resume_memory
+    log: Log
+    if settings.storage_uri == "memory://":
+        log = MemoryLog(max_bytes=most, memory=memory, on_used=on_used)
+    else:
+        is_cluster = parse_storage_uri(settings.storage_uri).kind == "cluster"
+        connecting = partial(connect, settings.storage_uri)
+        log = RedisLog(
+            connecting, store_errors(), max_bytes=most, memory=memory, is_cluster=is_cluster, on_used=on_used
+        )
+    return Recordings(log, monitor, _limits(settings), is_shared=settings.storage_uri != "memory://")
 
 
 def _limits(settings: Settings) -> Limits:

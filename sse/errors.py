@@ -15,6 +15,8 @@ class SSEError(Exception):
     :param should_retry: False if an SDK must not repeat the request by itself; sent as `X-Should-Retry`.
     """
 
+    #: More fields of the response.
+    fields: Sequence[tuple[str, str]] = ()
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "The gateway failed"
@@ -193,6 +195,68 @@ class UpstreamTimeout(SSEError):
     status = 504
     code = "upstream_timeout"
     title = "The upstream did not answer in time"
+
+
+class InvalidOffset(SSEError):
+    status = 400
+    code = "invalid_offset"
+    title = "The position is not one of the recording"
+
+
+class StreamNotFound(SSEError):
+    """There is no such recording, or it is another client's.
+
+    It takes no detail: one message for both, so that recordings of others cannot be found.
+    """
+
+    status = 404
+    code = "stream_not_found"
+    title = "There is no such stream"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class StreamInterrupted(SSEError):
+    """The recording ended before the upstream's response did, and all of it has been read.
+
+    :param reason: why.
+    """
+
+    status = 410
+    code = "stream_interrupted"
+    title = "The stream was interrupted, and nothing follows"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the stream ended as {reason}, and nothing follows")
+        self.fields = (("Stream-End", reason),)
+
+
+class OffsetExpired(SSEError):
+    """The position is before what is kept.
+
+    :param start: the first position that is kept.
+    """
+
+    status = 410
+    code = "offset_expired"
+    title = "The bytes at the position are not kept any more"
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.fields = (("Stream-Start-Offset", start),)
+
+
+class StreamExpired(SSEError):
+    status = 410
+    code = "stream_expired"
+    title = "The stream has expired or was erased"
+
+
+class IdempotencyKeyReused(SSEError):
+    status = 422
+    code = "idempotency_key_reused"
+    title = "The idempotency key belongs to another request"
 
 
 #: Every refusal there is, for the documents that list them.

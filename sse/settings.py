@@ -166,6 +166,16 @@ class Settings:
     heartbeat: float = _key(_seconds, 15.0)
     #: Seconds of silence after which a relayed stream is given a comment between two events. 0: never.
     relay_heartbeat: float = _key(_seconds, 0.0)
+    #: Seconds for which a recorded response is kept after its end, unless its client wants less. 0: none is recorded.
+    resume_ttl: int = _key(_count, 300)
+    #: Seconds for which a recording goes on without any reader, unless its client says otherwise. 0: it ends at once.
+    resume_leave: float = _key(_seconds, 60.0)
+    #: Most seconds for which a client may let a recording go on without any reader.
+    resume_leave_max: float = _key(_seconds, 600.0)
+    #: Bytes that are kept of one recording; older ones are dropped.
+    resume_max_bytes: int = _key(_positive_count, 4 * 1024 * 1024)
+    #: Bytes that all recordings of a process may take in its memory.
+    resume_memory: int = _key(_positive_count, 256 * 1024 * 1024)
 
     #: Events that are kept of each channel.
     channel_history: int = _key(_positive_count, 256)

@@ -123,6 +123,19 @@ BAD: list[tuple[str, object]] = [
     ("SSE_LOG_FORMAT", ["json"]),
     ("SSE_HEARTBEAT", None),
     ("SSE_RELAY_HEARTBEAT", -0.1),
+    ("SSE_RESUME_TTL", -1),
+    ("SSE_RESUME_TTL", 1.5),
+    ("SSE_RESUME_LEAVE", "long"),
+    ("SSE_RESUME_LEAVE_MAX", -1),
+    ("SSE_RESUME_MAX_BYTES", 0),
+    ("SSE_RESUME_MEMORY", "256M"),
+    ("SSE_CHANNEL_HISTORY", 0),
+    ("SSE_CHANNEL_HISTORY_SECONDS", 0.5),
+    ("SSE_CHANNEL_HISTORY_BYTES", -1),
+    ("SSE_CHANNEL_MAX_EVENT", "64 KiB"),
+    ("SSE_MAX_READERS", -1),
+    ("SSE_MAX_READERS_PER_CLIENT", True),
+    ("SSE_MAX_READER", 1),
 ]
 
 GOOD: dict[str, object] = {
@@ -147,6 +160,17 @@ GOOD: dict[str, object] = {
     "SSE_LOG_FORMAT": "json",
     "SSE_HEARTBEAT": 0,
     "SSE_RELAY_HEARTBEAT": 20,
+    "SSE_RESUME_TTL": 60,
+    "SSE_RESUME_LEAVE": 5,
+    "SSE_RESUME_LEAVE_MAX": 50.5,
+    "SSE_RESUME_MAX_BYTES": 1000,
+    "SSE_RESUME_MEMORY": 100000,
+    "SSE_CHANNEL_HISTORY": 10,
+    "SSE_CHANNEL_HISTORY_SECONDS": 10,
+    "SSE_CHANNEL_HISTORY_BYTES": 1000,
+    "SSE_CHANNEL_MAX_EVENT": 100,
+    "SSE_MAX_READERS": 0,
+    "SSE_MAX_READERS_PER_CLIENT": 0,
 }
 
 
@@ -185,6 +209,17 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "log_format": "text",
         "heartbeat": 15,
         "relay_heartbeat": 0,
+        "resume_ttl": 300,
+        "resume_leave": 60,
+        "resume_leave_max": 600,
+        "resume_max_bytes": 4 * 1024 * 1024,
+        "resume_memory": 256 * 1024 * 1024,
+        "channel_history": 256,
+        "channel_history_seconds": 300,
+        "channel_history_bytes": 1024 * 1024,
+        "channel_max_event": 64 * 1024,
+        "max_readers": 10_000,
+        "max_readers_per_client": 32,
     }
     assert {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)} == documented
 

@@ -10,13 +10,18 @@ from typing import Any
 import gunicorn
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
-from gunicorn.http.message import HeaderPolicy
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.message import HeaderPolicy, Message
+from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers import base_async
 from gunicorn.workers.ggevent import GeventWorker
 
 #: What the app returns where the response has been sent: gunicorn goes on with the next request of the connection.
 ALREADY_HANDLED: Any = getattr(base_async, "ALREADY_HANDLED", None)
+
+#: What a read of a request body raises if that is malformed, or ends early.
+BODY_ERRORS: tuple[type[Exception], ...] = (ParseException, NoMoreData)
 
 
 class EndOfConnection(StopIteration):
@@ -93,10 +98,11 @@ def unexpected() -> list[str]:
         found.append("gunicorn.workers.base_async has no ALREADY_HANDLED")
     if not isinstance(getattr(Logger, "access_log_enabled", None), property):
         found.append("gunicorn's Logger has no property access_log_enabled")
-    source = inspect.getsource(wsgi.Response)
-    found += [
-        f"gunicorn's Response has no {name}" for name in ("req", "sent", "headers") if f"self.{name} =" not in source
-    ]
+    for owner, names in ((wsgi.Response, ("req", "sent", "headers")), (Message, ("headers", "body"))):
+        source = inspect.getsource(owner)
+        found += [f"gunicorn's {owner.__name__} has no {name}" for name in names if f"self.{name} =" not in source]
+    if '"failed"' not in inspect.getsource(Parser.finish_body):
+        found.append("gunicorn's Parser.finish_body does not look whether a body has failed")
     return [f"{sentence} (gunicorn {gunicorn.__version__})" for sentence in found]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import BadRequest
+
+from ..compat.gunicorn import BODY_ERRORS
 
 #: Bytes of an unread body that are read so that the connection can be used again; beyond, it is closed.
 MAX_UNREAD = 64 * 1024
@@ -69,7 +70,7 @@ class RequestBody:
     def _take(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
         try:
             data = read(size)
-        except (ParseException, NoMoreData) as error:
+        except BODY_ERRORS as error:
             self._is_malformed = True
             raise BadRequest(f"The request body is malformed: {error}") from error
         if self._left:

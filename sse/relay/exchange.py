@@ -190,7 +190,7 @@ class Exchange:
     :param connection: the client's, where the server shows it.
     """
 
-    __slots__ = ("_limits", "boundary", "client", "ends_at_boundary", "min_wait", "started", "upstream")
+    __slots__ = ("_limits", "boundary", "client", "drains_from", "ends_at_boundary", "min_wait", "started", "upstream")
 
     def __init__(self, connection: socket.socket | None, limits: Limits) -> None:
         self.client = Client(connection)
@@ -200,6 +200,8 @@ class Exchange:
         self.boundary: Boundary | None = None
         #: Whether the stream ends as soon as an event has ended.
         self.ends_at_boundary = False
+        #: The phase of the process's stopping from which on `drain()` is called.
+        self.drains_from = Phase.FINISHING
         self.started = self.client.since
         self._limits = limits
         #: Seconds for which a read of the upstream passes no deadline.
@@ -209,6 +211,19 @@ class Exchange:
     def reason(self) -> EndReason | None:
         """The first reason for which the exchange was cancelled: what ends the client's side ends the upstream's."""
         return self.upstream.reason
+
+    def read_recording(self, reader: Cancellable, *, ends_early: bool) -> None:
+        """Read a recording from now on; the upstream's side, if it was begun, is a recorder's.
+
+        :param ends_early: whether to end when the process begins to stop, because another one can be read from.
+        """
+        self.upstream = Side(Stage.READ)
+        self.upstream.stop()
+        self.upstream.attach(reader)
+        self._limits = Limits(send=self._limits.send)
+        self.min_wait = math.inf
+        if ends_early:
+            self.drains_from = Phase.DRAINING
 
     def watch_client(self) -> None:
         """Notice from now on that the client leaves; call it when the request has been read whole."""
@@ -230,7 +245,9 @@ class Exchange:
 
     def drain(self, phase: Phase) -> None:
         """Do what the stopping of the process means for the exchange by now."""
-        if phase is Phase.FINISHING:
+        if phase is Phase.DRAINING:
+            self.cancel(EndReason.DRAINING)
+        elif phase is Phase.FINISHING:
             self.ends_at_boundary = True
             is_read = self.upstream.stage is Stage.READ and self.upstream.since != STOPPED
             if is_read and self.boundary is not None and self.boundary.at_boundary:

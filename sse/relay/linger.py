@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -77,4 +78,6 @@ def _drain(read: Callable[[int], bytes], client: Any) -> bool:
             return True
         left -= len(data)
         give_way()
+    # The client may wait for ever to send more: nothing tells it of a close while its window is full, but a reset does.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return False

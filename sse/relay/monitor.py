@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from .drain import Drain, Phase
+from .drain import Drain
 from .exchange import STOPPED, Exchange, Stage
 
 #: Seconds between two looks, and so how late a time-out may be.
@@ -73,5 +73,5 @@ class Monitor:
                 or now - upstream.since > exchange.min_wait
             ):
                 exchange.check(now)
-            if phase > Phase.DRAINING:
+            if phase >= exchange.drains_from:
                 exchange.drain(phase)

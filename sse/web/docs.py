@@ -15,14 +15,22 @@ from pydantic.json_schema import models_json_schema
 
 from ..errors import (
     AtCapacity,
+    ChannelNotAllowed,
     CrossSite,
     Draining,
     FieldsTooLarge,
+    IdempotencyKeyReused,
+    InvalidOffset,
     InvalidRequest,
     LengthRequired,
     MethodNotAllowed,
     NotFound,
+    OffsetExpired,
     SSEError,
+    StoreUnavailable,
+    StreamExpired,
+    StreamInterrupted,
+    StreamNotFound,
     TargetNotAllowed,
     Throttled,
     TooLarge,
@@ -48,6 +56,8 @@ ASSETS = ("docs.css", "playground.css")
 #: The parts of the document, in the order of the page.
 _TAGS = {
     "Relay": "Calls upstreams, and returns what they answer as it comes.",
+    "Recordings": "Responses that were recorded, to go on with after a lost connection.",
+    "Channels": "What the site publishes.",
     "Demonstration": "A stream to try a front end with.",
     "Operation": "For those who run the gateway.",
 }
@@ -70,6 +80,32 @@ RELAY_REFUSALS = (
     AtCapacity,
     Draining,
     UpstreamTimeout,
+    IdempotencyKeyReused,
+    OffsetExpired,
+    StoreUnavailable,
+)
+
+#: What any request for a recording may be refused with.
+RECORDING_REFUSALS = (
+    InvalidRequest,
+    Unauthenticated,
+    NotFound,
+    StreamNotFound,
+    MethodNotAllowed,
+    StreamExpired,
+    Throttled,
+    StoreUnavailable,
+)
+
+#: What a request for channels may be refused with.
+CHANNEL_REFUSALS = (
+    InvalidRequest,
+    ChannelNotAllowed,
+    MethodNotAllowed,
+    TooManyStreams,
+    AtCapacity,
+    Draining,
+    StoreUnavailable,
 )
 
 # Without a type, for readers of OpenAPI 3.1 disagree whether the whole is meant, or an event.
@@ -102,6 +138,9 @@ the base URL of an SDK. The path may have several segments. If the gateway requi
 holds it and is not sent to the upstream."""
 
 _TICKS = "Sends an event every 200 ms, with IDs that count from 1, or from `Last-Event-ID`. The stream has no end."
+
+_CHANNELS = """Streams what is published to channels from now on, or behind the last event ID. `event: reset` comes
+first if the history does not reach back to it. The site decides who may read which channel."""
 
 
 def docs_blueprint() -> Blueprint:
@@ -195,6 +234,8 @@ def openapi(
     paths = {
         "sse_relay.forward": ("/forward-sse", _forward(state, url)),
         "sse_relay.upstream": ("/upstream/{name}/{path}", _upstream(state, url, names)),
+        "sse_relay.stream": ("/streams/{id}", _streams(state, url)),
+        "sse_channels.channels": ("/channels", _channels(url)),
         "sse_ticker.ticks": ("/sse", _ticks(url)),
         "sse_metrics.metrics": ("/metrics", _metrics(url)),
     }
@@ -243,6 +284,13 @@ _HEADERS = {
     "X-RateLimit-Limit": _header("requests allowed in the window; the upstream's own limit, if it sent one"),
     "X-RateLimit-Remaining": _header("requests left in the window"),
     "X-RateLimit-Reset": _header("seconds until one more request is allowed"),
+    "Location": _header("where the response is recorded, if it is"),
+    "Stream-TTL": _header("seconds for which it is kept after its end", "integer"),
+    "Stream-Next-Offset": _header("position of the next byte, 16 digits; in a stream, of its first one"),
+    "Stream-Up-To-Date": _header("`true` at the end of what is there"),
+    "Stream-Closed": _header("`true` at the end of a complete recording"),
+    "Stream-End": _header("why a recording ended that is not complete"),
+    "Stream-Start-Offset": _header("position of the first byte that is kept"),
     "WWW-Authenticate": _header("how to authenticate"),
     "Allow": _header("the methods that the path supports"),
 }
@@ -257,6 +305,40 @@ _LAST_EVENT_ID = {
     "name": "Last-Event-ID",
     "in": "header",
     "description": "ID of the last event that was received, as EventSource sends it when it reconnects",
+    "schema": {"type": "string"},
+}
+
+
+def _parameter(name: str, description: str, schema: dict[str, Any], *, where: str = "header") -> dict[str, Any]:
+    return {"name": name, "in": where, "description": description, "schema": schema}
+
+
+_SECONDS = {"type": "integer", "maximum": 10**9 - 1}
+_RECORDING = [
+    _parameter(
+        "Stream-TTL",
+        "record the response, and keep it for so many seconds after its end",
+        {**_SECONDS, "minimum": 1},
+    ),
+    _parameter(
+        "Stream-Leave",
+        "seconds for which it is received without any reader; 0 cancels it when the last one leaves",
+        {**_SECONDS, "minimum": 0},
+    ),
+    _parameter(
+        "Idempotency-Key",
+        "the same request with the same key gets the recording instead of being run again",
+        {"type": "string", "pattern": "^[!-~]{16,255}$"},
+    ),
+]
+
+_STREAMS = """Returns a response that was recorded, from any position. `live` selects the view: without it, what is
+there; `long-poll` waits for the first byte; `tail` streams to the end; `events` is for EventSource."""
+
+_LAST_EVENT_ID_QUERY = {
+    "name": "lastEventId",
+    "in": "query",
+    "description": "the same, for a first connection: EventSource cannot set a header field",
     "schema": {"type": "string"},
 }
 
@@ -293,7 +375,7 @@ def _forward(state: State, url: str) -> dict[str, Any]:
             "x-try": "openai",
             "summary": "Call an upstream by its URL",
             "description": _FORWARD,
-            "parameters": [_REQUEST_ID],
+            "parameters": [_REQUEST_ID, *_RECORDING],
             "requestBody": {
                 "required": True,
                 "content": {
@@ -328,7 +410,7 @@ def _upstream(state: State, url: str, names: Iterable[str]) -> dict[str, Any]:
             "x-try": "openai" if method == "post" else "",
             "summary": "Call an upstream by its name",
             "description": _UPSTREAM,
-            "parameters": [_REQUEST_ID, *([_LAST_EVENT_ID] if method == "get" else [])],
+            "parameters": [_REQUEST_ID, *_RECORDING, *([_LAST_EVENT_ID] if method == "get" else [])],
             **({} if method in ("get", "head") else {"requestBody": {"content": {"application/json": {}, "*/*": {}}}}),
             "responses": _relayed(state, (*RELAY_REFUSALS, NotFound, UpgradeRequired)),
             "security": _security(state),
@@ -354,6 +436,87 @@ def _upstream(state: State, url: str, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def _streams(state: State, url: str) -> dict[str, Any]:
+    """Return what can be done with a recording."""
+    refusals = [r for r in RECORDING_REFUSALS if r is not Unauthenticated or not state.access.is_open]
+    position = _refer("X-Request-Id", "Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Closed")
+    common = {"tags": ["Recordings"], "security": _security(state)}
+    offset = {"type": "string", "pattern": "^([0-9]{1,20}|-1|now)$"}
+    place = f"{url}/streams/ID"
+    reading = {
+        **common,
+        "summary": "Read a recording",
+        "description": _STREAMS,
+        "parameters": [
+            _REQUEST_ID,
+            _LAST_EVENT_ID,
+            _parameter("lastEventId", "the same, for a first connection", {"type": "string"}, where="query"),
+            _parameter("offset", "a number of bytes, `-1` (the beginning) or `now` (the end)", offset, where="query"),
+            _parameter("live", "the view", {"enum": ["long-poll", "tail", "events"]}, where="query"),
+        ],
+        "responses": {
+            "200": {"description": "the bytes", "headers": position, "content": _UPSTREAM_CONTENT},
+            "204": {"description": "nothing follows, or nothing yet", "headers": position},
+            **_refused((*refusals, InvalidOffset, StreamInterrupted, OffsetExpired, TooManyStreams, Draining)),
+        },
+    }
+    ending = {**common, "responses": {"204": {"description": "the recording has ended"}, **_refused(refusals)}}
+    action = {**_parameter("action", "what to do", {"const": "abort"}, where="query"), "required": True}
+    return {
+        "parameters": [
+            {**_parameter("id", "from `Location`", {"type": "string"}, where="path"), "required": True},
+        ],
+        "get": {
+            "operationId": "stream_get",
+            **reading,
+            "x-example": _curl(f"{place}?offset=0&live=tail", state=state),
+        },
+        "head": {"operationId": "stream_head", **reading, "x-example": _curl(place, "-I", state=state)},
+        "patch": {
+            "operationId": "stream_stop",
+            "summary": "Stop the upstream and keep what has come",
+            **ending,
+            "parameters": [_REQUEST_ID, action],
+            "x-example": _curl(f"{place}?action=abort", "-X", "PATCH", state=state),
+        },
+        "delete": {
+            "operationId": "stream_erase",
+            "summary": "Stop the upstream and erase the recording",
+            **ending,
+            "parameters": [_REQUEST_ID],
+            "x-example": _curl(place, "-X", "DELETE", state=state),
+        },
+    }
+
+
+def _channels(url: str) -> dict[str, Any]:
+    channel = {
+        "name": "channel",
+        "in": "query",
+        "required": True,
+        "description": "the name of a channel; up to 16 of them",
+        "schema": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    }
+    operation = {
+        "tags": ["Channels"],
+        "x-try": "",
+        "summary": "Read channels",
+        "description": _CHANNELS,
+        "parameters": [channel, _REQUEST_ID, _LAST_EVENT_ID, _LAST_EVENT_ID_QUERY],
+        "responses": {
+            "200": {"description": "the events", "headers": _refer("X-Request-Id"), "content": _STREAM},
+            "204": {"description": "the channels are closed, and nothing follows", "headers": _refer("X-Request-Id")},
+            **_refused(CHANNEL_REFUSALS),
+        },
+        "security": [],
+    }
+    examples = {"get": _curl(f"{url}/channels?channel=NAME"), "head": _curl(f"{url}/channels?channel=NAME", "-I")}
+    return {
+        method: {"operationId": f"channels_{method}", **operation, "x-example": example}
+        for method, example in examples.items()
+    }
+
+
 def _ticks(url: str) -> dict[str, Any]:
     operation = {
         "tags": ["Demonstration"],
@@ -363,12 +526,7 @@ def _ticks(url: str) -> dict[str, Any]:
         "parameters": [
             _REQUEST_ID,
             _LAST_EVENT_ID,
-            {
-                "name": "lastEventId",
-                "in": "query",
-                "description": "the same, for a first connection: EventSource cannot set a header field",
-                "schema": {"type": "string"},
-            },
+            _LAST_EVENT_ID_QUERY,
         ],
         "responses": {
             "200": {"description": "the events", "headers": _refer("X-Request-Id"), "content": _STREAM},
@@ -423,7 +581,11 @@ def _relayed(state: State, refusals: Iterable[type[SSEError]]) -> dict[str, Any]
         response["headers"] = {**_refer(*common, "X-Upstream-Status", "Retry-After"), **response["headers"]}
         response["content"] = {**response["content"], **_UPSTREAM_CONTENT}
     return {
-        "2XX": {"description": "the upstream's response", **theirs, "headers": _refer(*common)},
+        "2XX": {
+            "description": "the upstream's response",
+            **theirs,
+            "headers": _refer(*common, "Location", "Stream-Next-Offset", "Stream-TTL"),
+        },
         "304": {"description": "the upstream's response: nothing has changed", "headers": _refer(*common)},
         **ours,
         "4XX": {"description": "the upstream's own error", **theirs},
@@ -432,7 +594,12 @@ def _relayed(state: State, refusals: Iterable[type[SSEError]]) -> dict[str, Any]
 
 
 #: Fields that a refusal has beside the usual ones.
-_FIELDS_OF_REFUSALS: Mapping[type[SSEError], str] = {Unauthenticated: "WWW-Authenticate", MethodNotAllowed: "Allow"}
+_FIELDS_OF_REFUSALS: Mapping[type[SSEError], str] = {
+    Unauthenticated: "WWW-Authenticate",
+    MethodNotAllowed: "Allow",
+    StreamInterrupted: "Stream-End",
+    OffsetExpired: "Stream-Start-Offset",
+}
 
 
 def _refused(refusals: Iterable[type[SSEError]]) -> dict[str, Any]:

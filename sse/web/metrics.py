@@ -15,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
 from ..errors import ClientGone
+from ..relay.durable import RecordingEnd
 from ..relay.stream.end import StreamEnd
 
 #: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
@@ -51,6 +52,13 @@ class Metrics:
             ["upstream"],
             buckets=GAP_BUCKETS,
         )
+        gauge = partial(Gauge, multiprocess_mode="livesum", registry=registry)
+        self._recordings = gauge("sse_recordings_open", "Recordings that are open", ["upstream"])
+        #: Set by the log of recordings.
+        self.kept_bytes = gauge("sse_recordings_bytes", "Bytes of recordings in the memory of the processes")
+        self._recordings_ended = counter("sse_recordings_ended", "Recordings by why they ended", ["upstream", "reason"])
+        self._recorded_bytes = counter("sse_recorded_bytes", "Bytes of the recordings that have ended", ["upstream"])
+        self.resumes = counter("sse_resumes", "Requests that read a recording", ["view"])
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
         self._of = cache(labelled)
@@ -79,6 +87,19 @@ class Metrics:
             self._of(self._first_byte, upstream).observe(end.first_byte)
         if end.longest_gap is not None:
             self._of(self._longest_gap, upstream).observe(end.longest_gap)
+
+    def begin_recording(self, upstream: str) -> None:
+        """Count a recording as open."""
+        self._of(self._recordings, upstream).inc()
+
+    def finish_recording(self, upstream: str) -> None:
+        """Count a recording as no longer open."""
+        self._of(self._recordings, upstream).dec()
+
+    def observe_recording(self, upstream: str, end: RecordingEnd) -> None:
+        """Count a recording that has ended."""
+        self._of(self._recordings_ended, upstream, str(end.reason)).inc()
+        self._of(self._recorded_bytes, upstream).inc(end.bytes)
 
     def expose(self) -> bytes:
         """Return what was counted: in this app, or by all processes together."""

@@ -34,6 +34,11 @@ def _parse_method(value: object) -> object:
     return method
 
 
+def _parse_whole(value: object) -> object:
+    # JSON has one kind of number, and 5.0 is a whole one.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class ForwardRequest(BaseModel):
     """A call of an upstream; unknown fields are ignored. The names are the seed's front end's."""
 
@@ -64,6 +69,11 @@ class ForwardRequest(BaseModel):
         Field(description="fields of the upstream request: an object, or a string that holds one in JSON"),
     ] = Field(default_factory=dict)
     passcode: Annotated[str | None, Field(description="the gateway's own credential")] = None
+    resume: Annotated[
+        Annotated[int, Field(ge=1, le=10**9)] | None,
+        BeforeValidator(_parse_whole),
+        Field(description="seconds for which the response is kept after its end"),
+    ] = None
 
     def encode_body(self) -> bytes | None:
         """Return the bytes of the upstream request's body, None for none.

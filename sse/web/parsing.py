@@ -17,6 +17,7 @@ from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason
 from ..relay.upstream.client import RETRY_AFTER
 from .model import ForwardRequest
+from .resume import FIELDS as RECORDING_FIELDS
 
 #: Where gunicorn's worker of the gateway puts a request's fields.
 FIELDS = "sse.fields"
@@ -140,8 +141,12 @@ _OWN = re.compile(
 )
 
 
-def client_fields(request: Request, *, is_open: bool) -> list[tuple[str, str]]:
-    """Return a request's fields without those that are for the gateway or the site."""
+def client_fields(request: Request, *, is_open: bool, records: bool) -> list[tuple[str, str]]:
+    """Return a request's fields without those that are for the gateway or the site.
+
+    :param records: whether those are for the gateway that ask for a recording.
+    """
+    dropped = RECORDING_FIELDS if records else ()
     # Where there is no passcode, it is the upstream's; but what a browser sends by itself is for a proxy or the site.
     is_basic = request.headers.get("Authorization", "").partition(" ")[0].lower() == "basic"
     drops_authorization = is_basic or (not is_open and not request.headers.get("X-Passcode"))
@@ -151,5 +156,6 @@ def client_fields(request: Request, *, is_open: bool) -> list[tuple[str, str]]:
         (name.title(), value)
         for name, value in fields
         if not _OWN.fullmatch(same := name.lower().replace("_", "-"))
+        and same not in dropped
         and not (drops_authorization and same == "authorization")
     ]

@@ -14,12 +14,15 @@ from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.stream.pump import Pump
+from ..relay.stream.source import Source
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .call import Call
 from .connection import client_connection
+from .recorded import Attempt, usable_recordings
 from .report import StreamReport
 from .response import stream_response
+from .resume import Resume
 from .state import State
 
 #: Bytes of an upstream's error response that are relayed.
@@ -51,21 +54,31 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def respond(self, wanted: UpstreamRequest, entry: Upstream | None) -> Response:
+    def respond(self, wanted: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
 
         :param entry: the upstream's in the table; None for a public target.
+        :param resume: how the response is to be recorded, None if it is not.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
+        if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
+            return self._relay(wanted, entry, None)
+        with Attempt(resume, wanted, self._call, self._state, recordings) as attempt:
+            return attempt.attach(self.exchange, self._stack) or self._relay(wanted, entry, attempt)
+
+    def _relay(self, wanted: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
         report = StreamReport(self._call, self._state.metrics)
-        self._stack.callback(self._state.leases.take(self._call.client))
+        # What a recorder takes over: the lease, and the upstream.
+        taken = self._stack.enter_context(ExitStack())
+        taken.callback(self._state.leases.take(self._call.client))
         report.begin(self.exchange)
         self._stack.callback(report.finish)
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
-        self.exchange.watch_client()
+        if attempt is None or not attempt.outlives_client:
+            self.exchange.watch_client()
         try:
-            upstream = self._stack.enter_context(self._state.upstreams.open(wanted, self.exchange.upstream))
+            upstream = taken.enter_context(self._state.upstreams.open(wanted, self.exchange.upstream))
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise
@@ -75,8 +88,13 @@ class Relay:
             # RFC 9110, section 9.3.2: the fields of a HEAD "as if the request method had been GET".
             fields.extend([field for field in upstream.fields if field[0].lower() == "content-length"][:1])
         named = {name.lower(): value for name, value in fields}
-        pump = self._pump(upstream, named, report)
+        reader = None
+        if attempt is not None:
+            reader = attempt.record(upstream, fields, self.exchange, taken)
+            attempt.watch(self.exchange)
+        pump = self._pump(upstream, named, report, reader)
         try:
+            fields.extend(attempt.fields if reader is not None and attempt is not None else ())
             # The upstream's own limits go before those of the gateway.
             limits = self._state.access.rate_limit_fields(self._call)
             fields.extend([field for field in limits if field[0].lower() not in named])
@@ -85,8 +103,13 @@ class Relay:
             pump.close_unsent()
             raise
 
-    def _pump(self, upstream: UpstreamResponse, named: dict[str, str], report: StreamReport) -> Pump:
-        """Return the body of the response, which from now on holds what the exchange holds."""
+    def _pump(
+        self, upstream: UpstreamResponse, named: dict[str, str], report: StreamReport, reader: Source | None
+    ) -> Pump:
+        """Return the body of the response, which from now on holds what the exchange holds.
+
+        :param reader: of the recording, if there is one; nothing of the gateway's is put into it.
+        """
         held, is_error = ExitStack(), upstream.status >= 400
 
         def on_end(end: StreamEnd) -> None:
@@ -94,11 +117,14 @@ class Relay:
             report.tell(end)
 
         pump = Pump(
-            upstream,
+            reader or upstream,
             self.exchange,
             status=upstream.status,
             # Nothing can be put between the events of a stream that is compressed.
-            is_event_stream=not is_error and is_event_stream(named["content-type"]) and "content-encoding" not in named,
+            is_event_stream=reader is None
+            and not is_error
+            and is_event_stream(named["content-type"])
+            and "content-encoding" not in named,
             heartbeat=self._state.settings.relay_heartbeat,
             limit=MAX_ERROR_BODY if is_error else 0,
             has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, current_app
 
 from ..errors import SSEError
+from ..relay.durable import RecordingEnd
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
 from ..signals import stream_ended, stream_opened
@@ -74,6 +75,36 @@ def _sender() -> Flask:
     # Flask gives the proxy the type of what it stands for, which has no such method.
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     return app
+
+
+class RecordingReport:
+    """Reports on one recording; it keeps nothing of the request but names.
+
+    :param id: of the recording; only its begin is logged, because the whole is a right to read.
+    """
+
+    def __init__(self, call: Call, metrics: Metrics | None, id: str) -> None:
+        self._names = _names(call)
+        self._fields = {"recording": id[:6], "request_id": call.id}
+        self._metrics = metrics
+
+    def begin(self) -> None:
+        """Count the recording as open."""
+        if self._metrics is not None:
+            self._metrics.begin_recording(self._names["upstream"])
+
+    def finish(self) -> None:
+        """Count the recording as no longer open."""
+        if self._metrics is not None:
+            self._metrics.finish_recording(self._names["upstream"])
+
+    def tell(self, end: RecordingEnd) -> None:
+        """Log and count how the recording ended."""
+        self.finish()
+        if self._metrics is not None:
+            self._metrics.observe_recording(self._names["upstream"], end)
+        fields = {"end": str(end.reason), **self._names, "bytes": end.bytes, "total": round(end.total, 3)}
+        log_event(log, logging.INFO, "recording", {**fields, **self._fields})
 
 
 def report_refusal(error: SSEError) -> None:

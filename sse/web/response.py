@@ -79,6 +79,7 @@ def problem(error: SSEError, call: Call) -> Response:
     )
     response.headers.extend([("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
     response.headers["X-Request-Id"] = call.id
+    response.headers.extend(error.fields)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     if error.should_retry is not None:

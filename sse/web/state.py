@@ -10,6 +10,7 @@ from flask import Flask, current_app
 from ..protocol.target.table import UpstreamTable
 from ..relay.channel.hub import Channels
 from ..relay.drain import Drain
+from ..relay.durable import Recordings
 from ..relay.exchange import Limits
 from ..relay.lease import Leases
 from ..relay.monitor import Monitor
@@ -50,6 +51,8 @@ class State:
     cross_origin: CrossOrigin
     access: Access
     metrics: Metrics | None
+    #: None if nothing is recorded.
+    recordings: Recordings | None
     demonstration: Demonstration | None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
+from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -32,6 +33,7 @@ def other(self: Any, given: Any) -> None:
         pytest.param(GeventWorker, "server_class", object, id="server_class"),
         pytest.param(Logger, "access_log_enabled", True, id="no property"),
         pytest.param(compat, "ALREADY_HANDLED", None, id="already handled"),
+        pytest.param(Parser, "finish_body", other, id="failed body"),
     ],
 )
 def test_what_differs_is_named(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: Any) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
 
 from sse.settings import Settings
 from sse.testing import read_events
 
-from ..support.document import block, codes, page, site_of, table
+from ..support.document import ROOT, block, codes, page, run, site_of, table
+from ..support.program import RedisServer
+from ..support.service import Service
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def test_channels_orders() -> None:
@@ -21,6 +31,38 @@ def test_channels_orders() -> None:
     assert client.post("/orders", json={"id": 7}).status_code == 201
     (event,) = read_events(response, limit=1)
     assert (event.event, event.data) == ("created", '{"id": 7}')
+
+
+#: A page of the site, whose visitor is logged in.
+INDEX = """
+@app.get("/")
+def index():
+    session["user"] = "ann"
+    return "<p></p><script>const show = ({id}) => document.querySelector('p').append(id);" + %r + "</script>"
+
+
+app.add_url_rule("/healthz", "healthz", lambda: "ok")
+"""
+
+
+def test_channels_browser(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(block("channels_orders") + INDEX % block("channels_browser"))
+    (tmp_path / "gunicorn.conf.py").write_text("worker_class = 'gevent'\n")
+    with Service(root=tmp_path, env={"PYTHONPATH": str(ROOT)}) as service:
+        page = chromium.new_page()
+        page.goto(service.url)
+        page.wait_for_function("events.readyState === 1")
+        assert httpx.post(f"{service.url}/orders", json={"id": 7}).status_code == 201
+        page.wait_for_function("document.querySelector('p').textContent === '7'")
+        page.close()
+
+
+def test_channels_command(redis_server: RedisServer, tmp_path: Path) -> None:
+    extra = {"FLASK_APP": "app", "FLASK_SSE_STORAGE_URI": redis_server.url, "PYTHONPATH": str(ROOT)}
+    made = "app = Flask(__name__)\n"
+    text = block("channels_orders").replace(made, f"{made}app.config.from_prefixed_env()\n")
+    (tmp_path / "app.py").write_text(text)
+    assert re.fullmatch(r"[0-9a-f]{8}-1\n", run(block("channels_command"), cwd=tmp_path, **extra))
 
 
 def test_channels_endpoint() -> None:

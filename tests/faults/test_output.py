@@ -14,7 +14,7 @@ import pytest
 from ..support.crowd import Crowd, Spring
 from ..support.ending import EVENT
 from ..support.program import free_port
-from ..support.service import ROOT, RawClient, Service, environment, call
+from ..support.service import ROOT, RawClient, Service, call, environment
 from ..support.upstream import Upstream, answer
 
 FULL = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from typing import Any
 
 import schemathesis
@@ -21,6 +22,9 @@ def before_call(context: Any, case: schemathesis.Case[Any], kwargs: dict[str, An
     """Let valid calls reach the demonstration, and leave invalid ones as they are."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
+    if case.headers and "Idempotency-Key" in case.headers:
+        # The same key for another request is refused, whatever the schema says of each.
+        case.headers["Idempotency-Key"] = uuid.uuid4().hex
     body: Any = case.body
     if case.path == "/forward-sse" and isinstance(body, dict):
         case.body = {**body, **aim(body)}
@@ -36,7 +40,8 @@ def aim(asked: dict[str, Any]) -> dict[str, Any]:
     is_get = str(asked.get("method", "")).upper() == "GET"
     path = "v1/models" if is_get else "api/v1/services/aigc/text-generation/generation"
     header = asked.get("header", {})
-    if len(json.dumps(header)) > MOST_HEADER:
+    is_plain = isinstance(header, dict) and all(isinstance(value, str) for value in header.values())
+    if not is_plain or len(json.dumps(header)) > MOST_HEADER:
         header = {"X-DashScope-SSE": "enable"}
     target = os.environ["DEMONSTRATION"] + path
     return {"targetUrl": target, "header": header, "body": None if is_get else GENERATION}

@@ -33,7 +33,7 @@ PASSCODE = "a long random text"
 PATIENCE = 60
 
 #: The endpoints that there are in the whole service.
-PATHS = {"/forward-sse", "/upstream/{name}/{path}", "/sse", "/metrics"}
+PATHS = {"/forward-sse", "/upstream/{name}/{path}", "/streams/{id}", "/sse", "/metrics"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +113,12 @@ def test_the_endless_stream_is_as_documented(documented: Documented) -> None:
 def test_every_refusal_that_somebody_can_read_is_listed(documented: Documented) -> None:
     with call(documented.service, "GET", "/openapi.json") as client:
         document = client.json()
+    # The service has no channels.
+    site = Flask(__name__)
+    SSE(site, relay=False, channels=lambda request, channel: True, docs=True)
     schemas = [
         response["content"]["application/problem+json"]["schema"]
-        for operations in document["paths"].values()
+        for operations in (*document["paths"].values(), *document_of(site)["paths"].values())
         for method, operation in operations.items()
         if method != "parameters"
         for response in operation["responses"].values()
@@ -128,7 +131,7 @@ def test_every_refusal_that_somebody_can_read_is_listed(documented: Documented) 
 def test_it_lists_only_what_is_registered(documented: Documented) -> None:
     with call(documented.service, "GET", "/openapi.json") as client:
         assert set(client.json()["paths"]) == PATHS
-    assert set(document_of(app_with())["paths"]) == {"/forward-sse", "/upstream/{name}/{path}"}
+    assert set(document_of(app_with())["paths"]) == {"/forward-sse", "/upstream/{name}/{path}", "/streams/{id}"}
 
 
 def test_it_says_below_which_path_all_is_served() -> None:
@@ -193,7 +196,7 @@ def test_success_stands_first_and_operations_are_grouped(documented: Documented,
             statuses = [cell.text_content() or "" for cell in table.locator("table").last.locator("tbody th").all()]
             assert statuses[0][0] == "2" and len(statuses) > 1 or statuses == ["200"]
         titles = page.locator("section h2").all_inner_texts()
-        assert titles == ["Relay", "Demonstration", "Operation", "Header fields of responses"]
+        assert titles == ["Relay", "Recordings", "Demonstration", "Operation", "Header fields of responses"]
 
 
 def test_streams_are_tried_on_the_page(documented: Documented, chromium: Browser) -> None:
@@ -232,7 +235,10 @@ def test_every_example_works(open_service: Service) -> None:
                 command = ["bash", "-c", operation["x-example"].replace("curl", "curl -s -i", 1)]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
                 answers[operation["operationId"]] = done.stdout
-    assert all(answer.startswith("HTTP/1.1 200") for name, answer in answers.items() if name not in REFUSED_BY_DEMO)
+    expected = {name for name in answers if name not in REFUSED_BY_DEMO and not name.startswith("stream_")}
+    assert all(answers[name].startswith("HTTP/1.1 200") for name in expected)
+    # The id stands for one that `Location` has named.
+    assert all("HTTP/1.1 404" in answers[name] for name in answers if name.startswith("stream_"))
     assert all("X-Upstream-Status: 404" in answers[name] for name in REFUSED_BY_DEMO)
     assert answers["forward"].rstrip().endswith("data: [DONE]") and answers["upstream_post"].rstrip().endswith("[DONE]")
     assert answers["ticks_get"].count("data: Message") > 5

@@ -12,6 +12,7 @@ from .demonstration import ticks
 from .forward import forward
 from .metrics import metrics
 from .refusal import METHODS, refuse
+from .streams import stream
 from .upstream import refuse_websocket, upstream
 
 
@@ -23,6 +24,7 @@ def relay_blueprint() -> Blueprint:
     rule = "/upstream/<path:target>"
     blueprint.add_url_rule(rule, view_func=upstream, methods=METHODS, merge_slashes=False)
     blueprint.add_url_rule(rule, view_func=refuse_websocket, methods=["GET"], merge_slashes=False, websocket=True)
+    blueprint.add_url_rule("/streams/<id>", view_func=stream, methods=(*METHODS, "OPTIONS"))
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 

@@ -17,6 +17,7 @@ from ..call import Call, current_request
 from ..parsing import parse_call, read_document
 from ..relay import Relay
 from ..report import PUBLIC
+from ..resume import parse_resume
 from ..state import State, current_state
 from .refusal import check_method
 
@@ -41,7 +42,7 @@ def forward() -> Response:
             has_body=bool(body),
         )
         wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=call.client)
-        return relay.respond(wanted, upstream)
+        return relay.respond(wanted, upstream, parse_resume(request.environ, state.settings, ttl=asked.resume))
 
 
 def _read(request: Request, call: Call, state: State, exchange: Exchange) -> Any:

@@ -10,6 +10,7 @@ from ...relay.upstream.adapter import UpstreamRequest
 from ..call import current_request
 from ..parsing import client_fields, raw_path, read_body
 from ..relay import Relay
+from ..resume import parse_resume
 from ..state import current_state
 
 
@@ -26,9 +27,10 @@ def upstream(target: str) -> Response:
         if entry is None:
             raise NotFound(f"there is no upstream {name!r}")
         call.upstream = name
+        resume = parse_resume(request.environ, state.settings)
         body = read_body(request, relay.exchange, state.settings.max_body)
         fields = encode_request_fields(
-            client_fields(request, is_open=state.access.is_open),
+            client_fields(request, is_open=state.access.is_open, records=state.recordings is not None),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
             has_body=bool(body),
             accept=None,
@@ -40,7 +42,7 @@ def upstream(target: str) -> Response:
             body=body,
             client=call.client,
         )
-        return relay.respond(wanted, entry)
+        return relay.respond(wanted, entry, resume)
 
 
 def refuse_websocket(target: str) -> Response:

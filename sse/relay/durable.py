@@ -1,0 +1,216 @@
+"""Record what an upstream sends, so that clients may leave, come back and read it again.
+
+The recorder reads the upstream as fast as it sends, whatever its clients do; each client, the one whose request it was
+too, has a reader of the log.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..protocol.boundary import Boundary
+from .background import run_soon
+from .drain import Phase
+from .exchange import Exchange, Limits, Side, Stage
+from .log.base import Header, Reader
+from .log.contract import Log
+from .log.ring import Recording
+from .monitor import Monitor
+from .stream.end import EndReason
+from .stream.source import Source, TruncatedBody
+
+#: Bytes at the end of a recording that show whether an event has just ended.
+_TAIL = 4
+#: Seconds between two looks at whether all recorders have ended, while the process stops.
+_POLL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingEnd:
+    """What is reported of a recording when it has ended."""
+
+    reason: EndReason
+    bytes: int
+    #: Seconds from the upstream's head to the end.
+    total: float
+
+
+class RecordedExchange(Exchange):
+    """The side of a recorded exchange that has no client.
+
+    :param side: the upstream's, which has opened the source.
+    :param outlives_readers: whether it goes on while the process stops, because readers go on elsewhere.
+    """
+
+    def __init__(self, limits: Limits, side: Side, *, outlives_readers: bool) -> None:
+        super().__init__(None, limits)
+        self._outlives_readers = outlives_readers
+        self.client.stop()
+        self.upstream = side
+        self.recording: Recording | None = None
+
+    def is_between_events(self) -> bool:
+        """Return whether an event has just ended; looked at only while the process stops."""
+        recording, boundary = self.recording, Boundary()
+        if recording is None:
+            return False
+        # Whatever came before, it was not the beginning of the stream.
+        boundary.feed(b"x" + recording.read(max(recording.start, recording.end - _TAIL)))
+        return boundary.at_boundary
+
+    def drain(self, phase: Phase) -> None:
+        """End the recording together with its readers, unless `Recordings.finish()` does it as late as possible."""
+        if not self._outlives_readers:
+            self.finish(at_boundary=phase is Phase.FINISHING)
+
+    def finish(self, *, at_boundary: bool) -> None:
+        """End the recording now, or as soon as an event has ended."""
+        self.ends_at_boundary = at_boundary
+        if not at_boundary or self.is_between_events():
+            self.cancel(EndReason.DRAINING)
+
+
+class Recorder:
+    """Reads an upstream's response into a log until it ends, or `cancel()` is called.
+
+    :param source: closed at the end.
+    :param on_end: called exactly once, from a thread that may wait.
+    """
+
+    def __init__(self, source: Source, exchange: RecordedExchange, on_end: Callable[[RecordingEnd], None]) -> None:
+        self.exchange = exchange
+        self._source = source
+        self._on_end = on_end
+        self._started = time.monotonic()
+        self._unsubscribe: Callable[[], None] | None = None
+        self._log: Log | None = None
+        self._recording: Recording | None = None
+        self._has_ended = False
+
+    def cancel(self, reason: EndReason) -> None:
+        """End the recording; idempotent, never waits, callable from anywhere."""
+        self.exchange.upstream.cancel(reason)
+
+    def start(self, log: Log, recording: Recording) -> None:
+        """Begin to read; from now on only the recorder closes the source."""
+        self._log, self._recording = log, recording
+        self.exchange.upstream.enter(Stage.READ)
+        # What came together with the head.
+        self._step()
+        if self._has_ended:
+            return
+        self._unsubscribe = self._source.subscribe(self._step)
+        if self._unsubscribe is None:
+            threading.Thread(target=self._run, name="sse-recorder", daemon=True).start()
+
+    def _run(self) -> None:
+        """Read where there is no event loop."""
+        while not self._has_ended:
+            self._source.wait(None)
+            self._step()
+
+    def _step(self) -> None:
+        """Append what has come; called from the event loop, so it never waits."""
+        recording, exchange = self._recording, self.exchange
+        if self._has_ended or recording is None:
+            return
+        try:
+            while piece := self._source.read():
+                recording.append(piece)
+        except TruncatedBody:
+            self._finish(exchange.upstream.reason or EndReason.UPSTREAM_TRUNCATED)
+            return
+        except Exception:
+            self._finish(exchange.upstream.reason or EndReason.INTERNAL_ERROR)
+            raise
+        if exchange.upstream.reason is not None:
+            self._finish(exchange.upstream.reason)
+        elif piece is not None:
+            self._finish(EndReason.COMPLETE)
+        elif exchange.ends_at_boundary and exchange.is_between_events():
+            self.cancel(EndReason.DRAINING)
+        else:
+            exchange.upstream.since = time.monotonic()
+
+    def _finish(self, reason: EndReason) -> None:
+        self._has_ended = True
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        assert self._log is not None and self._recording is not None
+        self._log.finish(self._recording, reason)
+        # To close a connection may take time.
+        run_soon(self._close, reason)
+
+    def _close(self, reason: EndReason) -> None:
+        assert self._recording is not None
+        try:
+            self._source.close()
+        finally:
+            total = time.monotonic() - self._started
+            self._on_end(RecordingEnd(reason=reason, bytes=self._recording.end, total=total))
+
+
+class Recordings:
+    """The recordings of one app.
+
+    :param log: where they are kept.
+    :param is_shared: whether other processes can read them.
+    """
+
+    def __init__(self, log: Log, monitor: Monitor, limits: Limits, *, is_shared: bool) -> None:
+        self.log = log
+        self.is_shared = is_shared
+        self._monitor = monitor
+        self._limits = limits
+        self._open: set[Recorder] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def record(
+        self, id: str, header: Header, source: Source, exchange: Exchange, on_end: Callable[[RecordingEnd], None]
+    ) -> Reader | None:
+        """Record a response, and return the reader of the client whose request it was; None if there is no room.
+
+        :param source: closed by the recorder, unless there is no room.
+        :param exchange: of the request; its upstream's side has opened the source, and is the recorder's from now on.
+        :param on_end: called once, when the upstream has been closed.
+        """
+        recorded = RecordedExchange(self._limits, exchange.upstream, outlives_readers=self.is_shared)
+
+        def end(what: RecordingEnd) -> None:
+            self._monitor.discard(recorded)
+            self._open.discard(recorder)
+            on_end(what)
+
+        recorder = Recorder(source, recorded, end)
+        recording = self.log.create(id, header, recorder.cancel)
+        if recording is None:
+            return None
+        recorded.recording = recording
+        reader = self.log.attend(recording)
+        exchange.read_recording(reader, ends_early=self.is_shared)
+        self._open.add(recorder)
+        self._monitor.add(recorded)
+        recorder.start(self.log, recording)
+        return reader
+
+    def finish(self, *, until: float, last: float, keep_alive: Callable[[], None]) -> None:
+        """Let open recordings go on while the process stops, and return when they are stored.
+
+        :param until: second (`time.monotonic()`) from which on they end with an event.
+        :param last: second at which they end wherever they are.
+        :param keep_alive: called again and again.
+        """
+        while self.is_shared and (self._open or not self.log.has_written()):
+            now = time.monotonic()
+            if now >= until:
+                for recorder in list(self._open):
+                    recorder.exchange.finish(at_boundary=now < last)
+            if now >= last + 1:
+                return
+            keep_alive()
+            time.sleep(_POLL)

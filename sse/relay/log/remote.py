@@ -1,0 +1,132 @@
+"""Read what another process records, or has recorded."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..background import run_soon
+from ..stream.end import EndReason
+from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Unavailable, Wake
+from .follow import Entry
+from .ring import BaseReader
+from .store import Keys
+
+#: Bytes of a reader in another process that are read ahead of it.
+READ_AHEAD = 256 * 1024
+
+
+class Store(Protocol):
+    """What a reader needs of the log."""
+
+    @property
+    def retry_interval(self) -> float:
+        """Seconds between two attempts while the store is unavailable."""
+
+    def fetch(self, keys: Keys, offset: int, limit: int) -> bytes:
+        """Return bytes of the store from a position on, b"" if there are none.
+
+        :raises Trimmed: if the first ones are not kept.
+        :raises Unavailable: if the store is.
+        """
+
+    def subscribe(self, keys: Keys, position: int, deliver: Callable[[Sequence[Entry]], None]) -> Wake:
+        """Call back with the entries behind a position; return what ends that."""
+
+
+class RemoteReader(BaseReader):
+    """A reader of what another process records, or has recorded."""
+
+    def __init__(self, store: Store, keys: Keys, snapshot: Snapshot, offset: int, on_close: Wake) -> None:
+        super().__init__(snapshot.header, offset, on_close)
+        self.keys = keys
+        self.process = snapshot.process
+        self.generation = snapshot.generation
+        self.reason: EndReason | None = snapshot.reason
+        #: Position up to which the store has bytes, as far as is known.
+        self.known_end = snapshot.end
+        #: When there was the last sign of the recorder, and how often there was no trace of the recording.
+        self.heard_at = time.monotonic()
+        self.misses = 0
+        self._store = store
+        self._lock = threading.Lock()
+        #: Bytes that were read ahead, and the position behind them.
+        self._ready = bytearray()
+        self._have = offset
+        self._error: Exception | None = None
+        self._is_fetching = self._is_closed = False
+        self._unfollow = store.subscribe(keys, snapshot.end, self._deliver) if self.reason is None else None
+
+    def _next(self) -> bytes | None:
+        with self._lock:
+            piece = bytes(self._ready[:READ_SIZE])
+            del self._ready[: len(piece)]
+        if piece:
+            return piece
+        if self._error is not None:
+            raise self._error
+        if self._have < self.known_end:
+            self._fetch_soon()
+            return None
+        if self.reason is EndReason.COMPLETE:
+            return b""
+        if self.reason is not None:
+            raise Interrupted(self.reason)
+        return None
+
+    def _is_ready(self) -> bool:
+        is_at_end = self._have >= self.known_end and self.reason is not None
+        if not (self._ready or is_at_end or self._error or self._is_cancelled) and self._have < self.known_end:
+            self._fetch_soon()
+            return False
+        return bool(self._ready or is_at_end or self._error or self._is_cancelled)
+
+    def _deliver(self, entries: Sequence[Entry]) -> None:
+        """Take what was appended: bytes that follow at once, others only as something to fetch."""
+        self.heard_at, self.misses = time.monotonic(), 0
+        with self._lock:
+            for id_, fields in entries:
+                end, piece = int(id_.partition(b"-")[0]), fields.get(b"b", b"")
+                if b"r" in fields:
+                    self.reason = EndReason(fields[b"r"].decode())
+                elif self._have == end - len(piece) and len(self._ready) < READ_AHEAD and not self._is_fetching:
+                    self._ready += piece
+                    self._have = end
+                self.known_end = max(self.known_end, end)
+        self._bells.ring()
+
+    def end(self, reason: EndReason, end: int) -> None:
+        """End the recording as other processes see it."""
+        self.reason, self.known_end = reason, end
+        self._bells.ring()
+
+    def _fetch_soon(self) -> None:
+        if not self._is_fetching:
+            self._is_fetching = True
+            run_soon(self._fetch)
+
+    def _fetch(self) -> None:
+        try:
+            data = self._store.fetch(self.keys, self._have, READ_AHEAD)
+            if not data and self._have < self.known_end:
+                # What was there has gone: a flush, an eviction, a failover.
+                raise Trimmed(self.known_end)
+            with self._lock:
+                self._ready += data
+                self._have += len(data)
+        except Trimmed as error:
+            self._error = error
+        except Unavailable:
+            time.sleep(self._store.retry_interval)
+        self._is_fetching = False
+        if not self._is_closed:
+            self._bells.ring()
+
+    def close(self) -> None:
+        self._is_closed = True
+        unfollow, self._unfollow = self._unfollow, None
+        if unfollow is not None:
+            unfollow()
+        super().close()

@@ -1,0 +1,305 @@
+"""The recordings of this process: a ring of bytes for each, its readers, and the budget of them all."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import gevent
+
+from ..stream.end import EndReason
+from ..stream.source import TruncatedBody
+from .base import READ_SIZE, Header, Interrupted, Snapshot, Trimmed, Wake
+
+#: Bytes that an open recording is expected to need: a long answer of a language model. New ones are admitted by it.
+EXPECTED_SIZE = 256 * 1024
+
+
+class Bells:
+    """Who is called when there is something new. Iterating needs no copy: each change makes a new tuple."""
+
+    __slots__ = ("_lock", "all")
+
+    def __init__(self) -> None:
+        self.all: tuple[Wake, ...] = ()
+        self._lock = threading.Lock()
+
+    def add(self, wake: Wake) -> Wake:
+        """Call `wake()` from now on; return what ends that."""
+
+        def remove() -> None:
+            with self._lock:
+                at = next((at for at, known in enumerate(self.all) if known is wake), len(self.all))
+                self.all = self.all[:at] + self.all[at + 1 :]
+
+        with self._lock:
+            self.all = (*self.all, wake)
+        return remove
+
+    def ring(self) -> None:
+        """Call all of them, from the event loop where there is one: a greenlet that a bell switches to never returns.
+
+        :raises Exception: what a bell raises.
+        """
+        if self.all and isinstance(gevent.getcurrent(), gevent.Greenlet):
+            gevent.get_hub().loop.run_callback(self._ring)
+        else:
+            self._ring()
+
+    def _ring(self) -> None:
+        for wake in self.all:
+            wake()
+
+
+class Recording:
+    """The bytes of a recording that this process records: a ring, and the bells of its readers.
+
+    :param max_bytes: kept at most; older ones are dropped.
+    :param cancel: stops the recorder, for a reason.
+    """
+
+    __slots__ = (
+        "_data", "_most", "bells", "cancel", "end", "header", "id", "lonely_since", "readers", "reason", "start",
+        "until",
+    )  # fmt: skip
+
+    def __init__(self, id: str, header: Header, *, max_bytes: int, cancel: Callable[[EndReason], None]) -> None:
+        self.id = id
+        self.header = header
+        self.cancel = cancel
+        self.start = self.end = 0
+        self.reason: EndReason | None = None
+        self.bells = Bells()
+        self.readers = 0
+        #: When the last reader left (the log's clock), and when a finished recording expires.
+        self.lonely_since = math.inf
+        self.until = 0.0
+        self._most = max_bytes
+        self._data = bytearray()
+
+    def append(self, piece: bytes) -> None:
+        """Keep what follows, and wake the readers."""
+        self._data += piece
+        self.end += len(piece)
+        if len(self._data) > self._most:
+            self.drop(self.end - self._most)
+        for wake in self.bells.all:
+            wake()
+
+    def drop(self, offset: int) -> None:
+        """Keep nothing before a position."""
+        del self._data[: offset - self.start]
+        self.start = offset
+
+    def finish(self, reason: EndReason) -> None:
+        """Let nothing follow, and wake the readers."""
+        self.reason = reason
+        # Growing has reserved more than is needed.
+        self._data = bytearray(bytes(self._data))
+        self.bells.ring()
+
+    def read(self, offset: int, limit: int = READ_SIZE) -> bytes:
+        """Return the bytes from a position on, b"" if there are none yet.
+
+        :raises Trimmed: if they are not kept any more.
+        """
+        at = offset - self.start
+        if at < 0:
+            raise Trimmed(self.start)
+        return bytes(self._data[at : at + limit])
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(header=self.header, start=self.start, end=self.end, reason=self.reason)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return len(self._data)
+
+
+class BaseReader:
+    """What the readers of both stores share: the position, and waiting."""
+
+    def __init__(self, header: Header, offset: int, on_close: Wake) -> None:
+        self.header = header
+        self.offset = offset
+        self.status = header.status
+        self._on_close: Wake | None = on_close
+        self._is_cancelled = False
+        self._bells = Bells()
+
+    def _next(self) -> bytes | None:
+        """Return what follows the position, as `Reader.read()` does."""
+        raise NotImplementedError
+
+    def read(self) -> bytes | None:
+        if self._is_cancelled:
+            raise TruncatedBody("the reader was cancelled")
+        piece = self._next()
+        if piece:
+            self.offset += len(piece)
+        return piece
+
+    def wait(self, timeout: float | None) -> None:
+        woken = threading.Event()
+        unsubscribe = self.subscribe(woken.set)
+        try:
+            woken.wait(timeout)
+        finally:
+            unsubscribe()
+
+    def _is_ready(self) -> bool:
+        """Return whether `read()` would return something else than None."""
+        raise NotImplementedError
+
+    def subscribe(self, wake: Wake) -> Wake:
+        unsubscribe = self._bells.add(wake)
+        self._wake_if_ready(wake)
+        return unsubscribe
+
+    def _wake_if_ready(self, wake: Wake) -> None:
+        """Wake at once if something has come between the last read and the subscribing."""
+        if self._is_ready():
+            if isinstance(gevent.getcurrent(), gevent.Greenlet):
+                gevent.get_hub().loop.run_callback(wake)
+            else:
+                wake()
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        self._bells.ring()
+
+    def close(self) -> None:
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+
+class LocalReader(BaseReader):
+    """A reader of what this process records."""
+
+    def __init__(self, recording: Recording, offset: int, on_close: Wake) -> None:
+        super().__init__(recording.header, offset, on_close)
+        self._recording = recording
+
+    def _next(self) -> bytes | None:
+        recording = self._recording
+        # Before the bytes are read: what is appended in between is read the next time.
+        reason = recording.reason
+        piece = recording.read(self.offset)
+        if piece or reason is EndReason.COMPLETE:
+            return piece
+        if reason is not None:
+            raise Interrupted(reason)
+        return None
+
+    def _is_ready(self) -> bool:
+        recording = self._recording
+        return self._is_cancelled or recording.reason is not None or self.offset < recording.end
+
+    def subscribe(self, wake: Wake) -> Wake:
+        # The recording's bells, for that is one call less for each event.
+        removers = self._recording.bells.add(wake), self._bells.add(wake)
+
+        def unsubscribe() -> None:
+            for remove in removers:
+                remove()
+
+        self._wake_if_ready(wake)
+        return unsubscribe
+
+
+@dataclass(kw_only=True)
+class Own:
+    """The recordings of this process, within their budget.
+
+    :param memory: bytes that they may take in all.
+    :param clock: returns seconds.
+    """
+
+    max_bytes: int
+    memory: int
+    clock: Callable[[], float]
+    open: dict[str, Recording] = field(default_factory=dict)
+    #: In the order in which they ended.
+    finished: dict[str, Recording] = field(default_factory=dict)
+    _finished_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.open) + len(self.finished)
+
+    def get(self, id: str) -> Recording | None:
+        """Return a recording, open or finished."""
+        return self.open.get(id) or self.finished.get(id)
+
+    def admit(
+        self, id: str, header: Header, cancel: Callable[[EndReason], None], drop: Callable[[str], None]
+    ) -> Recording | None:
+        """Return a new recording, None if there is no room.
+
+        :param drop: removes a finished recording.
+        """
+        if not self._make_room(drop):
+            return None
+        self.open[id] = recording = Recording(id, header, max_bytes=self.max_bytes, cancel=cancel)
+        return recording
+
+    def _make_room(self, drop: Callable[[str], None]) -> bool:
+        """Drop finished recordings, the one that ended first before others, until another one has room."""
+        expected = min(EXPECTED_SIZE, self.max_bytes)
+        # An open recording counts for what it is expected to need, if it has not more already.
+        left = self.memory - expected - sum(max(r.size, expected) for r in list(self.open.values()))
+        for id_ in list(self.finished) if left < self._finished_bytes else ():
+            drop(id_)
+            if left >= self._finished_bytes:
+                break
+        return left >= 0
+
+    def finish(self, recording: Recording, reason: EndReason) -> None:
+        """End a recording, and keep it for its time."""
+        recording.until = self.clock() + recording.header.ttl
+        if self.open.pop(recording.id, None) is not None:
+            self.finished[recording.id] = recording
+            self._finished_bytes += recording.size
+        recording.finish(reason)
+
+    def drop(self, id: str) -> Recording | None:
+        """Forget a recording and return it, None if there was none."""
+        recording = self.finished.pop(id, None)
+        if recording is not None:
+            self._finished_bytes -= recording.size
+        return recording or self.open.pop(id, None)
+
+    def used(self) -> int:
+        """Return the bytes that are taken."""
+        return self._finished_bytes + sum(recording.size for recording in list(self.open.values()))
+
+    def join(
+        self,
+        recording: Recording,
+        offset: int,
+        on_left: Callable[[Recording], None],
+        on_close: Wake | None = None,
+    ) -> LocalReader:
+        """Return a reader.
+
+        :param on_left: called when the last reader has left an open recording.
+        :param on_close: called when this one has left.
+        """
+        recording.readers += 1
+
+        def leave() -> None:
+            recording.readers -= 1
+            if on_close is not None:
+                on_close()
+            if not recording.readers and recording.reason is None:
+                recording.lonely_since = self.clock()
+                on_left(recording)
+
+        return LocalReader(recording, offset, leave)
+
+    def lonely(self, now: float) -> list[Recording]:
+        """Return the open recordings that have had no reader here for as long as they go on without one."""
+        return [r for r in list(self.open.values()) if not r.readers and now - r.lonely_since >= r.header.leave]

@@ -1,0 +1,302 @@
+"""Record a relayed response, attach a request to a recording that there is, and read recordings."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Self
+
+from flask import Request, Response, request, url_for
+
+from ..errors import (
+    ClientGone,
+    Draining,
+    IdempotencyKeyReused,
+    OffsetExpired,
+    StoreUnavailable,
+    StreamExpired,
+    StreamNotFound,
+    TooManyStreams,
+)
+from ..relay.drain import Phase
+from ..relay.durable import RecordingEnd, Recordings
+from ..relay.exchange import Exchange, Limits
+from ..relay.log.base import Claim, Expired, Header, NotKept, Snapshot, TooManyReaders, Unavailable
+from ..relay.log.events import encode_offset
+from ..relay.stream.end import EndReason, StreamEnd
+from ..relay.stream.pump import Pump
+from ..relay.stream.source import Source
+from ..relay.upstream.adapter import UpstreamRequest
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
+from .call import Call
+from .connection import client_connection
+from .report import RecordingReport, StreamReport
+from .response import stream_response
+from .resume import Resume, claim_key, fingerprint
+from .state import State
+
+log = logging.getLogger("sse")
+
+#: Seconds between two looks at whether a recording has begun that another request makes.
+POLL = 0.05
+#: The endpoint of `/streams/<id>`.
+ENDPOINT = "sse_relay.stream"
+
+Fields = Sequence[tuple[str, str]]
+
+
+@contextmanager
+def store() -> Iterator[None]:
+    """Refuse the request if the store of recordings cannot do what this block wants."""
+    try:
+        yield
+    except (NotKept, Expired):
+        raise StreamNotFound from None
+    except TooManyReaders:
+        raise TooManyStreams("the stream has as many readers as it may have", retry_after=RETRY_AFTER) from None
+    except Unavailable as error:
+        raise StoreUnavailable(retry_after=RETRY_AFTER) from error
+
+
+def find(recordings: Recordings, id: str, call: Call) -> Snapshot:
+    """Return the state of a recording that the client may read.
+
+    :raises StreamNotFound: if there is none, or it is another client's.
+    :raises StreamExpired: if it has expired or was erased.
+    :raises StoreUnavailable: if nothing is known.
+    """
+    snapshot = None
+    with store():
+        try:
+            snapshot = recordings.log.look(id)
+            owner = snapshot.header.owner
+        except Expired as error:
+            owner = error.owner
+    # A client without a name is known by its address, which a phone changes; its right is the id alone.
+    if owner.startswith("name:") and owner != call.client:
+        raise StreamNotFound
+    if snapshot is None:
+        raise StreamExpired
+    return snapshot
+
+
+class Reading:
+    """A client's reading of a recording, until its response is made; a block at whose end it is closed.
+
+    :param exchange: the client's, if it has been begun and is watched.
+    :raises TooManyStreams: if the recording has enough readers.
+    :raises Draining: if the process is about to stop, and the recording can be read from another one.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        recordings: Recordings,
+        id: str,
+        snapshot: Snapshot,
+        offset: int,
+        exchange: Exchange | None = None,
+    ) -> None:
+        if state.drain.phase() >= (Phase.DRAINING if recordings.is_shared else Phase.FINISHING):
+            raise Draining(retry_after=RETRY_AFTER)
+        self._state = state
+        self._client = client_connection(request.environ)
+        self.stack = ExitStack()
+        with store():
+            self.reader = reader = recordings.log.follow(id, snapshot, offset)
+        #: What the response is made of: the bytes as they are, unless it is changed.
+        self.source: Source = reader
+        self.stack.callback(reader.close)
+        if exchange is None:
+            exchange = Exchange(self._client.socket, Limits(send=state.settings.send_timeout))
+            exchange.watch_client()
+            state.monitor.add(exchange)
+            self.stack.callback(state.monitor.discard, exchange)
+        self.exchange = exchange
+        exchange.read_recording(reader, ends_early=recordings.is_shared)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def respond(self, call: Call, fields: Fields, *, status: int = 200, is_event_stream: bool = False) -> Response:
+        """Return the response whose body is the recording, which now belongs to it.
+
+        :param is_event_stream: whether heartbeats and an error event may be sent between events.
+        """
+        report = StreamReport(call, self._state.metrics)
+        report.begin(self.exchange)
+        self.stack.callback(report.finish)
+        report.answer(status)
+        held = self.stack.pop_all()
+
+        def on_end(end: StreamEnd) -> None:
+            held.close()
+            report.tell(end)
+
+        pump = Pump(
+            self.source,
+            self.exchange,
+            status=status,
+            is_event_stream=is_event_stream,
+            heartbeat=self._state.settings.heartbeat,
+            has_body=request.method != "HEAD",
+            abort=self._client.abort,
+            holds_back=self._client.socket is None,
+            on_end=on_end,
+        )
+        return stream_response(pump, status=status, fields=fields, call=call)
+
+
+def usable_recordings(state: State, request: Request) -> Recordings | None:
+    """Return the recordings if every process that clients may reach can read them, else None."""
+    recordings = state.recordings
+    if recordings is None or recordings.is_shared or not request.environ.get("wsgi.multiprocess"):
+        return recordings
+    warn_of_memory()
+    return None
+
+
+@cache
+def warn_of_memory() -> None:
+    """Log, once in a process, why nothing is recorded."""
+    log.warning("responses are not recorded: SSE_STORAGE_URI is memory://, and there are several processes")
+
+
+class Attempt:
+    """A request that wants its response to be recorded, until it is known whether it is.
+
+    A block at whose end the idempotency key is released, unless something was recorded.
+    """
+
+    def __init__(
+        self, resume: Resume, wanted: UpstreamRequest, call: Call, state: State, recordings: Recordings
+    ) -> None:
+        self._resume = resume
+        self._call = call
+        self._state = state
+        self._recordings = recordings
+        self._key = claim_key(call.client, resume.key) if resume.key else ""
+        self._claim = Claim(id=secrets.token_urlsafe(24), fingerprint=fingerprint(wanted) if resume.key else "")
+        self._is_mine = self._is_watched = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_mine:
+            self._recordings.log.release(self._key, self._claim)
+
+    @property
+    def outlives_client(self) -> bool:
+        """Whether the upstream request goes on if the client leaves before the response, because it can come back."""
+        return bool(self._key)
+
+    @property
+    def fields(self) -> Fields:
+        """Where the response is recorded."""
+        return _place(self._claim.id, self._resume.ttl)
+
+    def watch(self, exchange: Exchange) -> None:
+        """Notice from now on that the client leaves."""
+        if self.outlives_client and not self._is_watched:
+            self._is_watched = True
+            exchange.watch_client()
+
+    def attach(self, exchange: Exchange, stack: ExitStack) -> Response | None:
+        """Return a response that reads the recording of the same request, None if this request is the first.
+
+        :param exchange: of the request.
+        :param stack: what is released when the response has ended.
+        :raises IdempotencyKeyReused: if the key is that of another request.
+        :raises StoreUnavailable: if it cannot be known; then the request is not run, for it may run twice.
+        """
+        if not self._key or (found := self._find(exchange)) is None:
+            return None
+        self.watch(exchange)
+        id_, snapshot = found
+        if snapshot.start:
+            raise OffsetExpired(encode_offset(snapshot.start))
+        self._call.upstream = snapshot.header.upstream
+        reading = Reading(self._state, self._recordings, id_, snapshot, 0, exchange)
+        reading.stack.push(stack.pop_all())
+        header = snapshot.header
+        return reading.respond(self._call, [*header.fields, *_place(id_, header.ttl)], status=header.status)
+
+    def _find(self, exchange: Exchange) -> tuple[str, Snapshot] | None:
+        """Return the recording of the same request, None if this one has claimed the key; wait until that is known."""
+        replaced: Claim | None = None
+        while True:
+            with store():
+                found = self._recordings.log.claim(self._key, self._claim, instead_of=replaced)
+            if found.id == self._claim.id:
+                self._is_mine = True
+                return None
+            if found.fingerprint != self._claim.fingerprint:
+                raise IdempotencyKeyReused
+            with store():
+                snapshot, replaced = self._look(found)
+            if snapshot is not None:
+                return found.id, snapshot
+            if replaced is None:
+                self.watch(exchange)
+                time.sleep(POLL)
+            if exchange.reason is not None:
+                raise Draining(retry_after=RETRY_AFTER) if exchange.reason is EndReason.DRAINING else ClientGone
+
+    def _look(self, claim: Claim) -> tuple[Snapshot | None, Claim | None]:
+        """Return the state of a claim's recording, and the claim if it can be replaced."""
+        if claim.has_begun:
+            try:
+                return self._recordings.log.look(claim.id), None
+            except (NotKept, Expired):
+                return None, claim
+        return None, None if self._recordings.log.is_alive(claim) else claim
+
+    def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: ExitStack) -> Source | None:
+        """Begin to record a response, and return what its client reads; None if it is not recorded.
+
+        :param fields: that clients get.
+        :param taken: what is released when the recording has ended, if there is one.
+        """
+        names = {name.lower() for name, _ in fields}
+        has_body = request.method != "HEAD" and upstream.status != 204
+        if not (200 <= upstream.status < 300 and has_body and "content-encoding" not in names):
+            return None
+        header = Header(
+            owner=self._call.client,
+            upstream=self._call.upstream,
+            status=upstream.status,
+            fields=tuple(fields),
+            ttl=self._resume.ttl,
+            leave=self._resume.leave,
+            claim=self._key,
+        )
+        report = RecordingReport(self._call, self._state.metrics, self._claim.id)
+        held = ExitStack()
+
+        def on_end(end: RecordingEnd) -> None:
+            held.close()
+            report.tell(end)
+
+        report.begin()
+        # Before, because the recording may end at once.
+        held.push(taken.pop_all())
+        reader = self._recordings.record(self._claim.id, header, upstream, exchange, on_end)
+        if reader is None:
+            taken.push(held.pop_all())
+            report.finish()
+            return None
+        self._is_mine = False
+        return reader
+
+
+def _place(id: str, ttl: int) -> Fields:
+    """Return where a response is recorded, and for how long."""
+    return (("Location", url_for(ENDPOINT, id=id)), ("Stream-Next-Offset", encode_offset(0)), ("Stream-TTL", str(ttl)))

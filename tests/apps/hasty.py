@@ -1,0 +1,20 @@
+"""The service, whose recordings' processes are taken for dead within seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from app import create_app
+from sse.relay.log import redis, store
+
+_TIMING = replace(store.Timing(), tick=0.5, look=0.2, alive=2.0, silence=0.5, reader=3)
+
+
+def _hasty(**options: Any) -> store.Timing:
+    return replace(_TIMING, **options)
+
+
+redis.Timing = _hasty  # type: ignore[assignment, misc]
+
+app = create_app()
