@@ -5,6 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+#: What OpenAI's and Anthropic's SDKs call the causes of a status.
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+#: Seconds of `Retry-After` above which an SDK must not wait and repeat the request by itself.
+MAX_RETRY_AFTER = 60
+
+
+def error_object(code: str, message: str, *, status: int) -> dict[str, str | None]:
+    """Return the `error` object from which the SDKs of LLM APIs read why a request or a stream failed.
+
+    :param status: the HTTP status of the cause; it decides the type.
+    """
+    kind = "insufficient_quota" if code == QuotaExceeded.code else _TYPES.get(status, "api_error")
+    return {"message": message, "type": kind, "code": code, "param": None}
+
 
 class SSEError(Exception):
     """The base of all refusals of the gateway's own.
@@ -28,7 +51,11 @@ class SSEError(Exception):
         self.detail = detail or self.title
         self.retry_after = retry_after
         self.cause = cause
-        self.should_retry = should_retry
+        self.should_retry = False if (retry_after or 0) > MAX_RETRY_AFTER else should_retry
+
+    def error_object(self) -> dict[str, str | None]:
+        """Return what SDKs of LLM APIs read of this refusal."""
+        return error_object(self.code, self.detail, status=self.status)
 
 
 class InvalidRequest(SSEError):
@@ -77,6 +104,18 @@ class ChannelNotAllowed(SSEError):
 
     def __init__(self) -> None:
         super().__init__()
+
+
+class RouteNotAllowed(SSEError):
+    status = 403
+    code = "route_not_allowed"
+    title = "The method and path are not among those that are allowed"
+
+
+class ModelNotAllowed(SSEError):
+    status = 403
+    code = "model_not_allowed"
+    title = "The request names no model, or one that is not allowed"
 
 
 class NotFound(SSEError):
@@ -136,6 +175,12 @@ class Throttled(SSEError):
     status = 429
     code = "throttled"
     title = "Too many requests"
+
+
+class QuotaExceeded(SSEError):
+    status = 429
+    code = "quota_exceeded"
+    title = "The client has spent its tokens of this period"
 
 
 class TooManyStreams(SSEError):

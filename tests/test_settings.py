@@ -281,3 +281,87 @@ def test_the_environment_goes_before_the_file(tmp_path: Any, monkeypatch: pytest
     settings = create_app().extensions["sse"].settings
     assert (settings.max_streams, settings.trusted_proxies) == (8, 1)
     assert [upstream.name for upstream in settings.upstreams] == ["a"]
+
+
+@pytest.mark.parametrize("key", ["SSE_", "SSE_REDIS_URL", "SSE_DEBUG", "SSE_PING_INTERVAL", "SSE_CONFIG", "OTHER"])
+def test_a_key_of_somebody_else_is_left_alone(key: str) -> None:
+    """Flask-SSE, which is configured by SSE_REDIS_URL, could not be used beside this."""
+    assert Settings.from_config({key: object()}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("SSE_PASSCODE", "SSE_PASSCODES"),
+        ("SSE_CORS_ORIGIN", "SSE_CORS_ORIGINS"),
+        ("SSE_MAX_STREAM", "SSE_MAX_STREAMS"),
+        ("sse_open", "SSE_OPEN"),
+        ("FLASK_SSE_METRICS", "SSE_METRICS"),
+    ],
+)
+def test_a_misspelt_key_is_told_what_was_meant(key: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key} is not a setting: did you mean {meant}[?]$"):
+        Settings.from_config({key: CANARY})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SSE_PASSCODES", "FLASK_SSE_PASSCODES"),
+        ("SSE_PASSCODES__me", "FLASK_SSE_PASSCODES"),
+        ("SSE_PASSCODE", "FLASK_SSE_PASSCODES"),
+        ("sse_open", "FLASK_SSE_OPEN"),
+        ("FLASK_SSE_CONFIG", "SSE_CONFIG"),
+        ("FLASK_SSE_UPSTREAM", "SSE_UPSTREAMS"),
+        ("FLASK_sse_passcodes", "SSE_PASSCODES"),
+    ],
+)
+def test_an_environment_variable_that_is_not_read_stops_the_service(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, CANARY)
+    with pytest.raises(ValueError, match=rf"did you mean {meant}[?]") as caught:
+        create_app()
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["SSE_REDIS_URL", "SSE_HOST", "FLASK_DEBUG", "FLASK_SSE_PASSCODES__me"])
+def test_other_environment_variables_do_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1a")
+    create_app()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('sse_passcodes.me = "canary"', "sse_passcodes in the settings file is not read: did you mean SSE_PASSCODES?"),
+        ('FLASK_SSE_PASSCODES.me = "canary"', "FLASK_SSE_PASSCODES .* did you mean SSE_PASSCODES?"),
+        ('SSE_PASSCODE.me = "canary"', "SSE_PASSCODE .* did you mean SSE_PASSCODES?"),
+        ('[SSE_PASSCODES]\nme = "canary"\nSSE_LOG_FORMAT = "json"', "SSE_PASSCODES: SSE_LOG_FORMAT is not read below"),
+        ('[SSE_UPSTREAMS.a]\nurl = "https://a.b/"\nSSE_OPEN = true', "SSE_UPSTREAMS: SSE_OPEN is not read below"),
+        ("[other]\nSSE_METRICS = true", "other: SSE_METRICS is not read below"),
+    ],
+)
+def test_a_line_of_the_file_that_is_not_read_stops_the_service(
+    text: str, words: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key below a table became a client whose passcode was "json"."""
+    (tmp_path / "settings.toml").write_text(text)
+    monkeypatch.setenv("SSE_CONFIG", str(tmp_path / "settings.toml"))
+    with pytest.raises(ValueError, match=words) as caught:
+        create_app()
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "chrome-extension://abcdefghijklmnop",
+        "moz-extension://1-2",
+        "tauri://localhost",
+        "capacitor://localhost",
+        "app://-",
+    ],
+)
+def test_origins_of_apps_can_be_named(origin: str) -> None:
+    assert Settings.from_config({"SSE_CORS_ORIGINS": [origin]}).cors_origins == (origin,)

@@ -89,6 +89,17 @@ class ForwardRequest(BaseModel):
             raise InvalidRequest("body: a lone surrogate, or a number beyond all bounds, cannot be sent") from error
 
 
+class ErrorObject(BaseModel):
+    """What the SDKs of LLM APIs read of a refusal."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    message: str
+    type: Annotated[str, Field(description="OpenAI's and Anthropic's word for the cause")]
+    code: str
+    param: None = None
+
+
 class Problem(BaseModel):
     """A refusal of the gateway's own (RFC 9457); `code` is stable, the texts are for people."""
 
@@ -100,6 +111,7 @@ class Problem(BaseModel):
     detail: str
     code: str
     request_id: Annotated[str, Field(description="the same as X-Request-Id, and as in the gateway's log")]
+    error: ErrorObject
 
 
 def _compact(document: Any) -> str:
