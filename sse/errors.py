@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree: each error knows the status and the stable `code` it answers with (RFC 9457)."""
+"""The errors that end a request, each with its status and its stable `code` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def error_object(code: str, message: str, *, status: int) -> dict[str, str | Non
 
 
 class SSEError(Exception):
-    """The base of all refusals of the gateway's own.
+    """The base of all refusals by the gateway.
 
-    :param detail: what was wrong, for the person who sent it; a lower-case clause, never with a secret in it.
-    :param retry_after: seconds after which the same request would be let in; sent as `Retry-After`.
+    :param detail: what was wrong, for the sender; a lower-case clause that never contains a secret.
+    :param retry_after: seconds after which the same request would be admitted; sent as `Retry-After`.
     :param cause: what went wrong, for the log.
     :param should_retry: False if an SDK must not repeat the request by itself; sent as `X-Should-Retry`.
     """
@@ -73,7 +73,7 @@ class Unauthenticated(SSEError):
 class TargetNotAllowed(SSEError):
     """No upstream covers the target, or its address is refused.
 
-    It takes no detail: one message for all causes, so that nobody can scan a network by comparing refusals.
+    It takes no detail: one message for all causes, so that comparing refusals does not reveal a network.
     """
 
     status = 403
@@ -121,7 +121,7 @@ class ModelNotAllowed(SSEError):
 class NotFound(SSEError):
     status = 404
     code = "not_found"
-    title = "There is nothing here"
+    title = "There is nothing at this path"
 
 
 class MethodNotAllowed(SSEError):
@@ -196,9 +196,9 @@ class FieldsTooLarge(SSEError):
 
 
 class ClientGone(SSEError):
-    """The client left before the upstream answered; nobody reads this answer, it is for the access log.
+    """The client left before the upstream responded; no client reads this response, it is for the access log.
 
-    The status is nginx's, which has the same use for it; RFC 9110 has none.
+    The status is nginx's for the same case; RFC 9110 has none.
     """
 
     status = 499

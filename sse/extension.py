@@ -58,16 +58,16 @@ def _begin_with(drain: Drain, worker: Any, grace: float) -> None:
 
 
 class SSE:
-    """The extension. What a deployment changes are `SSE_*` keys of the app's configuration; see `Settings`.
+    """The extension. A deployment changes the `SSE_*` keys of the app's configuration; see `Settings`.
 
     :param app: the app to put it into; None: call `init_app` later.
     :param url_prefix: the path below which everything is served.
-    :param authorize: tells the client's name from the request, or None if it is nobody you know.
-    :param limiter: your own Limiter, if it is to keep our counts too; it should use the moving window.
-    :param relay: whether there are the relay's endpoints; without them there are streams of the site's own alone.
-    :param demonstration: whether there is `GET /sse`, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
-    :param channels: whether a request may read a channel: `may_read(request, channel)`; only with it is there
-        `GET /channels?channel=a&channel=b`.
+    :param authorize: returns the client's name, or None for an unknown client; called with each request.
+    :param limiter: the site's Limiter, which then counts for the gateway too; it should use the moving window.
+    :param relay: whether the relay's endpoints are served; `relay()` and own streams work without them.
+    :param demonstration: whether `GET /sse` is served, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :param channels: whether a request may read a channel, `may_read(request, channel)`; only with it is
+        `GET /channels?channel=a&channel=b` served.
     :param client: whether `sse.js`, the browser client, is served: `url_for("sse_static.file", name="sse.js")`.
     :param playground: whether the page at `/` is served.
     :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
@@ -100,7 +100,7 @@ class SSE:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Register the parts that were asked for in an app; one instance may serve many apps.
+        """Register the chosen parts in an app; one instance may serve many apps.
 
         :raises ValueError: for a wrong setting; the message names its key.
         :raises RuntimeError: if the app has an SSE already.

@@ -1,4 +1,4 @@
-"""Every `SSE_` key of the configuration: one frozen dataclass, checked at start."""
+"""The settings: every `SSE_` key of the configuration, in one frozen dataclass, checked at start."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _passcodes(value: object) -> dict[str, str]:
         raise ValueError("must be an object: client name -> passcode")
     for name, passcode in value.items():
         if not isinstance(name, str) or not _CLIENT_NAME.fullmatch(name):
-            # Not shown: somebody may have written passcode -> name.
+            # Not shown, because name and passcode may be swapped.
             raise ValueError("a client name is not 1 to 64 of A-Z a-z 0-9 . _ -")
-        # An empty passcode would let everybody in who sends none.
+        # An empty passcode would admit every client that sends none.
         if not isinstance(passcode, str) or not passcode.strip():
             raise ValueError(f"the passcode of {name!r} must be a string that is not empty")
     if len(set(value.values())) != len(value):
@@ -219,7 +219,7 @@ class Settings:
         return cls(**values)
 
     def is_open(self, *, has_authorize: bool) -> bool:
-        """Tell whether anybody may call without a credential.
+        """Return whether requests are admitted without a credential.
 
         :raises ValueError: if so, and that would give away upstream keys or an open forwarder, and nobody said
             that it is meant.
