@@ -436,7 +436,7 @@ def test_a_public_target_is_nobodys_and_only_allowed_if_all_are(text: str) -> No
         pytest.param("https://224.0.0.1/", id="multicast"),
     ],
 )
-def test_what_is_not_public_is_refused_also_where_public_targets_are_allowed(text: str) -> None:
+def test_private_targets_are_refused_where_public_ones_pass(text: str) -> None:
     with pytest.raises(TargetNotAllowed):
         covering(text, PUBLIC)
 

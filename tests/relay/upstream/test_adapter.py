@@ -191,9 +191,7 @@ def test_a_large_body_gives_way(plain: Relaying) -> None:
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
 @pytest.mark.parametrize("framing", ["chunked", "length"])
-def test_an_answer_that_ends_early_is_truncated_wherever_it_is_cut(
-    framing: str, relaying: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_response_that_ends_early_is_truncated(framing: str, relaying: str, request: pytest.FixtureRequest) -> None:
     data = framed(EVENT, framing)
     start = data.index(b"\r\n\r\n") + 4
     for cut in range(start, len(data)):
@@ -260,7 +258,7 @@ def test_cutting_ends_the_wait_for_a_head(
         ring.open(script)
 
 
-def test_a_connection_is_kept_after_a_whole_answer_and_its_side_lets_go(plain: Relaying) -> None:
+def test_a_connection_is_kept_after_a_complete_response(plain: Relaying) -> None:
     go = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -283,7 +281,7 @@ def test_a_connection_is_kept_after_a_whole_answer_and_its_side_lets_go(plain: R
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_an_answer_that_is_closed_before_its_end_takes_the_connection_with_it(plain: Relaying, count: int) -> None:
+def test_closing_an_unfinished_response_closes_its_connection(plain: Relaying, count: int) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 18") + EVENT)
@@ -300,7 +298,7 @@ def test_an_answer_that_is_closed_before_its_end_takes_the_connection_with_it(pl
     ("method", "status"),
     [pytest.param("HEAD", 200, id="head"), pytest.param("GET", 204, id="204"), pytest.param("GET", 304, id="304")],
 )
-def test_an_answer_without_a_body_gives_its_connection_back_at_once(plain: Relaying, method: str, status: int) -> None:
+def test_a_bodiless_response_releases_its_connection_at_once(plain: Relaying, method: str, status: int) -> None:
     def script(connection: Connection) -> None:
         while True:
             connection.read_request()
@@ -333,9 +331,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
     return refused
 
 
-def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
-    plain: Relaying, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_post_is_retried_if_nothing_was_sent(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.read(answer(EVENT)) == EVENT
     refused = breaking(monkeypatch, after=0)
     with plain.open(answer(EVENT), method="POST", body=b"once") as response:
@@ -345,7 +341,7 @@ def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_repeated(
+def test_a_partly_sent_request_is_retried_only_if_idempotent(
     plain: Relaying, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A request was taken for unsent until its last byte was out."""
@@ -370,7 +366,7 @@ def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_rep
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
-def test_an_upstream_that_refuses_a_request_before_it_has_come_whole_is_heard(plain: Relaying, is_kept: bool) -> None:
+def test_an_early_refusal_of_the_upstream_is_its_response(plain: Relaying, is_kept: bool) -> None:
     """On a kept connection it was taken for one that had been closed."""
 
     def script(connection: Connection) -> None:
@@ -499,7 +495,7 @@ def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
     assert plain.upstream.requests[0].target == target.request_target
 
 
-def test_a_body_goes_on_when_its_head_was_the_last_use_of_the_connection(plain: Relaying) -> None:
+def test_a_body_outlives_other_references_to_its_connection(plain: Relaying) -> None:
     """http.client closes its socket as soon as it has read a head that says close."""
     go = threading.Event()
     data = head(200, EVENT_STREAM, "Content-Length: 9", "Connection: close")
