@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -68,7 +69,7 @@ class Site(Process):
         assert status == 200, text
         return text
 
-    def read(self, query: str, last: str = "", **options: int) -> RawClient:
+    def read(self, query: str, last: str = "", **options: Any) -> RawClient:
         """Open a stream; the caller closes."""
         client = RawClient(self.host, self.port, **options)
         fields = {"X-Request-Id": uuid.uuid4().hex, **({"Last-Event-ID": last} if last else {})}

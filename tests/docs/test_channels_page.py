@@ -14,9 +14,9 @@ import httpx
 from sse.settings import Settings
 from sse.testing import read_events
 
-from ..support.document import ROOT, block, codes, page, run, site_of, table
+from ..support.document import block, codes, page, run, site_of, table
 from ..support.program import RedisServer
-from ..support.service import Service
+from ..support.service import ROOT, Service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

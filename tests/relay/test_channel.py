@@ -324,14 +324,14 @@ class ChannelMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.kept = module.time
-        module.time = SimpleNamespace(monotonic=self.clock.monotonic, sleep=lambda seconds: None)  # type: ignore[assignment]
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "time", SimpleNamespace(monotonic=self.clock.monotonic, sleep=lambda seconds: None))
         self.published: list[tuple[int, str]] = []
         self.readers: list[Seen] = []
         self.has_aged = False
 
     def teardown(self) -> None:
-        module.time = self.kept
+        self.patch.undo()
 
     @initialize(events=st.sampled_from([3, 1000]))
     def begin(self, events: int) -> None:
