@@ -71,7 +71,7 @@ class Relay:
         # What a recorder takes over: the lease, and the upstream.
         taken = self._stack.enter_context(ExitStack())
         taken.callback(self._state.leases.take(self._call.client))
-        report.begin()
+        report.begin(self.exchange)
         self._stack.callback(report.finish)
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
