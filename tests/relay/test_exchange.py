@@ -195,7 +195,7 @@ def test_a_side_that_is_not_waited_for_has_no_limit(pair: Pair) -> None:
     assert exchange.reason is None
 
 
-def test_an_exchange_may_end_in_another_thread_while_it_is_checked(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exchange_may_end_while_it_is_checked(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that looks at all clocks would end with an error, and with it every time-out of the process."""
     exchange = Exchange(pair[0], Limits(send=1.0))
     exchange.client.enter(Stage.WRITE)
