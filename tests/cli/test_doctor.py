@@ -24,7 +24,7 @@ from sse.settings import Settings
 
 from ..support.program import RedisServer, free_port, program
 from ..support.proxy import LISTEN, PLAIN, Edit, start_nginx
-from ..support.service import ROOT, Process, Service, _environment
+from ..support.service import ROOT, Process, Service, environment
 from ..support.upstream import (
     EVENT_STREAM,
     Connection,
@@ -76,7 +76,7 @@ def doctor(
     if files:
         command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command]
     told = subprocess.run(
-        command, cwd=root, env=_environment(settings, env or {}), capture_output=True, text=True, timeout=PATIENCE
+        command, cwd=root, env=environment(settings, env or {}), capture_output=True, text=True, timeout=PATIENCE
     )
     assert "Traceback" not in told.stderr, told.stderr
     assert WORD not in told.stdout + told.stderr, "a secret came out"
