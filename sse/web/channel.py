@@ -114,7 +114,7 @@ def _subscribe(
         stack.callback(reader.close)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
-    call.close_unsent = pump.close_unsent
+    call.unsent.append(pump)
     return _finished(response, call, headers)
 
 
