@@ -114,7 +114,6 @@ def _subscribe(
         stack.callback(reader.close)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
-    call.unsent.append(pump)
     return _finished(response, call, headers)
 
 
