@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree: each error knows the status and the stable `code` it answers with (RFC 9457)."""
+"""What can go wrong, as one tree: each error has the status and the stable `code` of its response (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Unauthenticated(SSEError):
 class TargetNotAllowed(SSEError):
     """No upstream covers the target, or its address is refused.
 
-    It takes no detail: one message for all causes, so that nobody can scan a network by comparing refusals.
+    It takes no detail: one message for all causes, so that a network cannot be scanned by comparing refusals.
     """
 
     status = 403
@@ -68,7 +68,7 @@ class CrossSite(SSEError):
 class NotFound(SSEError):
     status = 404
     code = "not_found"
-    title = "There is nothing here"
+    title = "Not found"
 
 
 class MethodNotAllowed(SSEError):
@@ -137,7 +137,7 @@ class FieldsTooLarge(SSEError):
 
 
 class ClientGone(SSEError):
-    """The client left before the upstream answered; nobody reads this answer, it is for the access log.
+    """The client left before the upstream responded; this response is for the access log alone.
 
     The status is nginx's, which has the same use for it; RFC 9110 has none.
     """
@@ -156,7 +156,7 @@ class UpstreamUnreachable(SSEError):
 class UpstreamBadResponse(SSEError):
     status = 502
     code = "upstream_bad_response"
-    title = "The upstream did not answer in HTTP that can be relayed"
+    title = "The upstream sent an invalid HTTP response"
 
 
 class AtCapacity(SSEError):
@@ -174,7 +174,7 @@ class Draining(SSEError):
 class UpstreamTimeout(SSEError):
     status = 504
     code = "upstream_timeout"
-    title = "The upstream did not answer in time"
+    title = "The upstream did not respond in time"
 
 
 class InvalidOffset(SSEError):

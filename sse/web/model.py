@@ -1,4 +1,4 @@
-"""The JSON that comes and goes, as pydantic models: what is checked and sent is what the documents say."""
+"""The JSON that comes and goes, as pydantic models: one definition for checks, responses and the documentation."""
 
 from __future__ import annotations
 

@@ -37,11 +37,11 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
     """
     length, is_chunked = request.content_length, "chunked" in request.headers.get("Transfer-Encoding", "").lower()
     if is_chunked and not request.environ.get("wsgi.input_terminated"):
-        # Such a server gives an empty body, and an upstream would answer, and charge for, an empty request.
+        # Such a server gives an empty body, and an upstream would serve, and charge for, an empty request.
         raise LengthRequired
-    # Somebody else has begun to read it, and keeps what there was: a form's fields, for example.
+    # Other code has begun to read it, and keeps what there was: a form's fields, for example.
     was_taken = "stream" in vars(request) and getattr(request, "_cached_data", None) is None
-    # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is asked for.
+    # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is read.
     request.max_content_length = most + 1
     try:
         body = request.get_data(cache=False)
@@ -56,7 +56,7 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
         raise TooLarge(f"the request body is longer than {most} bytes")
     if was_taken and len(body) < (length or is_chunked):
         raise InvalidRequest("the site has read the request body already, so that nothing is left to relay")
-    # Nor does it mind a body that ends early, where the server says that it ends what it reads.
+    # Nor does it mind a body that ends early, where the server declares that it ends what it reads.
     if len(body) < (length or 0):
         raise _not_arrived(exchange)
     return body or (b"" if length == 0 and request.method not in ("GET", "HEAD") else None)
@@ -109,7 +109,7 @@ def _depth(document: Any) -> int:
     return depth
 
 
-def parse_call(document: Any) -> ForwardRequest:
+def parse_forward_request(document: Any) -> ForwardRequest:
     """Return the call that the JSON describes.
 
     :raises InvalidRequest: if it describes none; the message names the field, and never shows its value.
@@ -134,7 +134,7 @@ def raw_path(request: Request, name: str, path: str) -> str:
     return rest if found else urllib.parse.quote(path, safe="/:@!$&'()*+,;=~")
 
 
-#: Fields for the gateway or the site: credentials, the browser's page, CSRF tokens, and what proxies say of the client.
+#: Fields for the gateway or the site: credentials, the browser's page, CSRF tokens, and what proxies add.
 _OWN = re.compile(
     "x-passcode|cookie|origin|referer|x-request-id|x-csrf-?token|x-xsrf-token"
     "|forwarded|x-forwarded-.*|x-real-ip|true-client-ip|cf-.*|via|cdn-loop"
@@ -144,7 +144,7 @@ _OWN = re.compile(
 def client_fields(request: Request, *, is_open: bool, records: bool) -> list[tuple[str, str]]:
     """Return a request's fields without those that are for the gateway or the site.
 
-    :param records: whether those are for the gateway that ask for a recording.
+    :param records: whether fields that request a recording are for the gateway.
     """
     dropped = RECORDING_FIELDS if records else ()
     # Where there is no passcode, it is the upstream's; but what a browser sends by itself is for a proxy or the site.

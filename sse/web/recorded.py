@@ -133,12 +133,12 @@ class Reading:
         report = StreamReport(call, self._state.metrics)
         report.begin()
         self.stack.callback(report.finish)
-        report.answer(status)
+        report.count(status)
         held = self.stack.pop_all()
 
         def on_end(end: StreamEnd) -> None:
             held.close()
-            report.tell(end)
+            report.log_end(end)
 
         pump = Pump(
             self.source,
@@ -283,7 +283,7 @@ class Attempt:
 
         def on_end(end: RecordingEnd) -> None:
             held.close()
-            report.tell(end)
+            report.log_end(end)
 
         report.begin()
         # Before, because the recording may end at once.

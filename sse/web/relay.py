@@ -54,19 +54,19 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def respond(self, wanted: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
+    def respond(self, outgoing: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
 
         :param entry: the upstream's in the table; None for a public target.
-        :param resume: how the response is to be recorded, None if it is not.
+        :param resume: how to record the response, None if it is not recorded.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
         if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
-            return self._relay(wanted, entry, None)
-        with Attempt(resume, wanted, self._call, self._state, recordings) as attempt:
-            return attempt.attach(self.exchange, self._stack) or self._relay(wanted, entry, attempt)
+            return self._relay(outgoing, entry, None)
+        with Attempt(resume, outgoing, self._call, self._state, recordings) as attempt:
+            return attempt.attach(self.exchange, self._stack) or self._relay(outgoing, entry, attempt)
 
-    def _relay(self, wanted: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
+    def _relay(self, outgoing: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
         report = StreamReport(self._call, self._state.metrics)
         # What a recorder takes over: the lease, and the upstream.
         taken = self._stack.enter_context(ExitStack())
@@ -78,13 +78,13 @@ class Relay:
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
         try:
-            upstream = taken.enter_context(self._state.upstreams.open(wanted, self.exchange.upstream))
+            upstream = taken.enter_context(self._state.upstreams.open(outgoing, self.exchange.upstream))
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise
-        report.answer(upstream.status)
+        report.count(upstream.status)
         fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
-        if wanted.method == "HEAD":
+        if outgoing.method == "HEAD":
             # RFC 9110, section 9.3.2: the fields of a HEAD "as if the request method had been GET".
             fields.extend([field for field in upstream.fields if field[0].lower() == "content-length"][:1])
         named = {name.lower(): value for name, value in fields}
@@ -114,7 +114,7 @@ class Relay:
 
         def on_end(end: StreamEnd) -> None:
             held.close()
-            report.tell(end)
+            report.log_end(end)
 
         pump = Pump(
             reader or upstream,

@@ -35,7 +35,7 @@ class StreamReport:
         if self._metrics is not None:
             self._metrics.begin_stream(self._upstream)
 
-    def answer(self, status: int) -> None:
+    def count(self, status: int) -> None:
         """Count the request as relayed.
 
         :param status: the upstream's.
@@ -48,7 +48,7 @@ class StreamReport:
         if self._metrics is not None:
             self._metrics.finish_stream(self._upstream)
 
-    def tell(self, end: StreamEnd) -> None:
+    def log_end(self, end: StreamEnd) -> None:
         """Log and count how the stream ended."""
         if self._metrics is not None:
             self._metrics.observe(self._upstream, end)
@@ -78,7 +78,7 @@ class RecordingReport:
         if self._metrics is not None:
             self._metrics.finish_recording(self._names["upstream"])
 
-    def tell(self, end: RecordingEnd) -> None:
+    def log_end(self, end: RecordingEnd) -> None:
         """Log and count how the recording ended."""
         self.finish()
         if self._metrics is not None:

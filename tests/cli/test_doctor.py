@@ -432,7 +432,7 @@ def upstreams_report() -> Iterator[Report]:
         ("no-tls", "fail .*(TLS handshake failed.*port|no connection in time)"),
         ("ahead", "warn .*clock is 36.. s ahead of .*timedatectl"),
         ("behind", "warn .*clock is 3[56].. s behind .*timedatectl"),
-        ("mute", "fail .*no answer in time"),
+        ("mute", "fail .*no response in time"),
         ("garbage", "fail .*not an HTTP server.*scheme and port"),
         ("unknown-name", "fail .*name does not resolve.*resolver"),
         ("closed", "fail .*no connection: connection refused check that it is running"),
@@ -613,9 +613,9 @@ def test_what_is_wrong_with_the_stream_is_said(
 
 def test_nobody_at_the_url_is_a_failure() -> None:
     report = public(f"http://user:{WORD}@127.0.0.1:{free_port()}")
-    assert re.match("fail .*http://127.0.0.1:.* no answer check that", report.finding("public URL"))
+    assert re.match("fail .*http://127.0.0.1:.* no response check that", report.finding("public URL"))
     with SilentListener() as silent:
-        assert re.match("fail .*no answer in time", public(silent.url).finding("public URL"))
+        assert re.match("fail .*no response in time", public(silent.url).finding("public URL"))
 
 
 def test_a_stream_of_ones_own_can_be_looked_at(upstream: Callable[..., Upstream], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ class EndReason(enum.StrEnum):
     STOPPED = "stopped"  #: a client stopped what was recorded
     RECORDER_LOST = "recorder_lost"  #: the process that recorded has gone
     TOO_SLOW = "too_slow"  #: what the client reads next is not kept any more
-    UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response says why
+    UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response has the reason
     INTERNAL_ERROR = "internal_error"
 
 

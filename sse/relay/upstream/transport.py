@@ -195,7 +195,7 @@ class TLSTransport(Transport):
     def handshake(self) -> None:
         """Agree on keys and verify the peer.
 
-        :raises OSError: if that fails; an ssl.SSLError where TLS itself says no.
+        :raises OSError: if that fails; an ssl.SSLError if TLS itself refuses.
         """
         while True:
             try:
@@ -204,7 +204,7 @@ class TLSTransport(Transport):
                 self._flush_all()
                 self._take_more()
             except ssl.SSLError:
-                # The alert that tells the peer why.
+                # The alert that gives the peer the reason.
                 self._flush()
                 raise
             else:
@@ -252,7 +252,7 @@ class TLSTransport(Transport):
         return b"".join(pieces)
 
     def _acknowledge(self) -> None:
-        """Send what TLS has to say itself, such as that it has changed its keys too."""
+        """Send TLS's own records, such as that it has changed its keys too."""
         try:
             if self._written.pending:
                 self._flush()

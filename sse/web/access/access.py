@@ -28,7 +28,7 @@ Authorize = Callable[[Request], "str | None"]
 log = logging.getLogger("sse")
 
 #: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
-GUESSES = "60 per 10 second"
+FAILED_LOGIN_LIMIT = "60 per 10 second"
 
 #: Characters of a client's name that are logged: a site's `authorize` may return any.
 MAX_LOGGED_NAME = 64
@@ -43,7 +43,7 @@ class Access:
     :param passcodes: client name -> passcode.
     :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
     :param trusted_proxies: how many proxies in front are believed about the client's address.
-    :param authorize: the site's own answer to who calls; asked before the passcodes.
+    :param authorize: the site's callback that returns a client's name; called before the passcodes are checked.
     :param cross_origin: the origins whose pages may use a login of the site's.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether anybody may call.
@@ -72,15 +72,15 @@ class Access:
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in passcodes.items()]
         self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
         self._calls = counts.limit(throttle, "client") if throttle else None
-        guesses = throttle or GUESSES
-        # One count for all endpoints: a guess is a guess, wherever it is made. To have no credential is no guess.
-        self._anonymous = counts.limit(guesses, "address", scope="sse-anonymous")
-        self._guess = counts.limit(guesses, "address", scope="sse-guess")
-        self._guessed = counts.limit(guesses, "address", scope="sse-guess", counts=False)
+        attempts = throttle or FAILED_LOGIN_LIMIT
+        # One count of failed logins for all endpoints. A request without a credential is counted apart.
+        self._no_credential = counts.limit(attempts, "address", scope="sse-anonymous")
+        self._bad_credential = counts.limit(attempts, "address", scope="sse-guess")
+        self._lockout = counts.limit(attempts, "address", scope="sse-guess", counts=False)
         self.unknown_bodies = UnknownBodies()
-        #: Whether others may have counted guesses too, and else until when (time.monotonic()) one of ours is counted.
-        self._shares_guesses = limiter is not None or store is not None
-        self._guesses_until = 0.0
+        #: Whether others may have counted failed logins too, and else until when (time.monotonic()) this app's count.
+        self._shares_failures = limiter is not None or store is not None
+        self._failures_until = 0.0
 
     def admit(self, request: Request, call: Call) -> None:
         """Set who sent a request, by its fields, and count it.
@@ -135,27 +135,27 @@ class Access:
         :raises Unauthenticated: if it is no passcode.
         """
         if passcode and self._digests and _field_credentials(request) and self._find([_encode(passcode)]) is None:
-            self.refuse(request, call, is_guess=True)
+            self.refuse(request, call, has_credential=True)
 
-    def refuse(self, request: Request, call: Call, *, is_guess: bool) -> NoReturn:
+    def refuse(self, request: Request, call: Call, *, has_credential: bool) -> NoReturn:
         """Count and refuse a request without a valid credential.
 
-        :param is_guess: whether it had one at all: to have none is no guess.
+        :param has_credential: whether it had one at all.
         :raises Throttled: if the address failed too often.
         :raises Unauthenticated: otherwise.
         """
-        if is_guess:
-            self._guesses_until = time.monotonic() + max(item.get_expiry() for item in self._guess.items)
-        self._throttle.count(request, call, self._guess if is_guess else self._anonymous)
+        if has_credential:
+            self._failures_until = time.monotonic() + max(item.get_expiry() for item in self._bad_credential.items)
+        self._throttle.count(request, call, self._bad_credential if has_credential else self._no_credential)
         raise Unauthenticated
 
     def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
         name = self._find(credentials) if credentials else None
         if name is None and not self.is_open:
-            self.refuse(request, call, is_guess=bool(credentials))
+            self.refuse(request, call, has_credential=bool(credentials))
         if credentials and self._digests and not self.is_open and self._may_have_guessed():
             # While locked out, correct credentials are refused too.
-            self._count(request, call, name, self._guessed)
+            self._count(request, call, name, self._lockout)
         else:
             self._count(request, call, name)
 
@@ -180,22 +180,22 @@ class Access:
             self._throttle.count(request, call, *limits)
 
     def has_store(self) -> bool:
-        """Tell whether the store that the throttle is kept in can be used."""
+        """Return whether the store that the throttle is kept in can be used."""
         return self._throttle.has_store()
 
     def rate_limit_fields(self, call: Call) -> list[tuple[str, str]]:
-        """Return what the throttle says of a call, as response fields."""
+        """Return the state of the throttle for a call, as response fields."""
         return self._throttle.fields(call, only_exceeded=self._calls is None)
 
     def _may_have_guessed(self) -> bool:
-        # To ask costs as much as the throttle itself, and mostly nobody has.
-        return self._shares_guesses or time.monotonic() < self._guesses_until
+        # The check costs as much as the throttle itself, and most clients have no failed login.
+        return self._shares_failures or time.monotonic() < self._failures_until
 
     def _find(self, credentials: list[bytes]) -> str | None:
         found = None
         for digest in map(_digest, credentials):
             for name, known in self._digests:
-                # All are compared, whichever fits, so that time tells nothing.
+                # All are compared, whichever fits, so that the time shows nothing.
                 if hmac.compare_digest(digest, known):
                     found = name
         return found
@@ -228,9 +228,9 @@ def bearer(request: Request) -> str | None:
 
 
 def client_address(request: Request, *, trusted_proxies: int) -> str:
-    """Return whom the nearest proxy that is not ours saw; an IPv6 address stands for its /64, which is one household.
+    """Return the client's IP address as the outermost trusted proxy saw it; an IPv6 address stands for its /64.
 
-    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by proxies of ours; what
+    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by trusted proxies; what
         is left of them is the client's own invention.
     """
     peer = request.remote_addr or "unknown"
@@ -253,7 +253,7 @@ def _household(text: str) -> str | None:
         return None
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
-    # A socket that listens for both families says ::ffff:192.0.2.1 of an IPv4 client.
+    # A socket that listens for both families shows an IPv4 client as ::ffff:192.0.2.1.
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))

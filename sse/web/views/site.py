@@ -66,18 +66,18 @@ def relay_from_site(
         body = current_app.json.dumps(json, ensure_ascii=False, separators=(",", ":")).encode()
     path, _, query = path.removeprefix("/").partition("?")
     given = list((headers or {}).items())
-    asks = any(name.lower() == "accept" for name, _ in given)
+    has_accept = any(name.lower() == "accept" for name, _ in given)
     try:
         with Relay(request, call, state) as relay:
             fields = encode_request_fields(
                 with_trace(given, request.headers.get),
                 replace=(*entry.headers, ("X-Request-Id", call.id)),
                 has_body=bool(body),
-                accept=None if asks else "text/event-stream",
+                accept=None if has_accept else "text/event-stream",
             )
             target = state.table.join(entry, path, query)
-            wanted = UpstreamRequest(method=method, target=target, fields=fields, body=body, client=call.client)
-            return relay.respond(wanted, entry)
+            outgoing = UpstreamRequest(method=method, target=target, fields=fields, body=body, client=call.client)
+            return relay.respond(outgoing, entry)
     except SSEError as error:
         report_refusal(error)
         raise Refused(error, problem(error, call)) from error

@@ -304,14 +304,15 @@ def test_names_of_the_table_go_first(slow: SlowResolver, upstream: Callable[...,
     table = UpstreamTable(
         [parse_upstream(name, f"http://{name}:{inside.port}/") for name in [*names, "ollama"]], allow_public=True
     )
-    shared = dialer(table, timeout=0.5)
+    shared = dialer(table, timeout=5)
     public = [(f"slow{number}.example.org", f"client {number}") for number in range(MAX_PUBLIC_LOOKUPS)]
     with calls(shared, [(name, "one") for name in names] + public):
         for _ in range(len(names) + MAX_PUBLIC_LOOKUPS):
             assert slow.asked.acquire(timeout=5)
-        began = time.monotonic()
+        # Without room for one more look-up it would end with its time.
         shared("ollama", inside.port, client="one").close()
-        assert time.monotonic() - began < 0.3
+        assert not slow.released.is_set()
+        slow.released.set()
 
 
 def test_a_name_is_looked_up_once_for_all_that_wait(slow: SlowResolver) -> None:
