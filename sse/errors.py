@@ -1,16 +1,39 @@
-"""What can go wrong, as one tree: each error has the status and the stable `code` of its response (RFC 9457)."""
+"""The errors that end a request, each with its status and its stable `code` (RFC 9457)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
 
+#: What OpenAI's and Anthropic's SDKs call the causes of a status.
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+#: Seconds of `Retry-After` above which an SDK must not wait and repeat the request by itself.
+MAX_RETRY_AFTER = 60
+
+
+def error_object(code: str, message: str, *, status: int) -> dict[str, str | None]:
+    """Return the `error` object from which the SDKs of LLM APIs read why a request or a stream failed.
+
+    :param status: the HTTP status of the cause; it decides the type.
+    """
+    kind = "insufficient_quota" if code == QuotaExceeded.code else _TYPES.get(status, "api_error")
+    return {"message": message, "type": kind, "code": code, "param": None}
+
 
 class SSEError(Exception):
-    """The base of all refusals of the gateway's own.
+    """The base of all refusals by the gateway.
 
-    :param detail: what was wrong, for the person who sent it; a lower-case clause, never with a secret in it.
-    :param retry_after: seconds after which the same request would be let in; sent as `Retry-After`.
+    :param detail: what was wrong, for the sender; a lower-case clause that never contains a secret.
+    :param retry_after: seconds after which the same request would be admitted; sent as `Retry-After`.
     :param cause: what went wrong, for the log.
     :param should_retry: False if an SDK must not repeat the request by itself; sent as `X-Should-Retry`.
     """
@@ -28,7 +51,11 @@ class SSEError(Exception):
         self.detail = detail or self.title
         self.retry_after = retry_after
         self.cause = cause
-        self.should_retry = should_retry
+        self.should_retry = False if (retry_after or 0) > MAX_RETRY_AFTER else should_retry
+
+    def error_object(self) -> dict[str, str | None]:
+        """Return what SDKs of LLM APIs read of this refusal."""
+        return error_object(self.code, self.detail, status=self.status)
 
 
 class InvalidRequest(SSEError):
@@ -46,7 +73,7 @@ class Unauthenticated(SSEError):
 class TargetNotAllowed(SSEError):
     """No upstream covers the target, or its address is refused.
 
-    It takes no detail: one message for all causes, so that a network cannot be scanned by comparing refusals.
+    It takes no detail: one message for all causes, so that comparing refusals does not reveal a network.
     """
 
     status = 403
@@ -65,10 +92,22 @@ class CrossSite(SSEError):
     title = "Another site's page may not call with this site's login; SSE_CORS_ORIGINS can name its origin"
 
 
+class RouteNotAllowed(SSEError):
+    status = 403
+    code = "route_not_allowed"
+    title = "The method and path are not among those that are allowed"
+
+
+class ModelNotAllowed(SSEError):
+    status = 403
+    code = "model_not_allowed"
+    title = "The request names no model, or one that is not allowed"
+
+
 class NotFound(SSEError):
     status = 404
     code = "not_found"
-    title = "Not found"
+    title = "There is nothing at this path"
 
 
 class MethodNotAllowed(SSEError):
@@ -124,6 +163,12 @@ class Throttled(SSEError):
     title = "Too many requests"
 
 
+class QuotaExceeded(SSEError):
+    status = 429
+    code = "quota_exceeded"
+    title = "The client has spent its tokens of this period"
+
+
 class TooManyStreams(SSEError):
     status = 429
     code = "too_many_streams"
@@ -137,9 +182,9 @@ class FieldsTooLarge(SSEError):
 
 
 class ClientGone(SSEError):
-    """The client left before the upstream responded; this response is for the access log alone.
+    """The client left before the upstream responded; no client reads this response, it is for the access log.
 
-    The status is nginx's, which has the same use for it; RFC 9110 has none.
+    The status is nginx's for the same case; RFC 9110 has none.
     """
 
     status = 499

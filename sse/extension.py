@@ -21,16 +21,16 @@ from .web.page import page_blueprint, static_blueprint
 from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
 from .web.views.site import relay_from_site
 
-#: Seconds between two looks at whether the worker stops.
+#: Seconds between two looks at whether the worker is to stop.
 NOTICE_INTERVAL = 0.25
 
 
 def end_with_worker(app: Flask, worker: Any) -> None:
     """Let an app's streams end politely before gunicorn kills the worker; for `post_worker_init` in gunicorn.conf.py.
 
-    A worker that stops (SIGTERM, SIGHUP, `max_requests`) lets streams go on for `graceful_timeout`, and what is
+    A worker that is to stop (SIGTERM, SIGHUP, `max_requests`) lets streams go on for `graceful_timeout`, and what is
     open then is killed without any clean-up. With this, streams end a few seconds earlier: each with its next event,
-    with an `event: error` that contains `draining` and the reconnection time.
+    with an `event: error` that says `draining` and when to come back.
 
     :param worker: what gunicorn gives the hook.
     :raises RuntimeError: if the app has no SSE.
@@ -51,14 +51,14 @@ def _begin_with(drain: Drain, worker: Any, grace: float) -> None:
 
 
 class SSE:
-    """The extension. What a deployment changes are `SSE_*` keys of the app's configuration; see `Settings`.
+    """The extension. A deployment changes the `SSE_*` keys of the app's configuration; see `Settings`.
 
     :param app: the app to put it into; None: call `init_app` later.
     :param url_prefix: the path below which everything is served.
-    :param authorize: returns the client's name for a request, None if it is unknown.
-    :param limiter: the site's Limiter, which then keeps these counts too; it should use the moving window.
-    :param relay: whether there are the relay's endpoints; without them there are streams of the site's own alone.
-    :param demonstration: whether there is `GET /sse`, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :param authorize: returns the client's name, or None for an unknown client; called with each request.
+    :param limiter: the site's Limiter, which then counts for the gateway too; it should use the moving window.
+    :param relay: whether the relay's endpoints are served; `relay()` and own streams work without them.
+    :param demonstration: whether `GET /sse` is served, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
     :param client: whether `sse.js`, the browser client, is served: `url_for("sse_static.file", name="sse.js")`.
     :param playground: whether the page at `/` is served.
     :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
@@ -135,7 +135,7 @@ class SSE:
         :param path: the path below the upstream's URL, with a query if there is one.
         :param method: of the upstream request.
         :param json: the body, encoded as the app's JSON; None: none.
-        :param data: the body as it is; `Content-Type` is JSON unless `headers` has one.
+        :param data: the body as it is; `Content-Type` is JSON unless `headers` says otherwise.
         :param headers: fields of the upstream request; the table's replace them. `Accept` is `text/event-stream`
             by default.
         :param client: the client's name, by which its streams are counted and logged. None: the name that `authorize`

@@ -1,4 +1,4 @@
-"""Every `SSE_` key of the configuration: one frozen dataclass, checked at start."""
+"""The settings: every `SSE_` key of the configuration, in one frozen dataclass, checked at start."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _passcodes(value: object) -> dict[str, str]:
         raise ValueError("must be an object: client name -> passcode")
     for name, passcode in value.items():
         if not isinstance(name, str) or not _CLIENT_NAME.fullmatch(name):
-            # Not shown: the operator may have written passcode -> name.
+            # Not shown, because name and passcode may be swapped.
             raise ValueError("a client name is not 1 to 64 of A-Z a-z 0-9 . _ -")
-        # An empty passcode would let everybody in who sends none.
+        # An empty passcode would admit every client that sends none.
         if not isinstance(passcode, str) or not passcode.strip():
             raise ValueError(f"the passcode of {name!r} must be a string that is not empty")
     if len(set(value.values())) != len(value):
@@ -136,7 +136,7 @@ class Settings:
     throttle: str = _key(_throttle, "60 per 10 second")
     #: Where throttle and leases are kept. "memory://": in this process; redis: shared by processes and hosts.
     storage_uri: str = _key(_storage_uri, "memory://", secret=True)
-    #: Origins whose scripts may read responses, without credentials. Empty: none but the own.
+    #: Origins whose scripts may read answers, without credentials. Empty: none but the own.
     cors_origins: tuple[str, ...] = _key(_origins, ("*",))
     #: How many proxies in front are believed about the client's address. 0: none, the peer is the client.
     trusted_proxies: int = _key(_count, 0)
@@ -168,7 +168,7 @@ class Settings:
     relay_heartbeat: float = _key(_seconds, 0.0)
     #: Seconds for which a recorded response is kept after its end, unless its client wants less. 0: none is recorded.
     resume_ttl: int = _key(_count, 300)
-    #: Seconds for which a recording goes on without any reader, unless its client names another. 0: it ends at once.
+    #: Seconds for which a recording goes on without any reader, unless its client says otherwise. 0: it ends at once.
     resume_leave: float = _key(_seconds, 60.0)
     #: Most seconds for which a client may let a recording go on without any reader.
     resume_leave_max: float = _key(_seconds, 600.0)
@@ -206,10 +206,9 @@ class Settings:
         return cls(**values)
 
     def is_open(self, *, has_authorize: bool) -> bool:
-        """Return whether clients may call without a credential.
+        """Return whether requests are admitted without a credential.
 
-        :raises ValueError: if so, and that would give away upstream keys or an open forwarder, and nobody said
-            that it is meant.
+        :raises ValueError: if so, and clients could use upstream keys or any public target, unless `SSE_OPEN` is set.
         """
         if self.passcodes or has_authorize:
             return False

@@ -21,6 +21,7 @@ from flask_limiter import Limiter
 from sse import SSE
 
 from .apps.example_site import caller, create_site, embed, nothing
+from .support.ending import error_event
 from .support.service import ROOT, Process, RawClient
 from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
 
@@ -464,5 +465,5 @@ def test_under_flask_run_an_abort_of_the_upstream_aborts_the_answer(
     there = upstream(script)
     _, port = flask_run(there)
     with ask_upstream(port, log_in_at(port)) as client:
-        assert client.read_body() == b'data: 1\n\nevent: error\ndata: {"code": "upstream_truncated"}\n\n'
+        assert client.read_body() == b"data: 1\n\n" + error_event("upstream_truncated")
     assert client.ending == "aborted"

@@ -17,7 +17,19 @@ from typing import Any
 
 import pytest
 
-from .support.ending import EVENT, STREAM, ending, eventually, flooding, headless, inside, new_mark, raw, silent
+from .support.ending import (
+    EVENT,
+    STREAM,
+    ending,
+    error_event,
+    eventually,
+    flooding,
+    headless,
+    inside,
+    new_mark,
+    raw,
+    silent,
+)
 from .support.relay import Relay
 from .support.service import PATIENCE, RawClient, Service, call, forward
 from .support.upstream import (
@@ -210,7 +222,7 @@ def test_what_is_truncated_never_looks_complete(
     if came and not came.endswith(b"abcd"):
         client.read_until(came)
     seen.set()
-    error = b'event: error\ndata: {"code": "upstream_truncated"}\n\n' if is_boundary else b""
+    error = error_event("upstream_truncated") if is_boundary else b""
     assert client.read_body() == came + error
     assert client.ending == "aborted"
     assert ending(relay.service, mark) == "upstream_truncated"
@@ -265,7 +277,7 @@ def test_to_an_http_1_0_client_a_truncated_stream_is_a_reset(relay: Relay) -> No
     big = b"data: " + b"x" * 1_000_000 + b"\n\n"
     client = forward_http_1_0(relay, with_end(chunk(big), "fin")(_set()), **mark)
     assert client.read_head().field("Transfer-Encoding") is None
-    assert client.read_body() == big + b'event: error\ndata: {"code": "upstream_truncated"}\n\n'
+    assert client.read_body() == big + error_event("upstream_truncated")
     assert client.ending == "aborted"
     assert ending(relay.service, mark) == "upstream_truncated"
 
@@ -461,7 +473,7 @@ def idle_in_trailers(connection: Connection) -> None:
 def test_silence_has_a_time_limit(impatient: Impatient, script: Script) -> None:
     mark = new_mark()
     with impatient.forward(script, **mark) as client:
-        assert client.read_body() == EVENT + b'event: error\ndata: {"code": "idle_timeout"}\n\n'
+        assert client.read_body() == EVENT + error_event("idle_timeout")
         assert client.ending == "aborted"
     assert ending(impatient.service, mark) == "idle_timeout"
     impatient.upstream.wait_connection().wait_closed()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .support.ending import error_event
 from .support.service import PATIENCE, ROOT, Process, RawClient, Service, call
 
 #: How each server is started on a port of its own choice, and what it says then.
@@ -155,7 +156,7 @@ def test_what_the_iterable_raises_is_logged_and_cuts_the_stream(site: Site, kind
     start = len(site.process.log())
     with site.stream(f"/broken?kind={kind}") as client:
         body = client.read_body()
-    assert body == site.opening + b'data: one\n\nevent: error\ndata: {"code": "internal_error"}\n\n'
+    assert body == site.opening + b"data: one\n\n" + error_event("internal_error")
     assert client.ending == "aborted"
     site.wait_end("internal_error")
     site.process.wait_log("Error: of the iterable", start=start)
@@ -200,7 +201,7 @@ def test_a_stream_ends_after_its_longest_life(special: Callable[..., Site], serv
     site = special(server, MAX_DURATION=0.3)
     with site.stream("/gated") as client:
         body = client.read_body()
-    assert body == b'data: one\n\nevent: error\ndata: {"code": "max_duration"}\n\n'
+    assert body == b"data: one\n\n" + error_event("max_duration")
     assert client.ending == "aborted"
     site.wait_end("max_duration")
     site.ask("/open-gate", "POST")

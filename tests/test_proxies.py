@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from .support.ending import error_event
 from .support.program import program
 from .support.proxy import DEPLOY, LISTEN, PLAIN, START, Edit, Proxy, start_nginx
 from .support.service import RawClient, Service
@@ -218,7 +219,7 @@ def truncated(body: bytes) -> Script:
 
 def test_the_last_event_of_a_truncated_answer_says_so(stage: Stage) -> None:
     client = stage.forward(truncated(b"data: x\n\n"))
-    assert client.read_body() == b'data: x\n\nevent: error\ndata: {"code": "upstream_truncated"}\n\n'
+    assert client.read_body() == b"data: x\n\n" + error_event("upstream_truncated")
 
 
 def test_behind_nginx_a_truncated_answer_does_not_look_complete(

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from .support.ending import eventually
+from .support.ending import error_event, eventually
 from .support.program import free_port
 from .support.recording import BODY, TTL, Paced, location, post, read, reply, view
 from .support.service import Service, call, forward
@@ -315,7 +315,7 @@ def test_an_interrupted_event_source_is_told_once(service: Service, upstream: Up
             script.truncate()
             events.read_body()
             assert events.ending == "aborted"
-        error = b'event: error\nid: 0000000000000016\ndata: {"code": "upstream_truncated"}\n\n'
+        error = error_event("upstream_truncated", "0000000000000016")
         assert events.body == b"data: a\nid: 0000000000000009\n\n" + error
     late = read(service, place, "live=events", Last_Event_ID="9")
     assert late.status == 200

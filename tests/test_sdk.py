@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,12 @@ from mcp.client.streamable_http import streamable_http_client
 from sse.demo.server import KEY, TEXT, DemonstrationServer
 
 from .support.dialect import chat_events, speak
+from .support.program import run_node
 from .support.servers import Server
 from .support.service import Service, call, forward
 from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
 
 PASSCODE = "a long random text"
-
-#: Seconds that a script for Node.js may take.
-NODE_PATIENCE = 20
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
 
@@ -183,14 +180,6 @@ def test_openai_waits_as_long_as_the_upstream_says(gateway: Gateway, openai_clie
 
 
 # OpenAI's JavaScript SDK, and the npm package eventsource
-
-
-def run_node(directory: Path, script: str, *args: str) -> Any:
-    """Return what a script has printed, as the JSON value it holds."""
-    command = ["node", script, *args]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=NODE_PATIENCE)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("ending", ["stream", "whole"])

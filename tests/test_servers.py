@@ -15,14 +15,14 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from .support.ending import EVENT, STREAM, silent
+from .support.ending import EVENT, STREAM, error_event, silent
 from .support.service import PATIENCE, ROOT, Process
 from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
 from .support.wsgi_server import NAMES, start_server
 
 #: Seconds in which a client that leaves is noticed, where that is noticed while the upstream is silent.
 SOON = 2.0
-ERROR_EVENT = b'event: error\ndata: {"code": "upstream_truncated"}\n\n'
+ERROR_EVENT = error_event("upstream_truncated")
 
 
 def table() -> dict[str, dict[str, str]]:

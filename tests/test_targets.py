@@ -202,6 +202,12 @@ def test_every_hostile_target_is_refused_with_the_same_answer(guarded: Relay) ->
             "status": 403,
             "detail": "The target is not allowed",
             "code": "target_not_allowed",
+            "error": {
+                "message": "The target is not allowed",
+                "type": "permission_error",
+                "code": "target_not_allowed",
+                "param": None,
+            },
         },
     )
     base = f"{guarded.upstream.url}{BASE}/"

@@ -45,7 +45,8 @@ def _encode(refusal: SSEError, is_shared: bool) -> bytes:
         "status": refusal.status,
         "detail": refusal.detail,
         "code": refusal.code,
-        "request_id": os.urandom(16).hex(),
+        "request_id": (request_id := os.urandom(16).hex()),
+        "error": refusal.error_object(),
     }
     body = json.dumps(problem).encode()
     fields = {
@@ -53,7 +54,7 @@ def _encode(refusal: SSEError, is_shared: bool) -> bytes:
         "Content-Type": "application/problem+json",
         "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
-        "X-Request-Id": problem["request_id"],
+        "X-Request-Id": request_id,
         **({"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "X-Request-Id"} if is_shared else {}),
     }
     lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"]

@@ -239,7 +239,7 @@ function change({ name, value, id }) {
 		fill();
 	} else {
 		if (id === "question" || id === "model") $("body").value = setString($("body").value, id, value);
-		if (id !== "passcode") preset = "";
+		if (id !== "passcode" && id !== "keep") preset = "";
 		before = null;
 		arrange();
 	}

@@ -5,8 +5,11 @@ import { describe, isIncremental, labelOf, prepareForm, relabelForm } from "./fo
 import { speak, word } from "./language.js";
 import { watchPlot } from "./plot.js";
 import { moveRow } from "./row.js";
-import { fetchSSE } from "./sse.js";
+import { fetchSSE, resumeSSE } from "./sse.js";
 import { Call, clearCall, isCountingDown, noteCall, showCall, showMarkdown, showPlot } from "./view.js";
+
+const KEPT = "sse-answer"; // where a reload finds the answer that has not ended
+const KEEP = 300; // seconds
 
 let facts = { demo: false };
 /** @type {Call | null} */
@@ -16,19 +19,36 @@ function send() {
 	const call = new Call(labelOf(), isIncremental());
 	try {
 		const { url, ...init } = describe($("passcode").value);
-		const watched = { ...init, fetch: (...request) => call.fetch(...request) };
-		const { controller } = fetchSSE(url, watched, {
-			onEvent: (event) => call.event(event),
-			onDone: () => call.end("complete"),
-			onError: (error) => call.end("error", error),
-		});
-		call.controller = controller;
+		const resume = $("keep").checked ? KEEP : undefined;
+		show(call, fetchSSE(url, { ...init, resume, fetch: (...request) => call.fetch(...request) }, handle(call)));
 	} catch (error) {
 		setText($("problem"), error.message);
-		return;
 	}
-	call.controller.signal.addEventListener("abort", () => call.end("aborted"));
-	current?.controller.abort();
+}
+
+/** Reads the answer that was open before a reload, from its beginning and on to its end. */
+function goOn({ location, label, incremental }) {
+	const call = new Call(label, incremental);
+	const { headers } = describe($("passcode").value);
+	show(call, resumeSSE(location, 0, handle(call), { headers, fetch: (...request) => call.fetch(...request) }));
+}
+
+const handle = (call) => ({
+	onEvent: (event) => call.event(event),
+	onReconnect: () => (call.state = "reconnecting"),
+	onDone: () => call.end("complete"),
+	onError: (error) => call.end("error", error),
+});
+
+function stop(call) {
+	const { connection } = call;
+	connection.stop().catch(({ message }) => setText($("problem"), message));
+}
+
+function show(call, connection) {
+	call.connection = connection;
+	connection.controller.signal.addEventListener("abort", () => call.end("aborted"));
+	if (current && !current.isOver) stop(current);
 	current = call;
 	clearCall();
 	setText($("problem"), "");
@@ -41,7 +61,10 @@ function send() {
 function run(call, isNoted = false) {
 	if (current !== call) return;
 	const isWaiting = showCall(call);
-	const { isOver } = call;
+	const { isOver, label, connection, incremental } = call;
+	if (isOver) sessionStorage.removeItem(KEPT);
+	else if (connection.location)
+		sessionStorage.setItem(KEPT, JSON.stringify({ location: connection.location, label, incremental }));
 	if (isOver && !isNoted) noteCall(call);
 	if (!isOver || isWaiting) requestAnimationFrame(() => run(call, isOver));
 	else if (isCountingDown(call)) setTimeout(() => run(call, true), 500);
@@ -88,9 +111,15 @@ async function start() {
 	$("source").hidden = !facts.source;
 	$("source").href = facts.source || "#";
 	prepareForm(facts);
+	$("keep-field").hidden = !facts.resume;
 	relabel();
 	watchPlot($("plot"), () => showPlot(current));
 	document.body.dataset.ready = "true";
+	const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+	if (!kept) return;
+	$("continue").hidden = false;
+	$("continue").addEventListener("click", () => goOn(kept));
+	if (facts.open) goOn(kept);
 }
 
 $("call").addEventListener("submit", (event) => {
@@ -98,7 +127,8 @@ $("call").addEventListener("submit", (event) => {
 	send();
 });
 $("again").addEventListener("click", send);
-$("stop").addEventListener("click", () => current?.controller.abort());
+$("stop").addEventListener("click", () => stop(current));
+$("drop").addEventListener("click", () => current.drop());
 $("copy-answer").addEventListener("click", () => copy(current.answer.text, $("copy-answer")));
 document.addEventListener("keydown", (event) => {
 	if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

@@ -91,8 +91,7 @@ export interface FetchInit extends ReadInit {
 	/**
 	 * Seconds for which the gateway should keep the stream after its end. If the gateway agrees, a lost connection is
 	 * continued from the very byte at which it broke: no event is missing and none comes twice. The request is not sent
-	 * again. Give credentials as header fields: continuing needs them too. (For `/forward-sse` put `resume` into the
-	 * JSON as well.)
+	 * again. Give credentials as header fields: continuing needs them too.
 	 */
 	resume?: number;
 }

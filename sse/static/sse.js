@@ -343,8 +343,9 @@ function retryAfter(fields) {
 
 /** Before a cut the gateway's last event holds why, and nothing else. @param {{ type: string, data: string }} event */
 function reasonOf({ type, data }) {
-	const { code = "", ...rest } = (type === "error" && parse(data)) || {};
-	return typeof code === "string" && !Object.keys(rest).length ? code : "";
+	const { code = "", error, ...rest } = (type === "error" && parse(data)) || {};
+	const isOurs = typeof code === "string" && (!error || error.code === code) && !Object.keys(rest).length;
+	return isOurs ? code : "";
 }
 
 /** @param {string} text */

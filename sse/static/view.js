@@ -30,8 +30,9 @@ export class Call {
 	 */
 	constructor(label, incremental) {
 		this.label = label;
+		this.incremental = incremental;
 		this.start = performance.now();
-		this.state = "waiting"; // or "streaming", "complete", "aborted", "error"
+		this.state = "waiting"; // or "streaming", "reconnecting", "complete", "aborted", "error"
 		this.count = 0; // of events
 		this.times = []; // of events: { time, wait }, ms
 		this.bytes = 0;
@@ -41,7 +42,7 @@ export class Call {
 	}
 
 	get isOver() {
-		return this.state !== "waiting" && this.state !== "streaming";
+		return !["waiting", "streaming", "reconnecting"].includes(this.state);
 	}
 
 	/** Milliseconds since it was sent, until it was over. */
@@ -58,6 +59,7 @@ export class Call {
 	/** fetch, watched: every byte is seen, and an answer that is not of events is made one that is. */
 	async fetch(url, init) {
 		const response = await fetch(url, init);
+		if (init.method === "PATCH") return response; // the end of a kept stream
 		this.status = response.status;
 		this.fields = [...response.headers];
 		const { body, headers, ok, status } = response;
@@ -72,12 +74,15 @@ export class Call {
 	/** A reader that notes what it reads, and lets frames be painted in between however much comes at once. */
 	watch(reader) {
 		let since = performance.now();
+		let isDropped = false;
+		this.drop = () => reader.cancel((isDropped = true));
 		const read = async () => {
 			if (performance.now() - since > WORK) {
 				await pause();
 				since = performance.now();
 			}
 			const piece = await reader.read();
+			if (isDropped) throw new TypeError("the connection was dropped");
 			if (!piece.done && !this.isOver) this.piece(piece.value);
 			return piece;
 		};
@@ -87,7 +92,7 @@ export class Call {
 	piece(bytes) {
 		this.time = this.now();
 		this.first ??= this.time;
-		if (this.state === "waiting") this.state = "streaming";
+		if (!this.isOver) this.state = "streaming";
 		this.bytes += bytes.length;
 		const decoded = this.decoder.decode(bytes, { stream: true });
 		const kept = { bytes: bytes.slice(0, SHOWN_BYTES), text: decoded.slice(0, SHOWN_BYTES), size: bytes.length };
@@ -149,6 +154,8 @@ export function showCall(call) {
 	const { state, error, isOver, answer } = call;
 	if (isOver && document.activeElement === $("stop")) $("send").focus();
 	$("stop").disabled = isOver;
+	$("drop").hidden = isOver || !call.connection?.location;
+	$("continue").hidden = true;
 	document.body.dataset.running = String(!isOver);
 	if (call.fields && !$("head").hasChildNodes()) showFields(call.fields);
 	setText($("note"), "");

@@ -1,4 +1,4 @@
-"""What is known of the current request: one object, which the views, the access check and the log share."""
+"""One object for each request, which the views, the access check and the log share."""
 
 from __future__ import annotations
 

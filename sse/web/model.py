@@ -1,4 +1,4 @@
-"""The JSON that comes and goes, as pydantic models: one definition for checks, responses and the documentation."""
+"""The JSON of requests and refusals, as pydantic models, which the API document is made from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from ..errors import InvalidRequest
 
-# JSON Schema has no "in any case", and what parse_fields takes is not seen from here, so both are written out.
+# Written out, because JSON Schema has no case-insensitive enum, and pydantic does not see what parse_fields accepts.
 _METHOD_SCHEMA = {"type": "string", "pattern": "^([Gg][Ee][Tt]|[Pp][Oo][Ss][Tt])$", "examples": ["post"]}
 _VALUE_SCHEMA = {"type": ["string", "number"], "pattern": r"^[\t\x20-\x7e\x80-\xff]*$"}
 _FIELDS_SCHEMA = {
@@ -40,7 +40,7 @@ def _parse_whole(value: object) -> object:
 
 
 class ForwardRequest(BaseModel):
-    """A call of an upstream; unknown fields are ignored. The names are the seed's front end's."""
+    """A forward request; unknown fields are ignored. The names are those of front ends that exist."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -76,7 +76,7 @@ class ForwardRequest(BaseModel):
     ] = None
 
     def encode_body(self) -> bytes | None:
-        """Return the bytes of the upstream request's body, None for none.
+        """Return the body of the upstream request, None if there is none.
 
         :raises InvalidRequest: if it cannot be sent.
         """
@@ -89,8 +89,19 @@ class ForwardRequest(BaseModel):
             raise InvalidRequest("body: a lone surrogate, or a number beyond all bounds, cannot be sent") from error
 
 
+class ErrorObject(BaseModel):
+    """What the SDKs of LLM APIs read of a refusal."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    message: str
+    type: Annotated[str, Field(description="OpenAI's and Anthropic's word for the cause")]
+    code: str
+    param: None = None
+
+
 class Problem(BaseModel):
-    """A refusal of the gateway's own (RFC 9457); `code` is stable, the texts are for people."""
+    """A refusal of the gateway's own (RFC 9457); `code` is stable, the texts may change."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
@@ -100,6 +111,7 @@ class Problem(BaseModel):
     detail: str
     code: str
     request_id: Annotated[str, Field(description="the same as X-Request-Id, and as in the gateway's log")]
+    error: ErrorObject
 
 
 def _compact(document: Any) -> str:

@@ -72,6 +72,7 @@ def playground() -> Response:
         upstreams=list(state.table.names) if may_call(state) else [],
         demo=state.demonstration is not None,
         open=state.access.is_open,
+        resume=state.recordings is not None,
         docs="sse_docs.page" in current_app.view_functions,
         source=_source_url(),
     )

@@ -1,4 +1,4 @@
-"""What a request brings: its body, its JSON, its fields, within bounds."""
+"""Read a request: its body, its JSON and its fields, within limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .resume import FIELDS as RECORDING_FIELDS
 #: Where gunicorn's worker of the gateway puts a request's fields.
 FIELDS = "sse.fields"
 
-#: Levels a JSON request body may be nested.
+#: How many levels deep a JSON request body may be nested.
 MAX_JSON_DEPTH = 64
 
 
@@ -37,11 +37,11 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
     """
     length, is_chunked = request.content_length, "chunked" in request.headers.get("Transfer-Encoding", "").lower()
     if is_chunked and not request.environ.get("wsgi.input_terminated"):
-        # Such a server gives an empty body, and an upstream would serve, and charge for, an empty request.
+        # Such a server gives an empty body, and an upstream would answer, and charge for, an empty request.
         raise LengthRequired
-    # Other code has begun to read it, and keeps what there was: a form's fields, for example.
+    # The site has read from it before, for example because it looked at `request.form`.
     was_taken = "stream" in vars(request) and getattr(request, "_cached_data", None) is None
-    # werkzeug gives the first so many bytes of a longer body as if they were all, so one more is read.
+    # werkzeug silently truncates a longer body at this length, so one byte more is allowed.
     request.max_content_length = most + 1
     try:
         body = request.get_data(cache=False)
@@ -50,13 +50,13 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
     except (ClientDisconnected, BadRequest, OSError) as error:
         raise _not_arrived(exchange) from error
     except Exception as error:
-        # What a server raises for a malformed body is its own affair: gunicorn has six kinds, none of them an OSError.
+        # Each server raises its own exceptions for a malformed body; gunicorn has six, none of them an OSError.
         raise InvalidRequest("the request body is malformed") from error
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
     if was_taken and len(body) < (length or is_chunked):
         raise InvalidRequest("the site has read the request body already, so that nothing is left to relay")
-    # Nor does it mind a body that ends early, where the server declares that it ends what it reads.
+    # werkzeug does not check the length if the server terminates the input itself.
     if len(body) < (length or 0):
         raise _not_arrived(exchange)
     return body or (b"" if length == 0 and request.method not in ("GET", "HEAD") else None)
@@ -110,31 +110,31 @@ def _depth(document: Any) -> int:
 
 
 def parse_forward_request(document: Any) -> ForwardRequest:
-    """Return the call that the JSON describes.
+    """Return the forward request that the JSON describes.
 
     :raises InvalidRequest: if it describes none; the message names the field, and never shows its value.
     """
     try:
         return ForwardRequest.model_validate(document)
     except pydantic.ValidationError as error:
-        # Not pydantic's text: it repeats the value, which may be a secret.
+        # pydantic's own text repeats the value, which may be a secret.
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "the request body"
         raise InvalidRequest(f"{where}: {first['msg']}") from error
 
 
 def raw_path(request: Request, name: str, path: str) -> str:
-    """Return the path behind the upstream's name as the client wrote it: decoding it would change what is sent.
+    """Return the path after the upstream's name as the client sent it, because decoding it would change it.
 
     :param path: the same, decoded.
     """
     raw = str(request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or "").partition("?")[0]
     _, found, rest = raw.partition(f"/upstream/{name}/")
-    # Where the server does not keep it, or the name is written with escapes, what was decoded is encoded again.
+    # If the server does not keep it, or the name is percent-encoded, the decoded path is encoded again.
     return rest if found else urllib.parse.quote(path, safe="/:@!$&'()*+,;=~")
 
 
-#: Fields for the gateway or the site: credentials, the browser's page, CSRF tokens, and what proxies add.
+#: Fields for the gateway or the site: credentials, the browser's page, CSRF tokens, and what proxies say of the client.
 _OWN = re.compile(
     "x-passcode|cookie|origin|referer|x-request-id|x-csrf-?token|x-xsrf-token"
     "|forwarded|x-forwarded-.*|x-real-ip|true-client-ip|cf-.*|via|cdn-loop"
@@ -144,13 +144,13 @@ _OWN = re.compile(
 def client_fields(request: Request, *, is_open: bool, records: bool) -> list[tuple[str, str]]:
     """Return a request's fields without those that are for the gateway or the site.
 
-    :param records: whether fields that request a recording are for the gateway.
+    :param records: whether those are for the gateway that ask for a recording.
     """
     dropped = RECORDING_FIELDS if records else ()
-    # Where there is no passcode, it is the upstream's; but what a browser sends by itself is for a proxy or the site.
+    # Without a passcode it is for the upstream; but Basic is what a browser sends to a proxy in front, or to the site.
     is_basic = request.headers.get("Authorization", "").partition(" ")[0].lower() == "basic"
     drops_authorization = is_basic or (not is_open and not request.headers.get("X-Passcode"))
-    # The gateway's own worker hands the fields on as they were sent: repeated ones apart, underscores as such.
+    # The gateway's own worker keeps the fields as they were sent: repeated ones apart, and names with underscores.
     fields = request.environ.get(FIELDS) or request.headers.items()
     return [
         (name.title(), value)

@@ -176,14 +176,14 @@ class Attempt:
     """
 
     def __init__(
-        self, resume: Resume, wanted: UpstreamRequest, call: Call, state: State, recordings: Recordings
+        self, resume: Resume, outgoing: UpstreamRequest, call: Call, state: State, recordings: Recordings
     ) -> None:
         self._resume = resume
         self._call = call
         self._state = state
         self._recordings = recordings
         self._key = claim_key(call.client, resume.key) if resume.key else ""
-        self._claim = Claim(id=secrets.token_urlsafe(24), fingerprint=fingerprint(wanted) if resume.key else "")
+        self._claim = Claim(id=secrets.token_urlsafe(24), fingerprint=fingerprint(outgoing) if resume.key else "")
         self._is_mine = self._is_watched = False
 
     def __enter__(self) -> Self:

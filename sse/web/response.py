@@ -13,7 +13,7 @@ from werkzeug.wsgi import ClosingIterator
 from ..errors import SSEError
 from ..relay.stream.pump import HANDOVER, Handover, Pump
 from .call import Call
-from .model import Problem
+from .model import ErrorObject, Problem
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -73,7 +73,14 @@ def stream_response(body: Iterable[bytes], *, status: int, fields: Iterable[tupl
 
 def problem(error: SSEError, call: Call) -> Response:
     """Return a refusal of the gateway's own (RFC 9457)."""
-    body = Problem(title=error.title, status=error.status, detail=error.detail, code=error.code, request_id=call.id)
+    body = Problem(
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=call.id,
+        error=ErrorObject.model_validate(error.error_object()),
+    )
     response = Response(
         body.model_dump_json(), status=_status_line(error.status), content_type="application/problem+json"
     )

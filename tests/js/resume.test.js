@@ -233,6 +233,16 @@ describe("the end of a stream that is kept", () => {
 		assert.deepEqual([end, events], ["done", EVENTS]);
 	});
 
+	test("is an error if the recording was cut, even where the body seemed to be whole", async () => {
+		kept.end = "upstream_truncated";
+		const send = async (url, init) => {
+			if (init.method !== "POST") return fetch(url, init);
+			return new Response(BODY, { headers: { ...STREAM, Location: "/ai/streams/abc" } });
+		};
+		const { events, end, code } = await post({ fetch: send });
+		assert.deepEqual([end, code, events], ["error", "upstream_truncated", EVENTS]);
+	});
+
 	test("is the upstream's when it was cut", async () => {
 		kept.end = "upstream_truncated";
 		const { events, end, code, error } = await post();
@@ -274,6 +284,29 @@ describe("resumeSSE", () => {
 			const plain = ({ type, data }) => [type, data];
 			assert.deepEqual([again.end, again.events.map(plain)], ["done", EVENTS.slice(index).map(plain)]);
 		}
+	});
+
+	test("begins at the end of an event, never inside one", async () => {
+		for (const [end, blank] of [
+			["\r\n", "\r\n\r\n"],
+			["\n", "\n\n"],
+			["\r", "\r\r"],
+		]) {
+			kept.body = Buffer.from(`data: a${blank}data: b${end}`);
+			kept.end = "";
+			const { connection } = await post({}, { onEvent: (event, it, end) => setTimeout(end, 30) });
+			connection.controller.abort();
+			assert.equal(connection.offset, `data: a${blank}`.length, JSON.stringify(end));
+		}
+	});
+
+	test("takes a byte order mark in the middle for what it is", async () => {
+		kept.body = Buffer.from("data: a\n\n\uFEFFdata: b\n\ndata: c\n\n");
+		const { events } = await run((handlers) => resumeSSE(`${base}ai/streams/abc`, 9, handlers));
+		assert.deepEqual(
+			events.map(({ data }) => data),
+			["c"],
+		);
 	});
 
 	test("goes on where a handler has aborted", async () => {

@@ -8,13 +8,21 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sse.relay.stream.end import EndReason
+from sse.relay.stream.pump import encode_error
+
 from .service import PATIENCE, Service
 from .upstream import EVENT_STREAM, Connection, Script, chunk, head
 
 STREAM = head(200, EVENT_STREAM, "Transfer-Encoding: chunked")
 EVENT = b"data: a\n\n"
 #: What a stream that the gateway ends while draining ends with.
-LAST_WORDS = re.compile(rb'event: error\nretry: \d{4}\ndata: {"code": "draining"}\n\n$')
+LAST_WORDS = re.compile(rb'event: error\nretry: \d{4}\ndata: {"code": "draining", "error": {[^{}\n]*}}\n\n$')
+
+
+def error_event(reason: EndReason | str, id: str | None = None) -> bytes:
+    """Return the event that precedes the abort, whose bytes test_pump.py checks."""
+    return encode_error(EndReason(reason), id)
 
 
 def new_mark() -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +15,9 @@ import pytest
 
 from .ending import eventually
 from .service import PATIENCE, Process
+
+#: Seconds that a script for Node.js may take.
+NODE_PATIENCE = 20
 
 
 def missing(what: str, package: str) -> NoReturn:
@@ -26,6 +31,14 @@ def missing(what: str, package: str) -> NoReturn:
 def program(name: str, package: str) -> str:
     """Return the path of a program, or skip the test."""
     return shutil.which(name) or missing(name, package)
+
+
+def run_node(directory: Path, script: str, *args: str) -> Any:
+    """Return what a script has printed, as the JSON value it holds."""
+    command = ["node", script, *args]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=NODE_PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 class RedisServer:

@@ -27,6 +27,7 @@ TIERS = {
     "test_js.py": "browser",
     "docs/test_browser_page.py": "browser",
     "test_sdk.py": "sdk",
+    "test_sdk_refusals.py": "sdk",
     "docs/test_sdks.py": "sdk",
     "test_deploy.py": "deploy",
     "test_proxies.py": "deploy",

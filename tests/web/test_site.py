@@ -13,7 +13,7 @@ from flask import Flask
 
 from sse import SSE
 
-from ..support.ending import eventually
+from ..support.ending import error_event, eventually
 from ..support.service import RawClient, Service, call
 from ..support.upstream import EVENT_STREAM, Connection, Upstream, answer, chunk, head
 
@@ -104,7 +104,7 @@ def test_a_truncated_stream_never_looks_complete(site: Site) -> None:
 
     site.upstream.script = script
     with site.post("/ask", {"text": "a"}, site.log_in("bob")) as client:
-        assert client.read_body() == EVENT + b'event: error\ndata: {"code": "upstream_truncated"}\n\n'
+        assert client.read_body() == EVENT + error_event("upstream_truncated")
         assert not client.is_complete
 
 

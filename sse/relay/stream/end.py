@@ -18,11 +18,27 @@ class EndReason(enum.StrEnum):
     SEND_TIMEOUT = "send_timeout"
     MAX_DURATION = "max_duration"
     DRAINING = "draining"
+    CREDENTIAL_EXPIRED = "credential_expired"
     STOPPED = "stopped"  #: a client stopped what was recorded
     RECORDER_LOST = "recorder_lost"  #: the process that recorded has gone
     TOO_SLOW = "too_slow"  #: what the client reads next is not kept any more
     UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response has the reason
     INTERNAL_ERROR = "internal_error"
+
+
+#: What the error event says to people.
+MESSAGES = {
+    EndReason.UPSTREAM_TRUNCATED: "the upstream's response broke off",
+    EndReason.IDLE_TIMEOUT: "the upstream sent nothing for too long",
+    EndReason.MAX_DURATION: "the stream was open for as long as it may be",
+    EndReason.DRAINING: "the gateway is about to stop",
+    EndReason.CREDENTIAL_EXPIRED: "the credential has expired or was revoked",
+    EndReason.STOPPED: "the stream was stopped",
+    EndReason.RECORDER_LOST: "the process that recorded the stream has gone",
+    EndReason.TOO_SLOW: "what comes next is not kept any more",
+}
+#: HTTP statuses that mean the same; of the others, 500.
+STATUSES = {EndReason.DRAINING: 503, EndReason.CREDENTIAL_EXPIRED: 401}
 
 
 class Abort(enum.Enum):

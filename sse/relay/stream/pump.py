@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import SSEError, error_object
 from ...protocol.boundary import Boundary
 from ...protocol.event import ServerSentEvent, encode_comment
 from ..exchange import FINAL_WRITE_TIMEOUT, STOPPED, Exchange, Stage
 from ..tcp import reset, shut_down_client
-from .end import Abort, EndReason, StreamAborted, StreamEnd
+from .end import MESSAGES, STATUSES, Abort, EndReason, StreamAborted, StreamEnd
 from .source import Source, Tap, TruncatedBody
 
 #: The key of WSGI's environ by which an app gives its server a `Handover`.
@@ -33,6 +34,9 @@ HEARTBEAT = encode_comment()
 ERROR_EVENT_DELAY = 0.1
 #: Milliseconds after which a client of a stopping process may come back: not all of them at once.
 RETRY_TIMES = range(1000, 5000)
+
+#: A field in an event stream whose colons have no space behind them.
+_UNSPACED = re.compile(rb"^(?:event|data|id):[^ \r\n]", re.MULTILINE)
 
 #: Bytes that are held back at most while an event is not whole.
 MAX_HELD = 1024 * 1024
@@ -124,6 +128,7 @@ class Pump:
         self._bytes = 0
         self._head = time.monotonic() - exchange.started
         self._first: float | None = None
+        self._is_spaced = True
         self._gap = 0.0
         #: When the last piece came or the last heartbeat was sent.
         self._last = 0.0
@@ -163,6 +168,7 @@ class Pump:
             return WAIT
         if self._first is None:
             self._first = now - self.exchange.started
+            self._is_spaced = _UNSPACED.search(piece) is None
         elif now - upstream.since > self._gap:
             self._gap = now - upstream.since
         # The client is waited for now, not the upstream.
@@ -232,7 +238,7 @@ class Pump:
         self._end = End(error or StreamAborted(reason))
         if self._boundary is not None and self._boundary.at_boundary and self.exchange.client.reason is None:
             self._pause = Pause(ERROR_EVENT_DELAY)
-            return encode_error(reason, event_id)
+            return encode_error(reason, event_id, is_spaced=self._is_spaced)
         return self._end
 
     def fail(self, error: BaseException) -> End:
@@ -361,7 +367,14 @@ def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
     return piece
 
 
-def encode_error(reason: EndReason, id: str | None = None) -> bytes:
-    """Return the event that precedes the abort where one can be sent."""
+def encode_error(reason: EndReason, id: str | None = None, *, is_spaced: bool = True) -> bytes:
+    """Return the event that precedes the abort where one can be sent.
+
+    :param is_spaced: whether a space stands behind colons. DashScope's stream has none, and its SDK knows no other.
+    """
     retry = random.choice(RETRY_TIMES) if reason is EndReason.DRAINING else None
-    return ServerSentEvent(event="error", data=json.dumps({"code": str(reason)}), id=id, retry=retry).encode()
+    message = MESSAGES.get(reason, SSEError.title)
+    error = error_object(str(reason), message, status=STATUSES.get(reason, 500))
+    data = {"code": str(reason), "error": error}
+    event = ServerSentEvent(event="error", data=json.dumps(data), id=id, retry=retry).encode()
+    return event if is_spaced else re.sub(rb"^(\w+): ", rb"\1:", event, flags=re.MULTILINE)

@@ -158,10 +158,10 @@ def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:
     """Return what a failure means for the client; the texts hold no address and no secret."""
     if side.reason is EndReason.CLIENT_GONE:
         return ClientGone()
-    if side.reason is EndReason.DRAINING:
-        return Draining(retry_after=RETRY_AFTER)
     # SDKs would run, and pay, a request again that the upstream has got.
     should_retry = False if was_sent else None
+    if side.reason is EndReason.DRAINING:
+        return Draining(retry_after=RETRY_AFTER, should_retry=should_retry)
     if side.reason is EndReason.UPSTREAM_TIMEOUT:
         detail = "no response head in time" if was_sent else "no connection in time"
         return UpstreamTimeout(detail, cause=detail, should_retry=should_retry)

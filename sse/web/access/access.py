@@ -1,4 +1,4 @@
-"""Who calls, and how often: credentials, the client's address, and the throttle."""
+"""Check who sends a request, and how often: credentials, the client's address, and the throttle."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from .origin import CrossOrigin
 from .throttle import Throttle
 from .unknown import UnknownBodies
 
-#: A site's callback: it returns the client's name; None, and all that is not a string or is empty, is a stranger.
+#: A site's callback. It returns the client's name; any value but a string that is not empty means an unknown client.
 Authorize = Callable[[Request], "str | None"]
 
 log = logging.getLogger("sse")
 
-#: Throttles failed attempts where nothing else is throttled, so that a passcode cannot be guessed.
-FAILED_LOGIN_LIMIT = "60 per 10 second"
+#: The limit of failed logins if `SSE_THROTTLE` is empty, so that a passcode cannot be guessed.
+FAILED_LOGINS = "60 per 10 second"
 
 #: Characters of a client's name that are logged: a site's `authorize` may return any.
 MAX_LOGGED_NAME = 64
 
-#: Addresses that are kept as they were read: a client calls again and again.
+#: How many parsed addresses are cached.
 KEPT_ADDRESSES = 1024
 
 
 class Access:
-    """Decides who may call and how often.
+    """Decides which requests are admitted.
 
     :param passcodes: client name -> passcode.
     :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
     :param trusted_proxies: how many proxies in front are believed about the client's address.
-    :param authorize: the site's callback that returns a client's name; called before the passcodes are checked.
+    :param authorize: the site's own answer to who calls; asked before the passcodes.
     :param cross_origin: the origins whose pages may use a login of the site's.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether anybody may call.
@@ -68,17 +68,17 @@ class Access:
         self._cross_origin = cross_origin
         self.is_open = is_open
         self._trusted_proxies = trusted_proxies
-        # Digests are of one length whatever the passcode's, and bytes, which str with other letters is not.
+        # Digests have one length for all passcodes, and are bytes: `compare_digest` takes no str that is not ASCII.
         self._digests = [(name, _digest(_encode(passcode))) for name, passcode in passcodes.items()]
         self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
         self._calls = counts.limit(throttle, "client") if throttle else None
-        attempts = throttle or FAILED_LOGIN_LIMIT
-        # One count of failed logins for all endpoints. A request without a credential is counted apart.
-        self._no_credential = counts.limit(attempts, "address", scope="sse-anonymous")
-        self._bad_credential = counts.limit(attempts, "address", scope="sse-guess")
-        self._lockout = counts.limit(attempts, "address", scope="sse-guess", counts=False)
+        failures = throttle or FAILED_LOGINS
+        # One count for all endpoints. A request without a credential is no failed login.
+        self._anonymous = counts.limit(failures, "address", scope="sse-anonymous")
+        self._failed = counts.limit(failures, "address", scope="sse-guess")
+        self._failed_before = counts.limit(failures, "address", scope="sse-guess", counts=False)
         self.unknown_bodies = UnknownBodies()
-        #: Whether others may have counted failed logins too, and else until when (time.monotonic()) this app's count.
+        #: Whether other processes count failed logins too, and until when (time.monotonic()) this process's own count.
         self._shares_failures = limiter is not None or store is not None
         self._failures_until = 0.0
 
@@ -135,27 +135,27 @@ class Access:
         :raises Unauthenticated: if it is no passcode.
         """
         if passcode and self._digests and _field_credentials(request) and self._find([_encode(passcode)]) is None:
-            self.refuse(request, call, has_credential=True)
+            self.refuse(request, call, is_failure=True)
 
-    def refuse(self, request: Request, call: Call, *, has_credential: bool) -> NoReturn:
+    def refuse(self, request: Request, call: Call, *, is_failure: bool) -> NoReturn:
         """Count and refuse a request without a valid credential.
 
-        :param has_credential: whether it had one at all.
+        :param is_failure: whether it had one at all.
         :raises Throttled: if the address failed too often.
         :raises Unauthenticated: otherwise.
         """
-        if has_credential:
-            self._failures_until = time.monotonic() + max(item.get_expiry() for item in self._bad_credential.items)
-        self._throttle.count(request, call, self._bad_credential if has_credential else self._no_credential)
+        if is_failure:
+            self._failures_until = time.monotonic() + max(item.get_expiry() for item in self._failed.items)
+        self._throttle.count(request, call, self._failed if is_failure else self._anonymous)
         raise Unauthenticated
 
     def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
         name = self._find(credentials) if credentials else None
         if name is None and not self.is_open:
-            self.refuse(request, call, has_credential=bool(credentials))
-        if credentials and self._digests and not self.is_open and self._may_have_guessed():
+            self.refuse(request, call, is_failure=bool(credentials))
+        if credentials and self._digests and not self.is_open and self._may_have_failures():
             # While locked out, correct credentials are refused too.
-            self._count(request, call, name, self._lockout)
+            self._count(request, call, name, self._failed_before)
         else:
             self._count(request, call, name)
 
@@ -180,22 +180,22 @@ class Access:
             self._throttle.count(request, call, *limits)
 
     def has_store(self) -> bool:
-        """Return whether the store that the throttle is kept in can be used."""
+        """Return whether the store of the throttle is available."""
         return self._throttle.has_store()
 
     def rate_limit_fields(self, call: Call) -> list[tuple[str, str]]:
-        """Return the state of the throttle for a call, as response fields."""
+        """Return the rate-limit fields of the response to a call."""
         return self._throttle.fields(call, only_exceeded=self._calls is None)
 
-    def _may_have_guessed(self) -> bool:
-        # The check costs as much as the throttle itself, and most clients have no failed login.
+    def _may_have_failures(self) -> bool:
+        # The check costs as much as the throttle itself, and failed logins are rare.
         return self._shares_failures or time.monotonic() < self._failures_until
 
     def _find(self, credentials: list[bytes]) -> str | None:
         found = None
         for digest in map(_digest, credentials):
             for name, known in self._digests:
-                # All are compared, whichever fits, so that the time shows nothing.
+                # All are compared, whether one matches or not, so that the time reveals nothing.
                 if hmac.compare_digest(digest, known):
                     found = name
         return found
@@ -228,21 +228,21 @@ def bearer(request: Request) -> str | None:
 
 
 def client_address(request: Request, *, trusted_proxies: int) -> str:
-    """Return the client's IP address as the outermost trusted proxy saw it; an IPv6 address stands for its /64.
+    """Return the address that the outermost trusted proxy saw; of an IPv6 address its /64, which one network prefix is.
 
-    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by trusted proxies; what
+    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by proxies of ours; what
         is left of them is the client's own invention.
     """
     peer = request.remote_addr or "unknown"
     seen = request.headers.get("X-Forwarded-For", "").split(",") if trusted_proxies else []
     if not trusted_proxies or len(seen) < trusted_proxies:
-        return _household(peer) or peer
-    return _household(seen[-trusted_proxies].strip()) or _household(peer) or peer
+        return _network_prefix(peer) or peer
+    return _network_prefix(seen[-trusted_proxies].strip()) or _network_prefix(peer) or peer
 
 
 @lru_cache(maxsize=KEPT_ADDRESSES)
-def _household(text: str) -> str | None:
-    # Some proxies write the port behind the address, in the form of a URL's authority.
+def _network_prefix(text: str) -> str | None:
+    # Some proxies append the port to the address, as in a URL's authority.
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
@@ -253,7 +253,7 @@ def _household(text: str) -> str | None:
         return None
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
-    # A socket that listens for both families shows an IPv4 client as ::ffff:192.0.2.1.
+    # A dual-stack socket shows an IPv4 client as ::ffff:192.0.2.1.
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))

@@ -69,7 +69,7 @@ def _read_unknown(request: Request, call: Call, access: Access, exchange: Exchan
         hint = "" if most <= MAX_BODY else "; with the passcode in X-Passcode it may be longer"
         raise TooLarge(error.detail + hint) from error
     except (InvalidRequest, LengthRequired, UnsupportedMediaType):
-        access.refuse(request, call, has_credential=False)
+        access.refuse(request, call, is_failure=False)
     access.admit_by_passcode(request, call, _passcode(document))
     return document
 

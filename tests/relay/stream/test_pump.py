@@ -16,6 +16,8 @@ from sse.relay.stream.end import Abort, EndReason, StreamAborted, StreamEnd
 from sse.relay.stream.pump import ERROR_EVENT_DELAY, MAX_HELD, WAIT, End, Pause, Pump, encode_error
 from sse.relay.stream.source import TruncatedBody
 
+from ...support.ending import LAST_WORDS
+
 EVENT = b"data: a\n\n"
 
 #: Seconds of silence before a heartbeat, here.
@@ -135,13 +137,16 @@ def test_an_error_event_stands_only_where_an_event_has_ended(
     with pytest.raises(StreamAborted):
         stream.serve()
     sent = re.sub(rb"retry: \d+\n", b"", b"".join(stream.sent))
-    words = b'event: error\ndata: {"code": "%b"}\n\n' % reason.encode() if is_boundary else b""
+    words = re.sub(rb"retry: \d+\n", b"", encode_error(reason)) if is_boundary else b""
     assert sent == b"".join(pieces) + words
     assert stream.reason is reason
 
 
 def test_an_error_event_names_the_reason() -> None:
-    assert encode_error(EndReason.IDLE_TIMEOUT) == b'event: error\ndata: {"code": "idle_timeout"}\n\n'
+    assert encode_error(EndReason.IDLE_TIMEOUT) == (
+        b'event: error\ndata: {"code": "idle_timeout", "error": {"message": "the upstream sent nothing for too long", '
+        b'"type": "api_error", "code": "idle_timeout", "param": null}}\n\n'
+    )
 
 
 @pytest.mark.parametrize("item", [TruncatedBody(), EndReason.IDLE_TIMEOUT])
@@ -327,7 +332,7 @@ def test_a_stream_that_has_to_end_ends_with_the_event_that_has_begun(line_end: b
     *relayed, words = stream.sent
     assert b"".join(relayed) == first + second + (third if cut >= len(second) else b"")
     assert stream.reason is EndReason.DRAINING
-    assert re.fullmatch(rb'event: error\nretry: [1-4]\d\d\d\ndata: {"code": "draining"}\n\n', words)
+    assert LAST_WORDS.fullmatch(words)
 
 
 def test_clients_of_a_stopping_process_are_told_different_times_to_return() -> None:

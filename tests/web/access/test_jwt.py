@@ -1,0 +1,165 @@
+"""Tokens that are taken and, more of them, tokens that are not."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from sse.web.access import jwt as tokens
+from sse.web.access.jwt import KeySet, Rules, Verifier
+
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def jwk(key: rsa.RSAPrivateKey, key_id: str) -> dict[str, Any]:
+    document = jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    return {**document, "kid": key_id, "use": "sig", "alg": "RS256"}
+
+
+class Issuer:
+    """What a URL of keys answers with, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.keys = [jwk(KEY, "k1")]
+        self.fetched = 0
+
+    def fetch(self) -> bytes:
+        self.fetched += 1
+        return json.dumps({"keys": self.keys}).encode()
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def verifier(issuer: Issuer) -> Verifier:
+    return Verifier(Rules(issuer="https://site.example", audience="gateway"), KeySet(issuer.fetch))
+
+
+def claims(**more: Any) -> dict[str, Any]:
+    now = int(time.time())
+    return {"iss": "https://site.example", "aud": "gateway", "sub": "ann", "exp": now + 300, **more}
+
+
+def signed(key: Any = KEY, algorithm: str = "RS256", *, kid: str = "k1", **more: Any) -> str:
+    given = {name: value for name, value in claims(**more).items() if value is not None}
+    return jwt.encode(given, key, algorithm=algorithm, headers={"kid": kid})
+
+
+def part(document: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(document).encode()).rstrip(b"=").decode()
+
+
+def with_head(**head: Any) -> str:
+    """Return a token whose head says something else than what it was signed for."""
+    _, payload, signature = signed().split(".")
+    return ".".join((part(head), payload, signature))
+
+
+def test_a_token_of_the_issuer_names_the_client(verifier: Verifier) -> None:
+    token = verifier.verify(signed())
+    assert token is not None
+    assert token.client == "ann"
+    assert 0 < token.expires - time.time() <= 300
+
+
+REFUSED = {
+    "no-token": lambda: "secret",
+    "empty-parts": lambda: "..",
+    "none": lambda: jwt.encode(claims(), "", algorithm="none", headers={"kid": "k1"}),
+    "none-with-a-signature": lambda: with_head(alg="none", kid="k1"),
+    "other-key": lambda: signed(OTHER),
+    "unknown-key-id": lambda: signed(kid="k2"),
+    "not-yet": lambda: signed(nbf=int(time.time()) + 300),
+    "expired": lambda: signed(exp=int(time.time()) - 300),
+    "without-expiry": lambda: signed(exp=None),
+    "without-audience": lambda: signed(aud=None),
+    "other-audience": lambda: signed(aud="elsewhere"),
+    "without-issuer": lambda: signed(iss=None),
+    "other-issuer": lambda: signed(iss="https://evil.example"),
+    "without-client": lambda: signed(sub=None),
+    "client-that-is-no-name": lambda: signed(sub="a b"),
+    "empty-client": lambda: signed(sub=""),
+    "other-algorithm": lambda: signed(algorithm="RS512"),
+    "critical": lambda: jwt.encode(claims(), KEY, "RS256", headers={"kid": "k1", "crit": ["x"], "x": 1}),
+    "too-long": lambda: signed(padding="x" * 9000),
+    "cut": lambda: signed()[:-4],
+    "no-json-in-the-head": lambda: "e30x." + signed().partition(".")[2],
+}
+
+
+@pytest.mark.parametrize("token", REFUSED.values(), ids=REFUSED)
+def test_a_token_that_is_refused(verifier: Verifier, token: Any) -> None:
+    assert verifier.verify(token()) is None
+
+
+def test_the_public_key_as_a_secret_is_refused(issuer: Issuer) -> None:
+    """RFC 8725, section 2.1: a verifier that believes the head takes the public key for the secret of HS256."""
+    verifier = Verifier(
+        Rules(issuer="https://site.example", audience="gateway", algorithms=("RS256", "HS256")), KeySet(issuer.fetch)
+    )
+    import hashlib
+    import hmac
+
+    text = f"{part({'alg': 'HS256', 'typ': 'JWT', 'kid': 'k1'})}.{part(claims())}"
+    mac = hmac.new(PUBLIC, text.encode(), hashlib.sha256).digest()
+    forged = f"{text}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+    assert verifier.verify(forged) is None
+
+
+def test_unknown_keys_cost_one_fetch(verifier: Verifier, issuer: Issuer) -> None:
+    for number in range(1000):
+        assert verifier.verify(signed(kid=f"x{number}")) is None
+    assert issuer.fetched == 1
+
+
+def test_a_new_key_is_fetched_once_its_time_has_come(
+    verifier: Verifier, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verifier.verify(signed()) is not None
+    issuer.keys.append(jwk(OTHER, "k2"))
+    assert verifier.verify(signed(OTHER, kid="k2")) is None
+    monkeypatch.setattr(tokens, "UNKNOWN_KEY_INTERVAL", 0.0)
+    assert verifier.verify(signed(OTHER, kid="k2")) is not None
+    assert issuer.fetched == 2
+
+
+def test_the_last_good_keys_stay(verifier: Verifier, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verifier.verify(signed()) is not None
+    monkeypatch.setattr(tokens, "KEYS_AGE", 0.0)
+    monkeypatch.setattr(tokens, "UNKNOWN_KEY_INTERVAL", 0.0)
+    issuer.keys = [{"kty": "nonsense"}]
+    assert verifier.verify(signed(jti="2")) is not None
+    assert issuer.fetched == 2
+
+
+def test_a_verified_token_is_not_verified_again(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = signed()
+    first = verifier.verify(text)
+    monkeypatch.setattr(jwt, "decode", lambda *args, **options: pytest.fail("verified again"))
+    assert verifier.verify(text) == first
+
+
+def test_a_verified_token_ends_when_it_says(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = signed(exp=int(time.time()) - 10)
+    assert verifier.verify(text) is not None
+    monkeypatch.setattr(tokens, "LEEWAY", 0.0)
+    assert verifier.verify(text) is None
+
+
+def test_what_was_refused_is_looked_at_again(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = signed(nbf=int(time.time()) + 300)
+    assert verifier.verify(text) is None
+    monkeypatch.setattr(tokens, "LEEWAY", 400.0)
+    assert verifier.verify(text) is not None
