@@ -21,16 +21,16 @@ from .web.page import page_blueprint, static_blueprint
 from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
 from .web.views.site import relay_from_site
 
-#: Seconds between two looks at whether the worker is to stop.
+#: Seconds between two looks at whether the worker stops.
 NOTICE_INTERVAL = 0.25
 
 
 def end_with_worker(app: Flask, worker: Any) -> None:
     """Let an app's streams end politely before gunicorn kills the worker; for `post_worker_init` in gunicorn.conf.py.
 
-    A worker that is to stop (SIGTERM, SIGHUP, `max_requests`) lets streams go on for `graceful_timeout`, and what is
+    A worker that stops (SIGTERM, SIGHUP, `max_requests`) lets streams go on for `graceful_timeout`, and what is
     open then is killed without any clean-up. With this, streams end a few seconds earlier: each with its next event,
-    with an `event: error` that says `draining` and when to come back.
+    with an `event: error` that contains `draining` and the reconnection time.
 
     :param worker: what gunicorn gives the hook.
     :raises RuntimeError: if the app has no SSE.
@@ -135,7 +135,7 @@ class SSE:
         :param path: the path below the upstream's URL, with a query if there is one.
         :param method: of the upstream request.
         :param json: the body, encoded as the app's JSON; None: none.
-        :param data: the body as it is; `Content-Type` is JSON unless `headers` says otherwise.
+        :param data: the body as it is; `Content-Type` is JSON unless `headers` has one.
         :param headers: fields of the upstream request; the table's replace them. `Accept` is `text/event-stream`
             by default.
         :param client: the client's name, by which its streams are counted and logged. None: the name that `authorize`

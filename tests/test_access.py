@@ -120,7 +120,7 @@ ADMITTED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("credential", REFUSED, ids=lambda credential: repr(credential)[:50])
-def test_nobody_comes_in_without_a_passcode(locked: Service, upstream_: Upstream, credential: dict[str, Any]) -> None:
+def test_no_client_enters_without_a_passcode(locked: Service, upstream_: Upstream, credential: dict[str, Any]) -> None:
     head, problem = ask(locked, upstream_, **credential)
     assert (head.status, problem["code"]) == (401, "unauthenticated")
     # RFC 9110, section 15.5.2: "MUST send a WWW-Authenticate header field".
@@ -133,7 +133,7 @@ def test_a_passcode_is_taken_in_three_places(locked: Service, upstream_: Upstrea
     assert ask(locked, upstream_, **credential)[0].status == 200
 
 
-def test_the_other_endpoints_ask_for_it_too(locked: Service) -> None:
+def test_the_other_endpoints_require_it_too(locked: Service) -> None:
     for fields, status in [
         ({}, 401),
         ({"X-Passcode": "wrong"}, 401),
@@ -188,7 +188,7 @@ def test_sixty_calls_in_ten_seconds_and_not_one_more(upstream_: Upstream) -> Non
             assert client.read_head().status == 200
 
 
-def test_after_retry_after_one_gets_in_though_refused_calls_went_on(upstream_: Upstream) -> None:
+def test_after_retry_after_a_client_that_went_on_is_admitted(upstream_: Upstream) -> None:
     """In the reference, refused calls counted, which shut a steady caller out for good, and Retry-After was wrong."""
     with start(upstream_, SSE_THROTTLE="3 per 1 second") as service:
         assert statuses(service, upstream_, 3) == [200] * 3
@@ -227,7 +227,7 @@ def test_the_window_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert admitted(60) == 59
 
 
-def test_of_several_limits_retry_after_is_the_longest_that_is_used_up(upstream_: Upstream) -> None:
+def test_retry_after_is_that_of_the_longest_full_limit(upstream_: Upstream) -> None:
     with start(upstream_, SSE_THROTTLE="2 per 1 second; 2 per 1 hour") as service:
         assert statuses(service, upstream_, 2) == [200] * 2
         assert int(ask(service, upstream_)[0].field("Retry-After") or 0) > 3500
@@ -287,7 +287,7 @@ def test_nothing_that_a_client_writes_makes_it_another_one(upstream_: Upstream) 
             assert ask(service, upstream_, fields)[0].status == 429, fields
 
 
-def test_behind_one_proxy_what_it_wrote_counts_and_nothing_left_of_it(upstream_: Upstream) -> None:
+def test_behind_one_proxy_only_what_it_wrote_counts(upstream_: Upstream) -> None:
     with start(upstream_, SSE_THROTTLE="1 per minute", SSE_TRUSTED_PROXIES=1) as service:
 
         def status(forwarded: str) -> int:
@@ -314,7 +314,7 @@ def test_a_client_is_counted_by_its_name_wherever_it_calls_from(upstream_: Upstr
             assert ask(service, upstream_, fields, passcode=PASSCODES[client])[0].status == status
 
 
-def test_guesses_are_throttled_by_address_until_also_the_right_one_is_of_no_use(upstream_: Upstream) -> None:
+def test_failed_logins_lock_an_address_out(upstream_: Upstream) -> None:
     settings = {"SSE_THROTTLE": "3 per 1 second", "SSE_PASSCODES": PASSCODES, "SSE_TRUSTED_PROXIES": 1}
     with start(upstream_, **settings) as service:
         here, there = {"X-Forwarded-For": "192.0.2.1"}, {"X-Forwarded-For": "192.0.2.2"}
@@ -335,7 +335,7 @@ def test_guesses_are_throttled_by_address_until_also_the_right_one_is_of_no_use(
         assert ask(service, upstream_, here, passcode=PASSCODES["alice"])[0].status == 200
 
 
-def test_guesses_are_throttled_where_nothing_else_is(upstream_: Upstream) -> None:
+def test_failed_logins_are_throttled_where_nothing_else_is(upstream_: Upstream) -> None:
     with start(upstream_, SSE_THROTTLE="", SSE_PASSCODES=PASSCODES) as service:
         assert statuses(service, upstream_, 61, passcode="guess") == [401] * 60 + [429]
 
@@ -372,7 +372,7 @@ def preflight(service: Service, target: str, origin: str, fields: str = "content
 
 
 @pytest.mark.parametrize("target", ["/forward-sse", "/upstream/test/v1/chat/completions"])
-def test_any_page_may_ask_without_credentials(locked: Service, target: str) -> None:
+def test_any_page_may_call_without_credentials(locked: Service, target: str) -> None:
     head = preflight(locked, target, "https://site.example", "authorization,content-type,last-event-id,x-passcode")
     assert head.status in (200, 204)
     assert head.field("Access-Control-Allow-Origin") == "*"
@@ -388,7 +388,7 @@ def test_any_page_may_ask_without_credentials(locked: Service, target: str) -> N
     assert int(head.field("Access-Control-Max-Age") or 0) > 0
 
 
-def test_a_page_may_read_every_answer_and_its_limits(upstream_: Upstream) -> None:
+def test_a_page_may_read_every_response_and_its_limits(upstream_: Upstream) -> None:
     origin = {"Origin": "https://site.example"}
     with start(upstream_, SSE_THROTTLE="6 per minute", SSE_PASSCODES=PASSCODES) as service:
         seen = set()
@@ -442,7 +442,7 @@ def test_with_an_empty_list_no_other_page_may_read(upstream_: Upstream) -> None:
         assert not [name for name, _ in head.fields if name.lower().startswith("access-control-")]
 
 
-def test_a_store_that_is_away_is_no_way_in_and_no_failure(
+def test_an_unavailable_store_admits_no_client_and_is_no_failure(
     redis_server: Any, upstream_: Upstream, service: Callable[..., Service]
 ) -> None:
     """Flask-Limiter answers 500 where its store is away, or lets everybody in."""

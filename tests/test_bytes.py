@@ -53,14 +53,14 @@ def follow(client: RawClient, pieces: tuple[bytes, ...], seen: list[threading.Ev
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_the_head_and_each_piece_arrive_before_the_upstream_goes_on(relay: Relay, framing: str) -> None:
+def test_each_piece_arrives_before_the_upstream_goes_on(relay: Relay, framing: str) -> None:
     """`iter_content` of requests held back everything until the end, unless the answer was chunked."""
     seen = [threading.Event() for _ in EVENTS]
     follow(relay.forward(paced(EVENTS, framing, seen)), EVENTS, seen)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_the_head_and_each_piece_arrive_before_the_upstream_goes_on_over_tls(tls: TLSRelay, framing: str) -> None:
+def test_over_tls_each_piece_arrives_before_the_upstream_goes_on(tls: TLSRelay, framing: str) -> None:
     seen = [threading.Event() for _ in EVENTS]
     with tls.forward(paced(EVENTS, framing, seen)) as client:
         follow(client, EVENTS, seen)
@@ -137,7 +137,7 @@ def test_a_body_of_one_byte_per_segment_is_unchanged(relay: Relay, framing: str)
     assert client.is_complete
 
 
-def test_utf_8_cut_in_every_place_is_unchanged(relay: Relay) -> None:
+def test_utf_8_split_in_every_place_is_unchanged(relay: Relay) -> None:
     body = "data: ä€😀\n\n".encode()
     for cut in range(1, len(body)):
         client = relay.forward(answer(body[:cut], body[cut:]))
@@ -206,7 +206,7 @@ def test_the_chunked_coding_is_understood(relay: Relay, raw: bytes) -> None:
     assert client.head is not None and client.head.field("X-Trailer") is None
 
 
-def test_early_hints_and_continue_are_not_the_answer(relay: Relay) -> None:
+def test_early_hints_and_continue_are_not_the_response(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(103, "Link: </a.css>; rel=preload") + head(100) + head(102))
@@ -234,7 +234,7 @@ class Replayed:
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_an_answer_without_a_body_ends_with_its_head(relay: Relay, status: int) -> None:
+def test_a_response_without_a_body_ends_with_its_head(relay: Relay, status: int) -> None:
     start = len(relay.service.log())
 
     def script(connection: Connection) -> None:
@@ -252,9 +252,7 @@ def test_an_answer_without_a_body_ends_with_its_head(relay: Relay, status: int) 
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "gzip, br"])
-def test_what_is_compressed_although_identity_was_asked_passes_as_it_is_with_its_field(
-    relay: Relay, coding: str
-) -> None:
+def test_a_compressed_body_passes_unchanged_with_its_field(relay: Relay, coding: str) -> None:
     """requests decoded the body while the field still said gzip."""
     body = gzip.compress(b"data: a\n\n" * 100)
     client = relay.forward(answer(body[:30], body[30:], fields=[EVENT_STREAM, f"Content-Encoding: {coding}"]))
@@ -265,7 +263,7 @@ def test_what_is_compressed_although_identity_was_asked_passes_as_it_is_with_its
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_an_answer_over_tls_is_unchanged(tls: TLSRelay, framing: str) -> None:
+def test_a_response_over_tls_is_unchanged(tls: TLSRelay, framing: str) -> None:
     body = b"data: a\r\n\r\n" + b"data: " + b"x" * 200_000 + b"\n\n"
     with tls.forward(answer(body[:7], body[7:], framing=framing)) as client:
         assert client.read_body() == body
@@ -304,7 +302,7 @@ def test_request_bodies_are_utf_8_bytes_with_their_length(relay: Relay) -> None:
         assert request.field("Transfer-Encoding") is None
 
 
-def test_the_bytes_of_a_request_through_the_upstream_route_are_unchanged(relay: Relay) -> None:
+def test_a_request_through_the_upstream_route_is_unchanged(relay: Relay) -> None:
     body = bytes(range(256)) * 10
     fields = {"Content-Type": "application/octet-stream", "Last-Event-ID": "41"}
     client = relay.call(answer(b"data: a\n\n"), "PUT", "a%20b/c?x=%C3%A4&y", fields=fields, body=body)
@@ -330,7 +328,7 @@ def test_an_error_of_the_upstream_passes(relay: Relay, status: int, framing: str
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_an_error_body_beyond_64_kib_is_cut_visibly(relay: Relay, framing: str) -> None:
+def test_an_error_body_beyond_64_kib_is_truncated_visibly(relay: Relay, framing: str) -> None:
     """It once looked complete, such as JSON that no client could parse."""
     body = b"e" * 300_000
     client = relay.forward(
@@ -340,7 +338,7 @@ def test_an_error_body_beyond_64_kib_is_cut_visibly(relay: Relay, framing: str) 
     assert not client.is_complete
 
 
-def test_an_unfinished_error_body_is_let_go_when_the_client_leaves(relay: Relay) -> None:
+def test_an_unfinished_error_body_is_closed_with_the_client(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(500, "Content-Type: text/plain", "Content-Length: 100") + b"begun")

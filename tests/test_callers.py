@@ -260,7 +260,7 @@ def test_strangers_bodies_hold_up_no_stream(locked: tuple[Service, Upstream]) ->
     assert max(gaps) < 0.5
 
 
-def test_a_wrong_passcode_in_a_field_is_refused_before_the_body_has_come(locked: tuple[Service, Upstream]) -> None:
+def test_a_wrong_passcode_in_a_field_is_refused_before_the_body(locked: tuple[Service, Upstream]) -> None:
     fields = {**JSON, "X-Passcode": "wrong", "Content-Length": "1000"}
     with call(locked[0], "POST", "/forward-sse", fields) as client:
         assert client.read_head().status == 401
@@ -278,7 +278,7 @@ def test_with_the_passcode_in_a_field_a_body_may_be_long(locked: tuple[Service, 
         assert "X-Passcode" in client.json()["detail"]
 
 
-def test_an_address_whose_bodies_were_refused_is_not_read_any_more() -> None:
+def test_no_more_bodies_of_a_refused_address_are_read() -> None:
     with Upstream(OK) as there:
         settings = {"SSE_PASSCODES": {"me": "right"}, "SSE_THROTTLE": "1000 per second", "SSE_TRUSTED_PROXIES": 1}
         with Service(SSE_UPSTREAMS={"there": there.url}, **settings) as service:
@@ -304,7 +304,7 @@ def test_an_address_whose_bodies_were_refused_is_not_read_any_more() -> None:
     [b"\xef\xbb\xbf" + b'{"targetUrl": "%s"}', b'{"targetUrl": " \\t%s\\r\\n "}'],
     ids=["byte order mark", "blanks"],
 )
-def test_a_byte_order_mark_and_blanks_around_the_target_are_no_errors(
+def test_a_byte_order_mark_and_blanks_around_it_are_no_errors(
     upstream: Callable[..., Upstream], document: bytes
 ) -> None:
     app = Flask(__name__)

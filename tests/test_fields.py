@@ -132,7 +132,7 @@ def refusal(client: RawClient) -> tuple[int, str, str]:
     return status, problem["code"], problem["detail"]
 
 
-def test_a_content_length_in_header_cannot_take_the_next_callers_request(relay: Relay) -> None:
+def test_a_content_length_in_header_takes_no_other_request(relay: Relay) -> None:
     """`header: {"Content-Length": "1"}` went out on a shared keep-alive connection, and the rest of the body became the
     beginning of the next caller's request, whose token was captured."""
     smuggled = "x" + "POST /v1/steal HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
@@ -301,7 +301,7 @@ def test_a_header_that_is_none_is_refused(relay: Relay, header: object) -> None:
     assert not relay.upstream.requests
 
 
-def test_the_short_list_of_an_answers_fields_passes_and_nothing_else(relay: Relay) -> None:
+def test_only_the_short_list_of_response_fields_passes(relay: Relay) -> None:
     for status in (200, 404, 500):
         relay.settle()
         script = answer(
@@ -428,7 +428,7 @@ def test_a_document_that_makes_no_sense_is_refused(relay: Relay, document: bytes
     assert refusal(call(relay.service, "POST", "/forward-sse", JSON, document))[:2] == (400, "invalid_request")
 
 
-def test_a_refusal_says_which_field_is_wrong_and_does_not_repeat_it(relay: Relay) -> None:
+def test_a_refusal_names_the_wrong_field_and_not_its_value(relay: Relay) -> None:
     document = {"targetUrl": relay.upstream.url, "method": "secret-put"}
     detail = refusal(call(relay.service, "POST", "/forward-sse", JSON, json.dumps(document).encode()))[2]
     assert "method" in detail and "secret" not in detail
@@ -465,7 +465,7 @@ def test_another_method_than_post_is_refused(relay: Relay, method: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["/forward-sse", "/upstream/test/"])
-def test_a_body_that_drips_is_cut_while_other_streams_go_on(narrow: Relay, target: str) -> None:
+def test_a_body_that_drips_is_ended_while_other_streams_go_on(narrow: Relay, target: str) -> None:
     """One byte now and then holds a connection for ever; the whole body has SSE_SEND_TIMEOUT."""
     go_on = threading.Event()
 

@@ -155,7 +155,7 @@ def test_requests_are_counted_by_what_was_answered() -> None:
     assert sum(counted.values()) == len(asked) + 6
 
 
-def test_nothing_that_a_client_says_becomes_a_label() -> None:
+def test_nothing_that_a_client_sends_becomes_a_label() -> None:
     """Each new value of a label is a new time series, kept for ever by whoever reads them."""
 
     def script(connection: Connection) -> None:
@@ -215,7 +215,7 @@ def test_the_longest_gap_is_between_two_pieces() -> None:
     assert 0.25 < seen.sum("sse_longest_gap_seconds_sum", upstream="test") < 10
 
 
-def test_a_shared_store_that_is_away_is_counted_and_said_once(redis_server: RedisServer) -> None:
+def test_an_unavailable_store_is_counted_and_logged_once(redis_server: RedisServer) -> None:
     settings = {"SSE_STORAGE_URI": redis_server.url, "SSE_THROTTLE": "99 per hour"}
     with measured("--workers", "1", script=answer(EVENT), **settings) as (service, upstream):
 
@@ -248,7 +248,7 @@ def open_streams(service: Service, upstream: Upstream, count: int, stack: ExitSt
     return clients
 
 
-def test_all_workers_are_counted_whichever_is_asked_and_a_killed_one_not_any_more() -> None:
+def test_all_workers_are_counted_and_a_killed_one_no_more() -> None:
     script = Held()
     with measured("--workers", "2", script=script) as (service, upstream), ExitStack() as stack:
         clients = open_streams(service, upstream, 8, stack)
@@ -391,7 +391,7 @@ def test_own_streams_are_counted_by_their_endpoint() -> None:
     assert seen.sum("sse_events_total", upstream="own:own") == 2
 
 
-def test_apps_of_one_process_do_not_undo_each_others_counts_in_the_librarys_shared_mode(tmp_path: Path) -> None:
+def test_apps_of_one_process_share_the_librarys_counts(tmp_path: Path) -> None:
     """All that a process counts there lies in one file by name and labels: the last app that wrote had its own say."""
     code = """
 from tests.test_metrics import look, site

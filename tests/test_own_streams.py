@@ -143,7 +143,7 @@ def test_a_client_that_leaves_a_silent_stream_is_noticed(site: Site) -> None:
     site.wait_closed()
 
 
-def test_the_iterable_is_closed_when_the_client_of_a_busy_stream_leaves(site: Site) -> None:
+def test_the_iterable_is_closed_with_the_client_of_a_busy_stream(site: Site) -> None:
     with site.stream("/ticks") as client:
         client.read_until(b"tick")
         client.reset()
@@ -175,7 +175,7 @@ def test_the_last_event_id_of_field_or_query_is_handed_over(site: Site) -> None:
     assert b'"41"' in site.ask("/resume?lastEventId=41")
 
 
-def test_a_client_that_does_not_read_holds_the_iterable_and_is_cut(site: Site) -> None:
+def test_a_client_that_does_not_read_is_disconnected(site: Site) -> None:
     if site.server == "waitress":
         pytest.skip("waitress takes 16 MiB into its own buffer, and has no send timeout")
     before = int(site.ask("/produced"))
@@ -187,7 +187,7 @@ def test_a_client_that_does_not_read_holds_the_iterable_and_is_cut(site: Site) -
 
 
 @pytest.mark.parametrize("server", ["gevent", "gthread", "flask"])
-def test_a_client_that_leaves_is_noticed_before_the_next_heartbeat(special: Callable[..., Site], server: str) -> None:
+def test_a_client_that_left_is_detected_before_a_heartbeat(special: Callable[..., Site], server: str) -> None:
     site = special(server, HEARTBEAT=60)
     with site.stream("/gated") as client:
         client.read_until(b"data: one\n\n")
@@ -207,7 +207,7 @@ def test_a_stream_ends_after_its_longest_life(special: Callable[..., Site], serv
     site.ask("/open-gate", "POST")
 
 
-def test_without_heartbeats_a_silent_iterable_is_closed_at_once_under_gevent(special: Callable[..., Site]) -> None:
+def test_under_gevent_a_silent_iterable_is_closed_at_once(special: Callable[..., Site]) -> None:
     site = special("gevent", HEARTBEAT=0)
     with site.stream("/gated") as client:
         client.read_until(b"data: one\n\n")
@@ -215,7 +215,7 @@ def test_without_heartbeats_a_silent_iterable_is_closed_at_once_under_gevent(spe
     site.wait_end("client_gone")
 
 
-def test_the_demonstration_stream_continues_after_the_last_event_id(shared_service: Service) -> None:
+def test_the_demonstration_continues_after_the_last_event_id(shared_service: Service) -> None:
     with call(shared_service, "GET", "/sse", {"Last-Event-ID": "41"}) as client:
         client.read_until(b"id: 43\ndata: Message 42\n\n")
         assert client.body.startswith(b"id: 42\ndata: Message 41\n\n")

@@ -77,7 +77,7 @@ def never_between_events(connection: Connection) -> None:
     connection.flood(chunk(b"x" * 100_001 + b"\n\ndata: "))
 
 
-def test_a_silent_stream_ends_between_events_when_the_service_stops() -> None:
+def test_a_silent_stream_ends_between_events_at_a_stop() -> None:
     mark = new_mark()
     with stopping(*BRISK, script=silent) as (service, upstream):
         with forward(service, upstream.url, **mark) as client:
@@ -92,7 +92,7 @@ def test_a_silent_stream_ends_between_events_when_the_service_stops() -> None:
         stops_politely(service)
 
 
-def test_a_busy_stream_ends_between_events_although_no_piece_does() -> None:
+def test_a_busy_stream_ends_between_events_within_a_piece() -> None:
     mark = new_mark()
     with stopping(*BRISK, script=never_between_events) as (service, upstream):
         with forward(service, upstream.url, **mark) as client:
@@ -106,7 +106,7 @@ def test_a_busy_stream_ends_between_events_although_no_piece_does() -> None:
         stops_politely(service)
 
 
-def test_a_stream_inside_an_event_is_cut_at_last_with_nothing_appended() -> None:
+def test_a_stream_inside_an_event_ends_with_nothing_appended() -> None:
     mark = new_mark()
     with stopping(*BRISK, script=half_an_event) as (service, upstream):
         with forward(service, upstream.url, **mark) as client:
@@ -197,7 +197,7 @@ def test_the_time_runs_from_the_stop_although_nothing_is_open(tmp_path: Path) ->
         stops_politely(service)
 
 
-def test_a_client_that_takes_nothing_does_not_hold_the_service_up() -> None:
+def test_a_client_that_reads_nothing_does_not_delay_a_stop() -> None:
     def flood(connection: Connection) -> None:
         connection.read_request()
         connection.send(STREAM)
@@ -212,7 +212,7 @@ def test_a_client_that_takes_nothing_does_not_hold_the_service_up() -> None:
         assert ending(service, mark) == "draining"
 
 
-def test_a_stopping_service_says_so_and_still_serves_open_connections() -> None:
+def test_a_stopping_service_still_serves_open_connections() -> None:
     script = Steps()
     with (
         stopping(*PATIENT, script=script) as (service, upstream),
@@ -275,7 +275,7 @@ def test_a_reload_leaves_open_streams_alone_and_serves_new_ones() -> None:
         eventually(lambda: not set(first) & set(service.worker_pids()), "the old worker stays")
 
 
-def test_a_worker_that_has_served_its_requests_is_replaced_while_another_serves() -> None:
+def test_a_worker_is_replaced_after_max_requests() -> None:
     script = Steps()
     args = ("--workers", "2", "--max-requests", "5", "--max-requests-jitter", "0", *PATIENT)
     with stopping(*args, script=script, SSE_THROTTLE="") as (service, upstream), forward(service, upstream.url) as old:

@@ -144,7 +144,7 @@ def test_a_refused_connection_is_named(relay: Relay, upstream: Callable[..., Ups
         assert answered.field("X-Should-Retry") is None
 
 
-def test_a_time_out_is_repeated_by_no_sdk_once_the_request_was_sent(upstream: Callable[..., Upstream]) -> None:
+def test_no_sdk_repeats_a_time_out_of_a_sent_request(upstream: Callable[..., Upstream]) -> None:
     def thinks(connection: Connection) -> None:
         connection.read_request()
         connection.wait_closed()
@@ -184,7 +184,7 @@ def slow_reader(size: int, *, seconds: float) -> Iterator[str]:
     thread.join(PATIENCE)
 
 
-def test_the_clock_of_the_head_starts_when_the_request_has_been_sent() -> None:
+def test_the_clock_of_the_head_starts_after_the_request() -> None:
     """A large body over a slow line was cut while it made progress."""
     size = 8_000_000
     with (

@@ -141,7 +141,7 @@ def test_waiting_for_a_peer_that_stays_fails(upstream: Starter) -> None:
             server.connections[0].wait_closed(0.01)
 
 
-def test_a_peer_that_does_not_read_stops_the_flood_and_the_end_of_the_test_frees_it() -> None:
+def test_a_peer_that_does_not_read_stops_the_flood() -> None:
     with Upstream(flooding) as server, get(server):
         sent, connection = -1, server.wait_connection()
         while connection.sent != sent:
@@ -199,7 +199,7 @@ def test_a_tls_upstream_closes_with_a_close_notify(upstream: Starter) -> None:
                 pass
 
 
-def test_a_refusing_upstream_refuses_new_connections_and_keeps_the_open_one(upstream: Starter) -> None:
+def test_a_refusing_upstream_keeps_its_open_connection(upstream: Starter) -> None:
     server = upstream(answer(framing="length"))
     with get(server) as client:
         client.read_body()
@@ -251,9 +251,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_service_is_ready_has_its_settings_and_is_gone_afterwards(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_is_ready_and_is_gone_afterwards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASK_SSE_OPEN", "true")
     # One worker: a second may still be booting when the test is over, and then misses the signal to stop.
     with Service(root=root, SSE_THROTTLE="1 per second") as service:
@@ -273,7 +271,7 @@ def test_a_service_that_cannot_start_is_an_error_that_shows_why(root: Path) -> N
     assert "SSE_THING: is wrong" in start_refused(root=root)
 
 
-def test_a_log_line_that_does_not_come_is_an_error_that_shows_the_log() -> None:
+def test_a_missing_log_line_is_an_error_that_shows_the_log() -> None:
     with Process(["echo", "something else"]) as process, pytest.raises(AssertionError, match="something else"):
         process.wait_log("what is wanted")
 

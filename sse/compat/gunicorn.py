@@ -48,7 +48,7 @@ def keep_all_fields(cfg: Any) -> None:
 def replace_body(req: Any, body: Any) -> None:
     """Make the app and the parser read another body of a request.
 
-    :param body: its `failed` is true if nothing more is to be read from the connection.
+    :param body: its `failed` is true if the connection must not be read any more.
     """
     req.body = body
 

@@ -52,7 +52,7 @@ def chat_chunks(response: requests.Response) -> list[dict[str, Any]]:
     return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-def test_the_text_says_in_both_languages_that_it_is_a_demonstration() -> None:
+def test_the_text_names_the_demonstration_in_both_languages() -> None:
     assert "演示" in TEXT and "demonstration" in TEXT
 
 
@@ -66,7 +66,7 @@ def test_tokens_make_up_the_text_and_are_small() -> None:
 # OpenAI's dialect
 
 
-def test_a_streamed_chat_is_told_token_by_token(server: DemonstrationServer, session: requests.Session) -> None:
+def test_a_streamed_chat_is_sent_token_by_token(server: DemonstrationServer, session: requests.Session) -> None:
     chunks = chat_chunks(session.post(server.url + CHAT, json={"model": "x", "messages": HELLO, "stream": True}))
     first, *middle, last = [chunk["choices"][0] for chunk in chunks]
     assert first["delta"]["role"] == "assistant"
@@ -78,7 +78,7 @@ def test_a_streamed_chat_is_told_token_by_token(server: DemonstrationServer, ses
     assert "usage" not in chunks[0]
 
 
-def test_a_streamed_chat_tells_its_usage_last_where_that_is_asked(
+def test_a_streamed_chat_sends_its_usage_last_if_requested(
     server: DemonstrationServer, session: requests.Session
 ) -> None:
     asked: dict[str, Any] = {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
@@ -90,7 +90,7 @@ def test_a_streamed_chat_tells_its_usage_last_where_that_is_asked(
 
 
 @pytest.mark.parametrize("stream", [{}, {"stream": False}, {"stream": None}], ids=str)
-def test_a_chat_that_is_not_streamed_is_one_answer(
+def test_a_chat_that_is_not_streamed_is_one_response(
     server: DemonstrationServer, session: requests.Session, stream: dict[str, Any]
 ) -> None:
     response = session.post(server.url + CHAT, json={"model": "x", "messages": HELLO, **stream})
@@ -142,7 +142,7 @@ def test_a_streamed_generation_grows_by_default(server: DemonstrationServer, ses
     assert len({value["request_id"] for value in values}) == 1
 
 
-def test_an_incremental_generation_tells_only_what_is_new(
+def test_an_incremental_generation_sends_only_what_is_new(
     server: DemonstrationServer, session: requests.Session
 ) -> None:
     values = generation_events(generate(server, session, incremental_output=True))
@@ -151,9 +151,7 @@ def test_an_incremental_generation_tells_only_what_is_new(
     assert values[-1]["usage"]["output_tokens"] == len(tokens_of(TEXT))
 
 
-def test_a_generation_is_told_as_messages_where_that_is_asked(
-    server: DemonstrationServer, session: requests.Session
-) -> None:
+def test_a_generation_is_sent_as_messages_if_requested(server: DemonstrationServer, session: requests.Session) -> None:
     values = generation_events(generate(server, session, incremental_output=True, result_format="message"))
     choices = [value["output"]["choices"][0] for value in values]
     assert "".join(choice["message"]["content"] for choice in choices) == TEXT
@@ -161,7 +159,7 @@ def test_a_generation_is_told_as_messages_where_that_is_asked(
     assert [choice["finish_reason"] for choice in choices] == ["null"] * (len(choices) - 1) + ["stop"]
 
 
-def test_a_generation_that_is_not_streamed_is_one_answer(
+def test_a_generation_that_is_not_streamed_is_one_response(
     server: DemonstrationServer, session: requests.Session
 ) -> None:
     response = session.post(server.url + GENERATION, json={"input": {"prompt": "a b c"}})
@@ -221,7 +219,7 @@ def test_a_wrong_key_is_refused_in_the_shape_of_the_dialect(
         pytest.param(b'{"messages":[{"role":"user"}],"stream_options":1,"input":{"prompt":1}}', id="no-object"),
     ],
 )
-def test_what_cannot_be_understood_is_400_in_the_shape_of_the_dialect(
+def test_an_invalid_request_is_400_in_the_shape_of_the_dialect(
     server: DemonstrationServer, session: requests.Session, body: bytes
 ) -> None:
     chat = session.post(server.url + CHAT, body)
@@ -272,7 +270,7 @@ def ask_for_stream(client: RawClient) -> None:
     client.request("POST", f"/{CHAT}", {"Content-Type": "application/json"}, body)
 
 
-def test_each_token_arrives_when_it_is_told() -> None:
+def test_each_token_arrives_when_it_is_sent() -> None:
     delay = 0.01
     server = DemonstrationServer(delay=delay)
     server.ensure_started()
@@ -291,7 +289,7 @@ def test_each_token_arrives_when_it_is_told() -> None:
     assert told >= 0.9 * delay * len(tokens_of(TEXT)), "they came all at once"
 
 
-def test_several_are_answered_at_the_same_time() -> None:
+def test_several_are_served_at_the_same_time() -> None:
     server = DemonstrationServer(delay=0.02)
     server.ensure_started()
     with connect(server) as first, connect(server) as second:
@@ -303,7 +301,7 @@ def test_several_are_answered_at_the_same_time() -> None:
     server.close()
 
 
-def test_it_answers_only_after_it_was_started_and_no_more_after_close() -> None:
+def test_it_serves_between_start_and_close() -> None:
     server = DemonstrationServer(delay=0)
     with connect(server) as early:
         ask_for_stream(early)
@@ -339,7 +337,7 @@ def test_a_server_that_was_never_started_leaves_no_open_socket() -> None:
     del server  # pytest makes an error of the ResourceWarning that an unclosed socket would give
 
 
-def test_a_client_that_leaves_and_garbage_leave_no_trace_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_client_that_leaves_and_garbage_are_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
     server = DemonstrationServer(delay=0.001)
     server.ensure_started()
     running = threading.active_count()
@@ -391,7 +389,7 @@ else:
         ),
     ],
 )
-def test_a_socket_from_before_a_fork_is_served_by_a_thread_of_each_process(script: str, said: str) -> None:
+def test_a_socket_from_before_a_fork_is_served_by_each_process(script: str, said: str) -> None:
     with Process([sys.executable, "-c", script]) as process:
         assert process.wait_exit() == 0, process.log()
         assert process.log() == said

@@ -63,7 +63,7 @@ def asked(client: RawClient) -> tuple[int, str | None, Any]:
         pytest.param("https://127.0.0.1:{}", 2, id="tls"),
     ],
 )
-def test_who_is_let_in_and_cannot_be_served_is_told_to_come_again(url: str, left: int) -> None:
+def test_an_admitted_client_beyond_the_limit_gets_retry_after(url: str, left: int) -> None:
     """It was 502, as if the upstream were not there."""
     with Upstream(tls=url.startswith("https")) as upstream:
         with streaming(other=url.format(upstream.port)) as (service, crowd, pid):

@@ -106,13 +106,13 @@ def spoilt(redis_server: RedisServer, client: Any) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [killed, frozen, full, read_only])
-def test_without_its_store_each_process_counts_for_itself_until_it_is_back(
+def test_without_its_store_each_process_has_its_own_counts(
     fault: Callable[..., Any], redis_server: RedisServer, client: Any, impatient: Path
 ) -> None:
     counts_for_itself(fault, redis_server, client, root=impatient)
 
 
-def test_what_is_not_ours_under_our_names_is_as_if_the_store_were_away(redis_server: RedisServer, client: Any) -> None:
+def test_foreign_keys_make_the_store_unavailable(redis_server: RedisServer, client: Any) -> None:
     """The store itself is fine, so every five seconds it is thought to be back."""
     counts_for_itself(spoilt, redis_server, client)
 
@@ -140,9 +140,7 @@ def counts_for_itself(fault: Callable[..., Any], redis_server: RedisServer, clie
         assert "Traceback" not in service.log()
 
 
-def test_it_is_found_again_without_anybody_asking_whether_it_is_ready(
-    redis_server: RedisServer, impatient: Path
-) -> None:
+def test_it_is_found_again_without_a_readiness_check(redis_server: RedisServer, impatient: Path) -> None:
     settings = {"SSE_THROTTLE": "", "root": impatient}
     with Upstream(answer(EVENT)) as upstream, using(redis_server.url, upstream.url, **settings) as service:
         redis_server.stop()
@@ -156,7 +154,7 @@ def test_it_is_found_again_without_anybody_asking_whether_it_is_ready(
         eventually(is_found, "it stays away")
 
 
-def test_a_store_that_hangs_holds_those_up_who_ask_at_that_moment_and_nobody_after_them(
+def test_a_hanging_store_delays_only_the_requests_of_that_moment(
     redis_server: RedisServer,
 ) -> None:
     """Flask-Limiter answered 500 to 99 of them: to all but the first whose question failed."""
@@ -206,7 +204,7 @@ def loading(connection: Connection) -> None:
         connection.send(b"-LOADING Redis is loading the dataset in memory\r\n")
 
 
-def test_a_store_that_is_still_loading_is_away() -> None:
+def test_a_store_that_is_still_loading_is_unavailable() -> None:
     with Upstream(loading) as store, Upstream(answer(EVENT)) as upstream:
         with using(f"redis://127.0.0.1:{store.port}/0", upstream.url, SSE_THROTTLE="2 per hour") as service:
             assert [status(service, "/upstream/test/") for _ in range(3)] == [200, 200, 429]

@@ -34,7 +34,7 @@ def open_gauge(service: Service) -> float:
     return sum(float(value) for value in re.findall(r"^sse_streams_open\{.*\} (\S+)$", text, re.MULTILINE))
 
 
-def test_a_killed_worker_s_streams_are_visibly_cut_and_the_next_one_begins_at_nothing() -> None:
+def test_a_killed_worker_s_streams_are_visibly_truncated() -> None:
     settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS": STREAMS, "SSE_MAX_STREAMS_PER_CLIENT": 0, "SSE_METRICS": True}
     with Spring() as spring, Service(SSE_UPSTREAMS={"test": spring.url}, **settings) as service:
         with Crowd(service, STREAMS) as crowd:
@@ -57,7 +57,7 @@ def test_a_killed_worker_s_streams_are_visibly_cut_and_the_next_one_begins_at_no
         print(f"{STREAMS} streams cut after {cut * 1000:.0f} ms, as many again after {served:.1f} s")
 
 
-def test_one_killed_worker_of_two_takes_its_own_streams_along_and_their_leases_expire(
+def test_one_killed_worker_of_two_ends_its_own_streams_only(
     redis_server: RedisServer,
 ) -> None:
     settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": STREAMS, "SSE_STORAGE_URI": redis_server.url}
@@ -117,7 +117,7 @@ class Asking(threading.Thread):
             return status if client.is_complete else "cut"
 
 
-def test_a_stop_under_load_leaves_every_answer_whole_or_visibly_cut() -> None:
+def test_a_stop_under_load_truncates_no_response_invisibly() -> None:
     settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
     with (
         Spring(interval=0.1) as spring,

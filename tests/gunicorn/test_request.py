@@ -150,7 +150,7 @@ def test_a_stream_beside_requests_that_came_together_goes_on(site: Service, targ
 
 
 @pytest.mark.parametrize("name", ["a long body", "an endless chunked body"])
-def test_on_gunicorns_own_worker_a_refused_body_holds_up_nobody(textbook: Service, name: str) -> None:
+def test_on_gunicorns_own_worker_a_refused_body_delays_no_stream(textbook: Service, name: str) -> None:
     with Reader(textbook) as reader:
         attack(textbook, *ATTACKS[name])
     assert max(reader.gaps) < LONGEST_GAP
@@ -222,7 +222,7 @@ def test_a_malformed_body_is_a_bad_request(site: Service, target: str, name: str
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_on_gunicorns_own_worker_a_malformed_body_is_a_bad_request(textbook: Service, name: str) -> None:
+def test_on_gunicorns_worker_a_malformed_body_is_a_bad_request(textbook: Service, name: str) -> None:
     refuses_malformed(textbook, "/forward-sse", name)
     assert "Traceback" not in textbook.log()
 

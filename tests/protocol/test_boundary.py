@@ -72,7 +72,7 @@ STREAMS = [
 
 
 @pytest.mark.parametrize(("stream", "at_boundary", "events"), STREAMS)
-def test_the_place_is_known_wherever_the_stream_is_cut(stream: bytes, at_boundary: bool, events: int) -> None:
+def test_the_place_is_right_wherever_the_stream_is_split(stream: bytes, at_boundary: bool, events: int) -> None:
     singles = [stream[at : at + 1] for at in range(len(stream))]
     with_empty_ones = [part for single in singles for part in (b"", single)]
     for pieces in (
@@ -99,7 +99,7 @@ _pieces = st.lists(
 
 
 @given(_pieces, st.booleans())
-def test_every_stream_is_followed_as_the_slow_oracle_does_after_every_piece(pieces: list[bytes], bom: bool) -> None:
+def test_every_stream_is_followed_as_by_the_oracle(pieces: list[bytes], bom: bool) -> None:
     boundary, sent = Boundary(), b""
     for piece in [BOM, *pieces] if bom else pieces:
         boundary.feed(piece)

@@ -68,7 +68,7 @@ def spellings(name: str) -> list[str]:
         pytest.param({"!#$%&'*+-.^_`|~09azAZ": "b"}, [("!#$%&'*+-.^_`|~09azAZ", "b")], id="every-token-character"),
     ],
 )
-def test_an_object_of_strings_numbers_and_lists_of_those_is_taken(document: object, pairs: Pairs) -> None:
+def test_an_object_of_strings_numbers_and_lists_is_accepted(document: object, pairs: Pairs) -> None:
     assert parse_fields(document) == pairs
 
 
@@ -156,7 +156,7 @@ def test_a_field_of_the_connection_is_never_sent_on(name: str) -> None:
     assert encode_request_fields([(name, "1"), ("X-A", "b")], has_body=False) == [("X-A", "b"), *FORCED]
 
 
-def test_content_length_from_the_caller_does_not_frame_the_request() -> None:
+def test_content_length_of_the_caller_does_not_frame_the_request() -> None:
     """The reference let it through: on a shared connection the rest of the body became the next caller's request."""
     pairs = parse_fields({"Content-Length": "1", "content-length": 1, "CONTENT_LENGTH": ["1", "2"]})
     assert encode_request_fields(pairs, has_body=True) == [*FORCED, ("Content-Type", "application/json")]
@@ -203,7 +203,7 @@ def test_the_upstreams_own_fields_take_the_place_of_the_clients(name: str) -> No
     assert encode_request_fields(pairs, replace=ours, has_body=False) == [("X-A", "b"), *FORCED, *ours]
 
 
-def test_the_client_cannot_take_away_an_upstreams_own_field() -> None:
+def test_the_client_cannot_remove_an_upstreams_own_field() -> None:
     ours = [("Authorization", "Bearer ours")]
     pairs = [("Connection", "authorization, accept, content-type")]
     fields = encode_request_fields(pairs, replace=ours, has_body=True)
@@ -238,7 +238,7 @@ PARENT, STATE, BAGGAGE = ("traceparent", "00-a-b-01"), ("tracestate", "x=1,y=2")
         pytest.param([], [], [], id="none"),
     ],
 )
-def test_the_trace_of_the_request_is_that_of_the_call_unless_it_names_another(
+def test_the_request_has_the_trace_of_the_call_unless_it_has_one(
     pairs: Pairs, request_fields: Pairs, expected: Pairs
 ) -> None:
     assert with_trace(pairs, dict(request_fields).get) == expected
@@ -325,7 +325,7 @@ def test_no_other_field_comes_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\nb", "a\0", "\u010a"])
-def test_a_value_that_would_split_the_answer_does_not_come_back(value: str) -> None:
+def test_a_value_that_would_split_the_response_is_dropped(value: str) -> None:
     pairs = [("Retry-After", value), ("Content-Type", value)]
     assert response_fields(pairs) == [("Content-Type", "application/octet-stream")]
 
@@ -407,7 +407,7 @@ def test_a_hostile_type_costs_no_more_than_its_length(tail: str) -> None:
         ("", False),
     ],
 )
-def test_an_event_stream_is_known_by_its_type_alone(content_type: str, expected: bool) -> None:
+def test_an_event_stream_is_recognised_by_its_type_alone(content_type: str, expected: bool) -> None:
     assert is_event_stream(content_type) is expected
 
 
@@ -416,7 +416,7 @@ _values = st.one_of(st.text(max_size=8), st.sampled_from(["X-A", "close", "chunk
 
 
 @given(st.lists(st.tuples(_names, _values), max_size=8), st.booleans())
-def test_whatever_goes_in_nothing_goes_out_that_frames_or_splits_a_message(pairs: Pairs, has_body: bool) -> None:
+def test_no_input_gives_a_field_that_frames_or_splits_a_message(pairs: Pairs, has_body: bool) -> None:
     try:
         fields = encode_request_fields(pairs, has_body=has_body)
     except InvalidRequest:
@@ -443,7 +443,7 @@ def test_an_object_and_the_string_that_holds_it_mean_the_same(document: dict[str
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), max_size=6))
-def test_whatever_an_upstream_says_one_safe_type_comes_back(pairs: Pairs) -> None:
+def test_whatever_an_upstream_sends_one_safe_type_comes_back(pairs: Pairs) -> None:
     fields = response_fields([("content-type", "text/html"), *pairs])
     assert [value for name, value in fields if name.lower() == "content-type"] == ["application/octet-stream"]
     assert all(is_field_value(value) for _, value in fields)

@@ -100,7 +100,7 @@ def test_what_is_held_is_renewed_and_what_is_not_expires(
         give_back()
 
 
-def test_what_was_taken_before_the_store_s_clock_was_set_back_does_not_count_until_it_is_as_late_again(
+def test_leases_from_before_a_clock_was_set_back_do_not_count(
     shared: Callable[..., SharedLeases],
 ) -> None:
     leases = shared(per_client=1)
@@ -154,12 +154,12 @@ def test_without_the_store_each_process_counts_for_itself(
     third.take("a")
 
 
-def test_what_processes_share_says_where_they_are() -> None:
+def test_what_processes_share_names_their_host() -> None:
     assert type(leases_in(None, total=1, per_client=1)) is Leases
     assert type(leases_in(SharedStore("redis://127.0.0.1:1/0"), total=1, per_client=1)) is SharedLeases
 
 
-def test_a_store_that_says_nothing_holds_nobody_up(upstream: Callable[..., Upstream]) -> None:
+def test_a_silent_store_delays_no_request(upstream: Callable[..., Upstream]) -> None:
     silent = upstream(lambda connection: connection.wait_closed())
     leases = leases_in(SharedStore(f"redis://127.0.0.1:{silent.port}/0"), total=0, per_client=1)
     done = threading.Event()
@@ -231,7 +231,7 @@ def test_what_never_became_a_stream_leaves_no_lease(
                 client.read_body()
 
 
-def test_two_services_count_together_and_a_killed_worker_is_forgotten(
+def test_two_services_count_together_without_a_killed_worker(
     redis_server: Any, upstream: Callable[..., Upstream], service: Callable[..., Service]
 ) -> None:
     source = upstream(endless)

@@ -26,7 +26,7 @@ class EndReason(enum.StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
-#: What the error event says to people.
+#: The text of the error event, for people.
 MESSAGES = {
     EndReason.UPSTREAM_TRUNCATED: "the upstream's response broke off",
     EndReason.IDLE_TIMEOUT: "the upstream sent nothing for too long",

@@ -370,7 +370,7 @@ def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
 def encode_error(reason: EndReason, id: str | None = None, *, is_spaced: bool = True) -> bytes:
     """Return the event that precedes the abort where one can be sent.
 
-    :param is_spaced: whether a space stands behind colons. DashScope's stream has none, and its SDK knows no other.
+    :param is_spaced: whether a space stands behind colons. DashScope's stream has none, and its SDK accepts no other.
     """
     retry = random.choice(RETRY_TIMES) if reason is EndReason.DRAINING else None
     message = MESSAGES.get(reason, SSEError.title)

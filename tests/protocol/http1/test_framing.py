@@ -87,7 +87,7 @@ def cut(wire: bytes, places: list[int]) -> list[bytes]:
         pytest.param("GET", 103, [], Framing(kind="none"), id="informational"),
     ],
 )
-def test_the_fields_say_where_the_body_ends(method: str, status: int, pairs: Pairs, framing: Framing) -> None:
+def test_the_fields_determine_where_the_body_ends(method: str, status: int, pairs: Pairs, framing: Framing) -> None:
     assert parse_framing(pairs, method=method, status=status) == framing
 
 
@@ -144,7 +144,7 @@ WIRES = [
 
 
 @pytest.mark.parametrize(("wire", "payload", "rest"), WIRES)
-def test_chunks_are_decoded_wherever_they_are_cut(wire: bytes, payload: bytes, rest: bytes) -> None:
+def test_chunks_are_decoded_wherever_they_are_split(wire: bytes, payload: bytes, rest: bytes) -> None:
     splits = [[wire], every_single_byte(wire), *([wire[:at], wire[at:]] for at in range(len(wire) + 1))]
     for pieces in splits:
         out, decoder, faulty = feed_all(pieces)
@@ -188,7 +188,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("wire", "payload"), MALFORMED)
-def test_what_came_before_a_fault_is_delivered_and_the_fault_seen(wire: bytes, payload: bytes) -> None:
+def test_what_came_before_a_fault_is_delivered(wire: bytes, payload: bytes) -> None:
     halves = ([wire[:at], wire[at:]] for at in range(min(len(wire), 40)))
     for pieces in ([wire], every_single_byte(wire), *halves):
         out, decoder, faulty = feed_all(pieces)
@@ -227,7 +227,7 @@ def test_the_longest_lines_that_are_allowed_pass() -> None:
     assert (out, decoder.finished, faulty) == (b"x", True, False)
 
 
-def test_a_fault_keeps_its_kind_for_callers_that_expect_a_value_error() -> None:
+def test_a_fault_is_a_value_error_for_its_callers() -> None:
     with pytest.raises(ValueError, match="chunk-size"):
         ChunkedDecoder().feed(b"zz\r\n")
 
@@ -276,7 +276,7 @@ _fragments = st.sampled_from(
 
 
 @given(st.lists(_fragments, max_size=8).map(b"".join), st.lists(st.integers(0, 100), max_size=8))
-def test_any_bytes_are_decoded_as_the_slow_oracle_does_under_every_split(wire: bytes, places: list[int]) -> None:
+def test_any_bytes_are_decoded_as_by_the_oracle_under_every_split(wire: bytes, places: list[int]) -> None:
     payload, finished, faulty = _slow(wire)
     out, decoder, found = feed_all(cut(wire, places))
     trailers = decoder._in_trailers and not decoder.finished

@@ -70,7 +70,7 @@ def test_no_item_is_taken_before_the_one_before_it_was_passed_on(kind: Kind) -> 
     assert [(next(chunks), items.taken) for _ in range(3)] == [(b"a", 1), (b"b", 2), (b"c", 3)]
 
 
-def test_without_silence_the_iterable_runs_in_the_thread_that_asks() -> None:
+def test_without_silence_the_iterable_runs_in_the_reading_thread() -> None:
     items = Items("a")
     list(pieces(produce(items)))
     assert items.thread is threading.current_thread()
@@ -122,7 +122,7 @@ def test_what_the_iterable_raises_is_raised(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_oserror_of_the_iterable_is_not_taken_for_one_of_the_clients(kind: Kind) -> None:
+def test_an_oserror_of_the_iterable_is_not_one_of_the_client(kind: Kind) -> None:
     chunks = pieces(produce(Items(then=failing(BrokenPipeError())), kind))
     with pytest.raises(IterableFailed) as found:
         next(chunks)
@@ -147,7 +147,7 @@ def test_closing_before_the_first_item_closes_the_iterable() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stream_that_is_cut_as_it_starts_takes_no_item_and_closes_the_iterable(kind: Kind) -> None:
+def test_a_stream_cancelled_at_its_start_takes_no_item(kind: Kind) -> None:
     items = Items("a")
     producer = produce(items, kind, Producer.cancel)
     assert list(pieces(producer)) == []
@@ -156,7 +156,7 @@ def test_a_stream_that_is_cut_as_it_starts_takes_no_item_and_closes_the_iterable
     assert items.taken == 0
 
 
-def test_a_cut_ends_the_wait_for_a_silent_thread_at_once() -> None:
+def test_cancelling_ends_the_wait_for_a_silent_thread_at_once() -> None:
     gate, waits = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -182,7 +182,7 @@ def test_a_cut_ends_the_wait_for_a_silent_thread_at_once() -> None:
     cutter.join()
 
 
-def test_a_cut_interrupts_what_a_greenlet_waits_for_and_its_finally_runs() -> None:
+def test_cancelling_interrupts_a_greenlet_and_its_finally_runs() -> None:
     seen: list[str] = []
 
     def items() -> Iterator[str]:
@@ -203,7 +203,7 @@ def test_a_cut_interrupts_what_a_greenlet_waits_for_and_its_finally_runs() -> No
     assert seen == ["finally"]
 
 
-def test_a_greenlet_that_does_not_wait_for_the_iterable_is_not_interrupted() -> None:
+def test_a_greenlet_that_waits_for_another_is_not_interrupted() -> None:
     producer = produce(Items("a", "b"))
     passed: list[bytes] = []
 

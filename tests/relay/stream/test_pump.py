@@ -157,7 +157,7 @@ def test_what_is_no_event_stream_is_only_aborted(item: Exception | EndReason) ->
     assert stream.sent == [b"", b"{}\n\n"]
 
 
-def test_a_client_that_left_is_told_nothing() -> None:
+def test_a_client_that_left_is_sent_nothing() -> None:
     stream = Stream(EVENT, EndReason.CLIENT_GONE)
     with pytest.raises(StreamAborted):
         stream.serve()
@@ -177,7 +177,7 @@ def test_a_fault_of_ours_is_an_internal_error_and_not_swallowed() -> None:
     assert stream.reason is EndReason.INTERNAL_ERROR
 
 
-def test_an_os_error_that_is_none_of_the_upstream_s_is_not_taken_for_one() -> None:
+def test_an_os_error_of_another_is_not_one_of_the_upstream() -> None:
     stream = Stream(EVENT, OSError("disk"))
     with pytest.raises(OSError, match="disk"):
         stream.serve()
@@ -195,7 +195,7 @@ def test_a_body_that_is_closed_early_was_left_by_its_client(count: int) -> None:
     assert stream.reason is EndReason.CLIENT_GONE
 
 
-def test_a_body_that_is_closed_early_ends_for_the_reason_it_was_cut_for() -> None:
+def test_a_body_closed_early_has_the_reason_of_its_cancelling() -> None:
     stream = Stream(EVENT, EVENT)
     pieces = iter(stream.pump)
     next(pieces)
@@ -210,7 +210,7 @@ def test_a_head_alone_is_complete() -> None:
     assert stream.reason is EndReason.COMPLETE
 
 
-def test_the_end_is_reported_when_the_last_chunk_has_been_written() -> None:
+def test_the_end_is_reported_after_the_last_chunk_is_written() -> None:
     """A client that does not take it would not be noticed any more."""
     stream = Stream(EVENT)
     list(stream.pump)
@@ -256,7 +256,7 @@ def test_a_heartbeat_is_no_sign_of_life() -> None:
 
 
 @pytest.mark.parametrize("cut", [[b"x" * 100], [b"x" * 60, b"x" * 40], [b"x"] * 100])
-def test_what_is_beyond_the_limit_is_cut_visibly(cut: list[bytes]) -> None:
+def test_what_is_beyond_the_limit_is_truncated_visibly(cut: list[bytes]) -> None:
     stream = Stream(*cut, is_event_stream=False, limit=70)
     with pytest.raises(StreamAborted):
         stream.serve()
@@ -324,7 +324,7 @@ def end_soon(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("cut", range(len(b"data: b\r\n\r\n")))
-def test_a_stream_that_has_to_end_ends_with_the_event_that_has_begun(line_end: bytes, cut: int) -> None:
+def test_a_draining_stream_ends_with_the_event_that_has_begun(line_end: bytes, cut: int) -> None:
     first, second, third = (b"data: %b" % letter + 2 * line_end for letter in (b"a", b"b", b"c"))
     stream = Stream(first + second[:cut], end_soon, second[cut:] + third, third)
     with pytest.raises(StreamAborted):
@@ -335,13 +335,13 @@ def test_a_stream_that_has_to_end_ends_with_the_event_that_has_begun(line_end: b
     assert LAST_WORDS.fullmatch(words)
 
 
-def test_clients_of_a_stopping_process_are_told_different_times_to_return() -> None:
+def test_draining_sends_clients_different_reconnection_times() -> None:
     words = {encode_error(EndReason.DRAINING) for _ in range(50)}
     assert len(words) > 10
     assert all(b"retry:" not in encode_error(reason) for reason in EndReason if reason is not EndReason.DRAINING)
 
 
-def test_an_answer_that_is_no_event_stream_is_not_ended_early() -> None:
+def test_a_response_that_is_no_event_stream_is_not_ended_early() -> None:
     stream = Stream(b"{", end_soon, b'"a": "\n\n"', b"}", is_event_stream=False)
     stream.serve()
     assert stream.sent == [b"", b"{", b'"a": "\n\n"', b"}"]
@@ -388,7 +388,7 @@ def test_a_client_that_is_slow_makes_no_gap() -> None:
     assert stream.ends[0].longest_gap is not None and stream.ends[0].longest_gap < 2
 
 
-def test_a_step_says_what_comes_next() -> None:
+def test_a_step_returns_what_comes_next() -> None:
     stream = Stream(EVENT, b"", TruncatedBody())
     step, exchange = stream.pump.step, stream.exchange
     assert (step(), exchange.upstream.since) == (EVENT, STOPPED)

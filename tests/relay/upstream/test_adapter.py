@@ -107,7 +107,7 @@ def in_two(data: bytes, cut: int, go: threading.Event) -> Script:
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_an_answer_cut_in_every_place_is_whole(plain: Relaying, framing: str) -> None:
+def test_a_response_split_in_every_place_is_whole(plain: Relaying, framing: str) -> None:
     body = "id: 1\r\ndata: ä€😀\r\n\r\n".encode()
     data = framed(body, framing)
     go = threading.Event()
@@ -191,7 +191,7 @@ def test_a_large_body_gives_way(plain: Relaying) -> None:
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
 @pytest.mark.parametrize("framing", ["chunked", "length"])
-def test_an_answer_that_ends_early_is_truncated_wherever_it_is_cut(
+def test_a_response_that_ends_early_anywhere_is_truncated(
     framing: str, relaying: str, request: pytest.FixtureRequest
 ) -> None:
     data = framed(EVENT, framing)
@@ -210,7 +210,7 @@ def test_an_answer_that_ends_early_is_truncated_wherever_it_is_cut(
 
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
-def test_cutting_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequest) -> None:
+def test_cancelling_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequest) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 100"))
@@ -246,7 +246,7 @@ def test_a_cancelled_body_never_looks_complete(relaying: str, framing: str, requ
     ("reason", "error"), [(EndReason.CLIENT_GONE, ClientGone), (EndReason.UPSTREAM_TIMEOUT, UpstreamTimeout)]
 )
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
-def test_cutting_ends_the_wait_for_a_head(
+def test_cancelling_ends_the_wait_for_a_head(
     relaying: str, reason: EndReason, error: type[SSEError], request: pytest.FixtureRequest
 ) -> None:
     ring = request.getfixturevalue(relaying)
@@ -260,7 +260,7 @@ def test_cutting_ends_the_wait_for_a_head(
         ring.open(script)
 
 
-def test_a_connection_is_kept_after_a_whole_answer_and_its_side_lets_go(plain: Relaying) -> None:
+def test_a_connection_is_kept_after_a_whole_response(plain: Relaying) -> None:
     go = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -283,7 +283,7 @@ def test_a_connection_is_kept_after_a_whole_answer_and_its_side_lets_go(plain: R
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_an_answer_that_is_closed_before_its_end_takes_the_connection_with_it(plain: Relaying, count: int) -> None:
+def test_a_response_closed_before_its_end_closes_the_connection(plain: Relaying, count: int) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 18") + EVENT)
@@ -300,7 +300,7 @@ def test_an_answer_that_is_closed_before_its_end_takes_the_connection_with_it(pl
     ("method", "status"),
     [pytest.param("HEAD", 200, id="head"), pytest.param("GET", 204, id="204"), pytest.param("GET", 304, id="304")],
 )
-def test_an_answer_without_a_body_gives_its_connection_back_at_once(plain: Relaying, method: str, status: int) -> None:
+def test_a_response_without_a_body_releases_its_connection(plain: Relaying, method: str, status: int) -> None:
     def script(connection: Connection) -> None:
         while True:
             connection.read_request()
@@ -333,9 +333,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
     return refused
 
 
-def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
-    plain: Relaying, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stale_connection_is_replaced_if_nothing_was_sent(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.read(answer(EVENT)) == EVENT
     refused = breaking(monkeypatch, after=0)
     with plain.open(answer(EVENT), method="POST", body=b"once") as response:
@@ -345,7 +343,7 @@ def test_a_stale_connection_is_retried_for_post_if_nothing_was_sent(
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_repeated(
+def test_after_a_part_only_idempotent_requests_are_retried(
     plain: Relaying, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A request was taken for unsent until its last byte was out."""
@@ -370,7 +368,7 @@ def test_a_stale_connection_that_took_a_part_is_retried_only_for_what_may_be_rep
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
-def test_an_upstream_that_refuses_a_request_before_it_has_come_whole_is_heard(plain: Relaying, is_kept: bool) -> None:
+def test_a_refusal_before_the_whole_request_is_read(plain: Relaying, is_kept: bool) -> None:
     """On a kept connection it was taken for one that had been closed."""
 
     def script(connection: Connection) -> None:
@@ -390,7 +388,7 @@ def test_an_upstream_that_refuses_a_request_before_it_has_come_whole_is_heard(pl
 
 
 @pytest.mark.parametrize("ring", ["plain", "tls"])
-def test_what_comes_on_an_idle_connection_is_nobodys_answer(ring: str, request: pytest.FixtureRequest) -> None:
+def test_bytes_on_an_idle_connection_are_no_response(ring: str, request: pytest.FixtureRequest) -> None:
     """TLS had it in the system's hands, where it was not looked for."""
     stray = threading.Event()
     has_read = threading.Event()
@@ -425,7 +423,7 @@ def test_it_is_retried_once_and_over_a_new_connection(plain: Relaying, monkeypat
     assert may_reuse == [True, False]
 
 
-def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstream]) -> None:
+def test_a_refused_address_is_reported_as_refused(upstream: Callable[..., Upstream]) -> None:
     target = upstream()
     refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
     wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
@@ -434,7 +432,7 @@ def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstrea
     assert not target.connections
 
 
-def test_a_kept_connection_is_nobody_else_s(upstream: Callable[..., Upstream], plain: Relaying) -> None:
+def test_a_kept_connection_has_no_other_owner(upstream: Callable[..., Upstream], plain: Relaying) -> None:
     other = upstream(answer(b"data: other\n\n"))
     assert plain.read(answer(EVENT)) == EVENT
     plain.upstream, first = other, plain.upstream
@@ -442,7 +440,7 @@ def test_a_kept_connection_is_nobody_else_s(upstream: Callable[..., Upstream], p
     assert (len(first.connections), len(other.connections)) == (1, 1)
 
 
-def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callable[..., Upstream]) -> None:
+def test_tls_with_a_plain_server_is_unreachable(upstream: Callable[..., Upstream]) -> None:
     def script(connection: Connection) -> None:
         connection.send(b"220 smtp.example ESMTP\r\n")
         connection.wait_closed()
@@ -499,7 +497,7 @@ def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
     assert plain.upstream.requests[0].target == target.request_target
 
 
-def test_a_body_goes_on_when_its_head_was_the_last_use_of_the_connection(plain: Relaying) -> None:
+def test_a_body_goes_on_behind_a_head_with_connection_close(plain: Relaying) -> None:
     """http.client closes its socket as soon as it has read a head that says close."""
     go = threading.Event()
     data = head(200, EVENT_STREAM, "Content-Length: 9", "Connection: close")

@@ -119,7 +119,7 @@ def test_a_private_name_leads_to_no_metadata_service(
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("bad", [*PRIVATE, *NEVER])
-def test_one_bad_answer_condemns_all(
+def test_one_bad_address_condemns_all(
     resolve: Callable[..., Resolver], dialled: list[str], bad: str, place: int
 ) -> None:
     """requests-hardened judges the first answer alone."""
@@ -141,7 +141,7 @@ def test_what_is_dialled_is_what_was_judged(resolve: Callable[..., Resolver], di
         dialled.clear()
 
 
-def test_a_name_that_changes_its_mind_is_asked_once_for_each_connection(
+def test_a_changing_name_is_looked_up_once_for_each_connection(
     resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]
 ) -> None:
     """DNS rebinding: one answer for the check, and another one for the connection."""
@@ -193,9 +193,7 @@ def test_a_literal_is_not_looked_up(resolve: Callable[..., Resolver], upstream: 
 
 
 @pytest.mark.parametrize("failure", [socket.gaierror(-2, "Name or service not known"), OSError("broken"), []])
-def test_only_of_a_name_in_the_table_is_it_told_that_it_does_not_resolve(
-    resolve: Callable[..., Resolver], failure: Any
-) -> None:
+def test_only_a_name_in_the_table_is_reported_as_unresolved(resolve: Callable[..., Resolver], failure: Any) -> None:
     resolve(failure)
     with pytest.raises(TargetNotAllowed):
         dialer()("anybody.example.org", 80)
@@ -204,7 +202,7 @@ def test_only_of_a_name_in_the_table_is_it_told_that_it_does_not_resolve(
             dialer()(host, 80)
 
 
-def test_the_next_address_is_tried_where_nobody_listens(
+def test_the_next_address_is_tried_after_a_refusal(
     resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]
 ) -> None:
     inside = upstream()
@@ -347,7 +345,7 @@ def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Reso
     assert time.monotonic() - began < 0.9
 
 
-def test_an_exchange_that_was_cut_dials_nobody(upstream: Callable[..., Upstream]) -> None:
+def test_a_cancelled_exchange_opens_no_connection(upstream: Callable[..., Upstream]) -> None:
     inside = upstream()
     side = Side(Stage.OPEN)
     side.cancel(EndReason.CLIENT_GONE)

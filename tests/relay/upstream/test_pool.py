@@ -109,7 +109,7 @@ def test_a_connection_that_the_upstream_closed_is_not_used(pool: Pool, upstream:
     assert pool.acquire(parse_target(server.url)) is None
 
 
-def test_a_context_of_debian_s_python_notices_a_connection_that_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debian_s_python_detects_a_truncated_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.11.2 sets the option: a cut body looked complete."""
     create = ssl.create_default_context
 
