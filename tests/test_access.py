@@ -188,7 +188,7 @@ def test_sixty_calls_in_ten_seconds_and_not_one_more(upstream_: Upstream) -> Non
             assert client.read_head().status == 200
 
 
-def test_after_retry_after_a_client_that_went_on_is_admitted(upstream_: Upstream) -> None:
+def test_retry_after_is_true_although_refused_calls_go_on(upstream_: Upstream) -> None:
     """In the reference, refused calls counted, which shut a steady caller out for good, and Retry-After was wrong."""
     with start(upstream_, SSE_THROTTLE="3 per 1 second") as service:
         assert statuses(service, upstream_, 3) == [200] * 3
@@ -227,7 +227,7 @@ def test_the_window_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert admitted(60) == 59
 
 
-def test_retry_after_is_that_of_the_longest_full_limit(upstream_: Upstream) -> None:
+def test_retry_after_is_that_of_the_longest_exhausted_limit(upstream_: Upstream) -> None:
     with start(upstream_, SSE_THROTTLE="2 per 1 second; 2 per 1 hour") as service:
         assert statuses(service, upstream_, 2) == [200] * 2
         assert int(ask(service, upstream_)[0].field("Retry-After") or 0) > 3500
@@ -287,7 +287,7 @@ def test_nothing_that_a_client_writes_makes_it_another_one(upstream_: Upstream) 
             assert ask(service, upstream_, fields)[0].status == 429, fields
 
 
-def test_behind_one_proxy_only_what_it_wrote_counts(upstream_: Upstream) -> None:
+def test_behind_one_proxy_only_its_own_entry_counts(upstream_: Upstream) -> None:
     with start(upstream_, SSE_THROTTLE="1 per minute", SSE_TRUSTED_PROXIES=1) as service:
 
         def status(forwarded: str) -> int:
@@ -314,7 +314,7 @@ def test_a_client_is_counted_by_its_name_wherever_it_calls_from(upstream_: Upstr
             assert ask(service, upstream_, fields, passcode=PASSCODES[client])[0].status == status
 
 
-def test_failed_logins_lock_an_address_out(upstream_: Upstream) -> None:
+def test_failed_logins_lock_their_address_out(upstream_: Upstream) -> None:
     settings = {"SSE_THROTTLE": "3 per 1 second", "SSE_PASSCODES": PASSCODES, "SSE_TRUSTED_PROXIES": 1}
     with start(upstream_, **settings) as service:
         here, there = {"X-Forwarded-For": "192.0.2.1"}, {"X-Forwarded-For": "192.0.2.2"}
@@ -393,7 +393,7 @@ def test_a_page_may_read_every_response_and_its_limits(upstream_: Upstream) -> N
     with start(upstream_, SSE_THROTTLE="6 per minute", SSE_PASSCODES=PASSCODES) as service:
         seen = set()
         passcode = {"passcode": PASSCODES["alice"]}
-        for call_ in [
+        calls: list[dict[str, Any]] = [
             passcode,
             {},
             {"raw": b"{", "fields": {"X-Passcode": passcode["passcode"]}},
@@ -401,7 +401,8 @@ def test_a_page_may_read_every_response_and_its_limits(upstream_: Upstream) -> N
             {"header": [], **passcode},
             {"fields": {"Content-Type": "x/y", "X-Passcode": passcode["passcode"]}},
             *[passcode] * 2,
-        ]:
+        ]
+        for call_ in calls:
             head, _ = ask(service, upstream_, {**origin, **call_.pop("fields", {})}, **call_)
             seen.add(head.status)
             assert head.field("Access-Control-Allow-Origin") == "*", head

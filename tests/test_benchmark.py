@@ -163,7 +163,7 @@ def test_a_harness_that_is_too_slow_is_named(source: Source) -> None:
     assert told == ["slow: the upstream sent 500 ms late", "slow, llm: the client was at its limit, not the relay"]
 
 
-def test_without_data_about_processes_a_dash_stands(source: Source) -> None:
+def test_without_proc_the_table_shows_a_dash(source: Source) -> None:
     door = Door(name="direct", port=source.port, upstream=source.port)
     row = {
         name: Measured(result=run(door, load.scaled(SCALE)), latencies=[0.1], lag=0.0, upstream_cpu=0.0)

@@ -6,8 +6,9 @@ import gzip
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -53,14 +54,14 @@ def follow(client: RawClient, pieces: tuple[bytes, ...], seen: list[threading.Ev
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_each_piece_arrives_before_the_upstream_goes_on(relay: Relay, framing: str) -> None:
+def test_head_and_pieces_arrive_before_the_upstream_goes_on(relay: Relay, framing: str) -> None:
     """`iter_content` of requests held back everything until the end, unless the answer was chunked."""
     seen = [threading.Event() for _ in EVENTS]
     follow(relay.forward(paced(EVENTS, framing, seen)), EVENTS, seen)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_over_tls_each_piece_arrives_before_the_upstream_goes_on(tls: TLSRelay, framing: str) -> None:
+def test_head_and_pieces_arrive_at_once_over_tls(tls: TLSRelay, framing: str) -> None:
     seen = [threading.Event() for _ in EVENTS]
     with tls.forward(paced(EVENTS, framing, seen)) as client:
         follow(client, EVENTS, seen)
@@ -79,15 +80,19 @@ class TLSRelay:
 
 
 @pytest.fixture(scope="module")
-def tls_pair() -> TLSRelay:
+def tls_pair() -> Iterator[TLSRelay]:
     with Upstream(tls=True) as upstream:
-        settings = {"SSE_UPSTREAMS": {"test": upstream.url}, "SSE_THROTTLE": "", "SSE_CA_FILE": upstream.ca_file}
+        settings: dict[str, Any] = {
+            "SSE_UPSTREAMS": {"test": upstream.url},
+            "SSE_THROTTLE": "",
+            "SSE_CA_FILE": upstream.ca_file,
+        }
         with Service(**settings) as service:
             yield TLSRelay(service, upstream)
 
 
 @pytest.fixture
-def tls(tls_pair: TLSRelay) -> TLSRelay:
+def tls(tls_pair: TLSRelay) -> Iterator[TLSRelay]:
     yield tls_pair
     tls_pair.upstream.settle()
 
@@ -210,7 +215,7 @@ def test_early_hints_and_continue_are_not_the_response(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(103, "Link: </a.css>; rel=preload") + head(100) + head(102))
-        answer(b"data: a\n\n")(Replayed(connection))
+        answer(b"data: a\n\n")(Replayed(connection))  # type: ignore[arg-type]
 
     client = relay.forward(script)
     assert client.read_head().status == 200
@@ -252,7 +257,7 @@ def test_a_response_without_a_body_ends_with_its_head(relay: Relay, status: int)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "gzip, br"])
-def test_a_compressed_body_passes_unchanged_with_its_field(relay: Relay, coding: str) -> None:
+def test_compressed_bodies_pass_with_their_content_encoding(relay: Relay, coding: str) -> None:
     """requests decoded the body while the field still said gzip."""
     body = gzip.compress(b"data: a\n\n" * 100)
     client = relay.forward(answer(body[:30], body[30:], fields=[EVENT_STREAM, f"Content-Encoding: {coding}"]))
@@ -302,7 +307,7 @@ def test_request_bodies_are_utf_8_bytes_with_their_length(relay: Relay) -> None:
         assert request.field("Transfer-Encoding") is None
 
 
-def test_a_request_through_the_upstream_route_is_unchanged(relay: Relay) -> None:
+def test_request_bytes_pass_the_upstream_route_unchanged(relay: Relay) -> None:
     body = bytes(range(256)) * 10
     fields = {"Content-Type": "application/octet-stream", "Last-Event-ID": "41"}
     client = relay.call(answer(b"data: a\n\n"), "PUT", "a%20b/c?x=%C3%A4&y", fields=fields, body=body)
@@ -338,7 +343,7 @@ def test_an_error_body_beyond_64_kib_is_truncated_visibly(relay: Relay, framing:
     assert not client.is_complete
 
 
-def test_an_unfinished_error_body_is_closed_with_the_client(relay: Relay) -> None:
+def test_an_error_body_is_cancelled_when_the_client_leaves(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(500, "Content-Type: text/plain", "Content-Length: 100") + b"begun")

@@ -110,7 +110,7 @@ def held(connection: Connection) -> None:
     connection.wait_closed()
 
 
-def test_the_units_command_takes_the_socket_and_notifies(
+def test_the_unit_takes_the_socket_and_reports_ready(
     port: socket.socket, started: Callable[[], tuple[Process, str]], tmp_path: Path
 ) -> None:
     with Upstream(held) as upstream:

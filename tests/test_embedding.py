@@ -137,7 +137,7 @@ def test_the_site_responds_to_everything_as_without(site: Callable[..., Flask]) 
     assert seen == "401 200 200 200 200 200 200 200 200 200 429 500 404 404 403 405 200 404 404 404 200".split()
 
 
-def test_import_and_embedding_patch_and_start_nothing() -> None:
+def test_embedding_patches_nothing_and_starts_nothing() -> None:
     code = """
 import logging, threading, socket, signal
 before = socket.socket, threading.Thread, signal.getsignal(signal.SIGTERM), logging.root.handlers[:]
@@ -170,7 +170,7 @@ def test_who_is_logged_in_may_call_and_is_counted_by_name(
     assert "end=complete status=200 upstream=there client=ada" in caplog.text
 
 
-def test_an_unknown_client_is_refused_by_the_gateway(
+def test_a_stranger_is_refused_and_the_session_stays_here(
     site: Callable[..., Flask], upstream: Callable[..., Upstream]
 ) -> None:
     there = upstream()
@@ -191,7 +191,7 @@ def test_an_unknown_client_is_refused_by_the_gateway(
         pytest.param("DELETE", "/ai/forward-sse", None, 405, "method_not_allowed", id="405"),
     ],
 )
-def test_the_sites_error_pages_replace_no_refusals(
+def test_site_error_pages_do_not_replace_refusals(
     site: Callable[..., Flask], method: str, path: str, body: bytes | None, status: int, code: str
 ) -> None:
     client = log_in(site(embed).test_client())
@@ -235,7 +235,7 @@ def test_the_gateways_throttle_is_its_own(site: Callable[..., Flask], config: di
     assert [client.get("/limited").status_code for _ in range(3)] == wanted
 
 
-def test_default_limits_of_the_site_hold_for_routes_not_exempt(
+def test_the_sites_default_limits_apply_to_routes_not_exempt(
     site: Callable[..., Flask],
 ) -> None:
     def exempt(app: Flask, limiter: Limiter) -> None:
@@ -256,7 +256,7 @@ def with_limiter(app: Flask, limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize(("enabled", "status"), [(True, 429), (False, 403)], ids=["enabled", "disabled"])
-def test_the_sites_limiter_keeps_the_gateways_counts(site: Callable[..., Flask], enabled: bool, status: int) -> None:
+def test_a_given_site_limiter_keeps_the_counts(site: Callable[..., Flask], enabled: bool, status: int) -> None:
     app = site(with_limiter, SSE_THROTTLE="1 per hour", RATELIMIT_ENABLED=enabled, RATELIMIT_STRATEGY="moving-window")
     client = log_in(app.test_client())
     assert forward(client).status_code == 403
@@ -265,7 +265,7 @@ def test_the_sites_limiter_keeps_the_gateways_counts(site: Callable[..., Flask],
     assert refused.json["code"] in ("throttled", "target_not_allowed")
 
 
-def test_clients_exempt_by_the_sites_limiter_are_not_counted(site: Callable[..., Flask]) -> None:
+def test_clients_the_sites_limiter_exempts_are_not_counted(site: Callable[..., Flask]) -> None:
     def exempt(app: Flask, limiter: Limiter) -> None:
         limiter.request_filter(lambda: "X-Inside" in request.headers)
         with_limiter(app, limiter)
@@ -277,7 +277,7 @@ def test_clients_exempt_by_the_sites_limiter_are_not_counted(site: Callable[...,
     ]  # fmt: skip
 
 
-def test_the_sites_limiter_falls_back_for_the_gateway_too(site: Callable[..., Flask]) -> None:
+def test_the_sites_limiter_falls_back_to_memory(site: Callable[..., Flask]) -> None:
     def away(app: Flask, limiter: Limiter) -> None:
         def fail(*args: object, **options: object) -> bool:
             raise ConnectionError
@@ -294,7 +294,7 @@ def test_the_sites_limiter_falls_back_for_the_gateway_too(site: Callable[..., Fl
 # CORS.
 
 
-def test_the_gateway_allows_scripts_of_its_own_origins(site: Callable[..., Flask]) -> None:
+def test_scripts_of_the_gateways_origins_may_read(site: Callable[..., Flask]) -> None:
     client = log_in(site(embed, SSE_CORS_ORIGINS=["https://front.example"]).test_client())
     for origin, allowed in [("https://front.example", "https://front.example"), ("https://friend.example", None)]:
         assert forward(client, Origin=origin).headers.get("Access-Control-Allow-Origin") == allowed
@@ -304,7 +304,7 @@ def test_the_gateway_allows_scripts_of_its_own_origins(site: Callable[..., Flask
     assert "Access-Control-Allow-Credentials" not in preflight.headers
 
 
-def test_the_sites_cors_for_all_routes_covers_the_gateway(site: Callable[..., Flask]) -> None:
+def test_the_sites_cors_for_all_routes_covers_the_gateways(site: Callable[..., Flask]) -> None:
     """Flask-CORS replaces what is there; a stranger's script gets the gateway's "*", which never goes with cookies."""
 
     def with_cors(app: Flask, limiter: Limiter) -> None:
@@ -438,7 +438,7 @@ def test_under_flask_run_the_relay_passes_events_as_they_come(
     assert client.is_complete
 
 
-def test_under_flask_run_the_upstream_is_closed_with_the_client(
+def test_under_flask_run_a_leaving_client_closes_the_upstream(
     flask_run: Callable[..., tuple[Process, int]], upstream: Callable[..., Upstream]
 ) -> None:
     def script(connection: Connection) -> None:
@@ -453,7 +453,7 @@ def test_under_flask_run_the_upstream_is_closed_with_the_client(
     there.connections[0].wait_closed(2)
 
 
-def test_under_flask_run_an_abort_of_the_upstream_passes(
+def test_under_flask_run_truncation_aborts_the_response(
     flask_run: Callable[..., tuple[Process, int]], upstream: Callable[..., Upstream]
 ) -> None:
     def script(connection: Connection) -> None:

@@ -76,7 +76,7 @@ LEAVING = [
 
 @pytest.mark.parametrize("leave", LEAVING)
 @pytest.mark.parametrize("script", [silent, flooding, headless, inside])
-def test_a_client_that_leaves_closes_its_upstream_connection(
+def test_a_leaving_client_closes_its_upstream_connection(
     relay: Relay, script: Script, leave: Callable[[RawClient], None]
 ) -> None:
     mark = new_mark()
@@ -331,7 +331,7 @@ class Impatient:
         return forward(self.service, self.upstream.url + "/", **options)
 
 
-TIMES = {
+TIMES: dict[str, Any] = {
     "SSE_CONNECT_TIMEOUT": 0.3,
     "SSE_RESPONSE_TIMEOUT": 0.5,
     "SSE_IDLE_TIMEOUT": 0.5,
@@ -440,7 +440,7 @@ def test_the_head_has_a_time_limit_as_a_whole(impatient: Impatient, script: Scri
     impatient.upstream.wait_connection().wait_closed()
 
 
-def test_a_tls_greeting_has_the_connection_s_time_limit(
+def test_a_missing_tls_hello_meets_the_connect_timeout(
     upstream: Callable[..., Upstream], service: Callable[..., Service]
 ) -> None:
     target = upstream(tls_hello_never)
@@ -562,7 +562,7 @@ def test_what_came_while_the_process_was_stopped_counts(
             assert b"idle_timeout" in client.read_body()
 
 
-def test_a_cancelled_stream_whose_client_does_not_read_is_closed(
+def test_a_cancelled_stream_of_a_stalled_client_is_closed(
     service: Callable[..., Service], upstream: Callable[..., Upstream]
 ) -> None:
     """The first reason stays, but what was to be told of it blocked for ever."""
@@ -838,7 +838,7 @@ def test_a_stale_connection_is_not_retried_for_post(relay: Relay) -> None:
     assert [request.connection for request in relay.upstream.requests] == [0, 0]
 
 
-def test_a_stale_connection_that_sent_bytes_is_not_retried(relay: Relay) -> None:
+def test_a_connection_that_returned_bytes_is_not_retried(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 9") + EVENT)

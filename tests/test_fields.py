@@ -17,7 +17,7 @@ from .support.upstream import EVENT_STREAM, Connection, Request, Upstream, answe
 EVENT = b"data: x\n\n"
 
 #: What a client may name and no upstream may see.
-NEVER_SENT = {
+NEVER_SENT: dict[str, Any] = {
     "Connection": "close, X-Named",
     "X-Named": "by Connection",
     "Content-Length": "1",
@@ -132,7 +132,7 @@ def refusal(client: RawClient) -> tuple[int, str, str]:
     return status, problem["code"], problem["detail"]
 
 
-def test_a_content_length_in_header_takes_no_other_request(relay: Relay) -> None:
+def test_a_content_length_in_header_cannot_smuggle_a_request(relay: Relay) -> None:
     """`header: {"Content-Length": "1"}` went out on a shared keep-alive connection, and the rest of the body became the
     beginning of the next caller's request, whose token was captured."""
     smuggled = "x" + "POST /v1/steal HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
@@ -211,7 +211,8 @@ def test_a_trace_goes_on_unchanged(relay: Relay, how: str) -> None:
     if how == "upstream":
         client = relay.call(answer(EVENT), "GET", fields=TRACE)
     else:
-        client = relay.forward(answer(EVENT), **{"http_fields" if how == "forward" else "header": TRACE})
+        options: dict[str, Any] = {"http_fields" if how == "forward" else "header": TRACE}
+        client = relay.forward(answer(EVENT), **options)
     assert client.read_body() == EVENT
     seen = relay.upstream.requests[-1]
     assert {name: seen.field(name) for name in TRACE} == TRACE
@@ -301,7 +302,7 @@ def test_a_header_that_is_none_is_refused(relay: Relay, header: object) -> None:
     assert not relay.upstream.requests
 
 
-def test_only_the_short_list_of_response_fields_passes(relay: Relay) -> None:
+def test_only_listed_response_fields_pass(relay: Relay) -> None:
     for status in (200, 404, 500):
         relay.settle()
         script = answer(
@@ -361,7 +362,7 @@ def narrow() -> Iterator[Relay]:
             yield Relay(service, upstream)
 
 
-JSON = {"Content-Type": "application/json"}
+JSON: dict[str, Any] = {"Content-Type": "application/json"}
 
 
 def test_a_body_beyond_the_bound_is_too_large(narrow: Relay) -> None:
@@ -428,7 +429,7 @@ def test_a_document_that_makes_no_sense_is_refused(relay: Relay, document: bytes
     assert refusal(call(relay.service, "POST", "/forward-sse", JSON, document))[:2] == (400, "invalid_request")
 
 
-def test_a_refusal_names_the_wrong_field_and_not_its_value(relay: Relay) -> None:
+def test_a_refusal_names_the_wrong_field_without_its_value(relay: Relay) -> None:
     document = {"targetUrl": relay.upstream.url, "method": "secret-put"}
     detail = refusal(call(relay.service, "POST", "/forward-sse", JSON, json.dumps(document).encode()))[2]
     assert "method" in detail and "secret" not in detail

@@ -58,7 +58,7 @@ def test_a_long_wait_is_not_repeated_by_sdks(service: Callable[..., Service]) ->
     assert [each.field("X-Should-Retry") for each in heads] == [None, "false"]
 
 
-def test_a_stream_that_breaks_before_its_head_is_not_repeated_by_sdks(relay: Relay) -> None:
+def test_no_sdk_repeats_a_stream_that_breaks_before_its_head(relay: Relay) -> None:
     client = relay.call(lambda connection: connection.read_request(), "POST", body=b"{}")
     assert (client.read_head().status, client.head and client.head.field("X-Should-Retry")) == (502, "false")
     assert client.json()["error"]["type"] == "api_error"

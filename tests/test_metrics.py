@@ -62,7 +62,7 @@ def scrape(service: Service) -> Scrape:
 @contextmanager
 def measured(*args: str, script: Callable[[Connection], object], **settings: Any) -> Iterator[tuple[Service, Upstream]]:
     """A service that counts, and an upstream in its table."""
-    options = {"SSE_METRICS": True, "SSE_THROTTLE": "", **settings}
+    options: dict[str, Any] = {"SSE_METRICS": True, "SSE_THROTTLE": "", **settings}
     with Upstream(script) as upstream, Service(*args, SSE_UPSTREAMS={"test": upstream.url}, **options) as service:
         yield service, upstream
 
@@ -110,11 +110,16 @@ def test_requests_are_counted_by_what_was_answered() -> None:
         else:
             connection.send(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n")
 
-    passcodes = {"SSE_PASSCODES": {"ann": "right"}, "SSE_THROTTLE": "9 per hour", "SSE_MAX_STREAMS_PER_CLIENT": 1}
+    passcodes: dict[str, Any] = {
+        "SSE_PASSCODES": {"ann": "right"},
+        "SSE_THROTTLE": "9 per hour",
+        "SSE_MAX_STREAMS_PER_CLIENT": 1,
+    }
     with measured(script=script, **passcodes) as (service, upstream), ExitStack() as stack:
 
         def ask(target: str, **fields: str) -> int:
-            client = stack.enter_context(forward(service, target, **{"passcode": "right", **fields}))
+            given: dict[str, Any] = {"passcode": "right", **fields}
+            client = stack.enter_context(forward(service, target, **given))
             return client.read_head().status
 
         asked = [
@@ -163,8 +168,16 @@ def test_nothing_that_a_client_sends_becomes_a_label() -> None:
             status = connection.read_request().target.rpartition("/")[2]
             connection.send(f"HTTP/1.1 {status} X\r\n{EVENT_STREAM}\r\nContent-Length: 0\r\n\r\n".encode())
 
-    settings = {"SSE_PASSCODES": {"canary-client": "canary-pass"}, "SSE_METRICS": True, "SSE_THROTTLE": ""}
-    fields = {"Authorization": "Bearer canary-pass", "X-Request-Id": "canary-id", "X-Forwarded-For": "canary"}
+    settings: dict[str, Any] = {
+        "SSE_PASSCODES": {"canary-client": "canary-pass"},
+        "SSE_METRICS": True,
+        "SSE_THROTTLE": "",
+    }
+    fields: dict[str, Any] = {
+        "Authorization": "Bearer canary-pass",
+        "X-Request-Id": "canary-id",
+        "X-Forwarded-For": "canary",
+    }
     with Upstream(script) as upstream, Service(SSE_UPSTREAMS={"test": upstream.url}, **settings) as service:
         for method in ("GET", "POST", "CANARY", "canary"):
             for path in ("/upstream/test/canary/250", "/upstream/canary/x", '/upstream/canary"%0A1', "/canary?canary"):
@@ -215,8 +228,8 @@ def test_the_longest_gap_is_between_two_pieces() -> None:
     assert 0.25 < seen.sum("sse_longest_gap_seconds_sum", upstream="test") < 10
 
 
-def test_an_unavailable_store_is_counted_and_logged_once(redis_server: RedisServer) -> None:
-    settings = {"SSE_STORAGE_URI": redis_server.url, "SSE_THROTTLE": "99 per hour"}
+def test_a_shared_store_that_is_away_is_counted_and_said_once(redis_server: RedisServer) -> None:
+    settings: dict[str, Any] = {"SSE_STORAGE_URI": redis_server.url, "SSE_THROTTLE": "99 per hour"}
     with measured("--workers", "1", script=answer(EVENT), **settings) as (service, upstream):
 
         def ask() -> None:
@@ -248,7 +261,7 @@ def open_streams(service: Service, upstream: Upstream, count: int, stack: ExitSt
     return clients
 
 
-def test_all_workers_are_counted_and_a_killed_one_no_more() -> None:
+def test_metrics_cover_all_workers_but_killed_ones() -> None:
     script = Held()
     with measured("--workers", "2", script=script) as (service, upstream), ExitStack() as stack:
         clients = open_streams(service, upstream, 8, stack)
@@ -391,7 +404,7 @@ def test_own_streams_are_counted_by_their_endpoint() -> None:
     assert seen.sum("sse_events_total", upstream="own:own") == 2
 
 
-def test_apps_of_one_process_share_the_librarys_counts(tmp_path: Path) -> None:
+def test_apps_of_one_process_keep_separate_shared_counts(tmp_path: Path) -> None:
     """All that a process counts there lies in one file by name and labels: the last app that wrote had its own say."""
     code = """
 from tests.test_metrics import look, site

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ class Site:
             client.request(method, path, body=b"" if method == "POST" else None)
             return client.read_body()
 
-    def stream(self, path: str, method: str = "GET", **options: int) -> RawClient:
+    def stream(self, path: str, method: str = "GET", **options: Any) -> RawClient:
         """Open a stream; the caller closes."""
         self.stream_id = uuid.uuid4().hex
         client = RawClient(self.host, self.port, **options)
@@ -69,8 +70,8 @@ def start_site(server: str, directory: Path, **settings: float) -> Iterator[Site
     # Without a file of its own gunicorn takes ours, which patches for gevent.
     (directory / "plain.conf.py").write_text("control_socket_disable = True\n")
     config = ["-c", str(directory / "plain.conf.py")] if server == "gthread" else []
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLASK_")}
-    ours = {f"FLASK_SSE_{key}": str(value) for key, value in settings.items()}
+    inherited: dict[str, Any] = {name: value for name, value in os.environ.items() if not name.startswith("FLASK_")}
+    ours: dict[str, Any] = {f"FLASK_SSE_{key}": str(value) for key, value in settings.items()}
     environment = {**inherited, "PYTHONUNBUFFERED": "1", **ours}
     with Process([sys.executable, *COMMANDS[server], *config], env=environment, cwd=ROOT) as process:
         site = Site(server, process, int(process.wait_log(LISTENING)[1]))
@@ -143,7 +144,7 @@ def test_a_client_that_leaves_a_silent_stream_is_noticed(site: Site) -> None:
     site.wait_closed()
 
 
-def test_the_iterable_is_closed_with_the_client_of_a_busy_stream(site: Site) -> None:
+def test_a_leaving_client_of_a_busy_stream_closes_the_iterable(site: Site) -> None:
     with site.stream("/ticks") as client:
         client.read_until(b"tick")
         client.reset()
@@ -175,7 +176,7 @@ def test_the_last_event_id_of_field_or_query_is_handed_over(site: Site) -> None:
     assert b'"41"' in site.ask("/resume?lastEventId=41")
 
 
-def test_a_client_that_does_not_read_is_disconnected(site: Site) -> None:
+def test_a_client_that_does_not_read_pauses_the_iterable(site: Site) -> None:
     if site.server == "waitress":
         pytest.skip("waitress takes 16 MiB into its own buffer, and has no send timeout")
     before = int(site.ask("/produced"))
@@ -187,7 +188,7 @@ def test_a_client_that_does_not_read_is_disconnected(site: Site) -> None:
 
 
 @pytest.mark.parametrize("server", ["gevent", "gthread", "flask"])
-def test_a_client_that_left_is_detected_before_a_heartbeat(special: Callable[..., Site], server: str) -> None:
+def test_a_leaving_client_is_noticed_before_a_heartbeat(special: Callable[..., Site], server: str) -> None:
     site = special(server, HEARTBEAT=60)
     with site.stream("/gated") as client:
         client.read_until(b"data: one\n\n")
@@ -207,7 +208,7 @@ def test_a_stream_ends_after_its_longest_life(special: Callable[..., Site], serv
     site.ask("/open-gate", "POST")
 
 
-def test_under_gevent_a_silent_iterable_is_closed_at_once(special: Callable[..., Site]) -> None:
+def test_a_silent_iterable_is_closed_at_once_under_gevent(special: Callable[..., Site]) -> None:
     site = special("gevent", HEARTBEAT=0)
     with site.stream("/gated") as client:
         client.read_until(b"data: one\n\n")
@@ -215,7 +216,7 @@ def test_under_gevent_a_silent_iterable_is_closed_at_once(special: Callable[...,
     site.wait_end("client_gone")
 
 
-def test_the_demonstration_continues_after_the_last_event_id(shared_service: Service) -> None:
+def test_the_demonstration_continues_after_last_event_id(shared_service: Service) -> None:
     with call(shared_service, "GET", "/sse", {"Last-Event-ID": "41"}) as client:
         client.read_until(b"id: 43\ndata: Message 42\n\n")
         assert client.body.startswith(b"id: 42\ndata: Message 41\n\n")

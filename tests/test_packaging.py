@@ -52,7 +52,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("environment")
     venv.create(directory, with_pip=True)
     (wheel,) = built.glob("*.whl")
-    command = [directory / "bin/python", "-m", "pip", "install", "-q", "-c", ROOT / "requirements.txt"]
+    command = [str(directory / "bin/python"), "-m", "pip", "install", "-q", "-c", str(ROOT / "requirements.txt")]
     done = subprocess.run([*command, str(wheel)], capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
     if "No matching distribution" in done.stderr:
         missing("a package index", "ca-certificates")
@@ -62,7 +62,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(programs: Path, text: str) -> str:
     """Return what a text of Python prints in an environment."""
-    command = [programs / "python", "-W", "error", "-I", "-c", text]
+    command = [str(programs / "python"), "-W", "error", "-I", "-c", text]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout

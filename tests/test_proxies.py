@@ -543,7 +543,7 @@ def number(text: str, pattern: str) -> int:
     return int(found[0])
 
 
-def test_the_numbers_agree_with_gunicorn_and_the_settings(gunicorn_settings: dict[str, Any]) -> None:
+def test_proxy_limits_agree_with_gunicorn_and_settings(gunicorn_settings: dict[str, Any]) -> None:
     from sse.settings import Settings
 
     settings, nginx, caddy = Settings(), (DEPLOY / "nginx.conf").read_text(), (DEPLOY / "Caddyfile").read_text()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from .support.recording import BODY, Paced, location, post, read, reply, view
 from .support.service import Service
 from .support.upstream import Upstream
 
-KEY = {"Idempotency_Key": "one-key-of-two-hosts"}
+KEY: dict[str, Any] = {"Idempotency_Key": "one-key-of-two-hosts"}
 
 
 @dataclass
@@ -42,7 +43,7 @@ def start(redis_server: RedisServer) -> Iterator[Callable[..., Hosts]]:
 
         def hosts(*arguments: str, app: str = "app:app") -> Hosts:
             upstream = stack.enter_context(Upstream())
-            settings = {
+            settings: dict[str, Any] = {
                 "SSE_UPSTREAMS": {"test": upstream.url},
                 "SSE_THROTTLE": "",
                 "SSE_STORAGE_URI": redis_server.url,

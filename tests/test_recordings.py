@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_scripts_of_other_origins_can_resume(service: Service, upstream: Upstrea
         exposed = client.read_head().field("Access-Control-Expose-Headers") or ""
         place = client.head.field("Location")  # type: ignore[union-attr]
         assert {"Location", "Stream-Next-Offset", "Stream-TTL"} <= set(exposed.split(", "))
-    asked = {"Origin": "https://site.example", "Access-Control-Request-Method": "POST"}
+    asked: dict[str, Any] = {"Origin": "https://site.example", "Access-Control-Request-Method": "POST"}
     preflight = reply(
         call(
             service,
@@ -423,7 +424,7 @@ def test_a_position_behind_an_open_end_waits(service: Service, upstream: Upstrea
 
 def test_a_position_before_what_is_kept(upstream: Upstream) -> None:
     upstream.script = script = Paced()
-    settings = {"SSE_UPSTREAMS": {"test": upstream.url}, "SSE_RESUME_MAX_BYTES": 1024}
+    settings: dict[str, Any] = {"SSE_UPSTREAMS": {"test": upstream.url}, "SSE_RESUME_MAX_BYTES": 1024}
     with Service(**settings) as service, closing(post(service)) as client:
         place = location(client)
         for number in range(10):
@@ -580,7 +581,11 @@ def test_a_slow_reader_does_not_hold_the_upstream_up(service: Service, upstream:
 
 def test_the_lease_belongs_to_the_recording(upstream: Upstream) -> None:
     """To open and to leave would else be unlimited spending."""
-    settings = {"SSE_UPSTREAMS": {"test": upstream.url}, "SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 2}
+    settings: dict[str, Any] = {
+        "SSE_UPSTREAMS": {"test": upstream.url},
+        "SSE_THROTTLE": "",
+        "SSE_MAX_STREAMS_PER_CLIENT": 2,
+    }
     with Service(**settings) as service:
         scripts = []
         for _ in range(2):
@@ -622,7 +627,7 @@ def test_the_same_request_attaches(service: Service, upstream: Upstream) -> None
 
 def test_the_key_alone_opts_in(service: Service, upstream: Upstream) -> None:
     upstream.script = answer(BODY)
-    fields = {"Idempotency-Key": f"key-without-a-time-{time.time()}"}
+    fields: dict[str, Any] = {"Idempotency-Key": f"key-without-a-time-{time.time()}"}
     places = set()
     for _ in range(2):
         with closing(call(service, "POST", "/upstream/test/", fields, b"{}")) as client:
@@ -635,7 +640,7 @@ def test_the_key_alone_opts_in(service: Service, upstream: Upstream) -> None:
 @pytest.mark.parametrize("difference", ["body", "path", "method"])
 def test_another_request_with_the_same_key_is_refused(service: Service, upstream: Upstream, difference: str) -> None:
     upstream.script = answer(BODY)
-    fields = {**TTL, "Idempotency-Key": f"key-of-{difference}-{time.time()}"}
+    fields: dict[str, Any] = {**TTL, "Idempotency-Key": f"key-of-{difference}-{time.time()}"}
     assert reply(call(service, "POST", "/upstream/test/", fields, b"{}")).body == BODY
     method = "PUT" if difference == "method" else "POST"
     path = "/upstream/test/" + ("other" if difference == "path" else "")

@@ -41,7 +41,11 @@ def full() -> Iterator[dict[int, str]]:
     with Upstream(silent) as upstream, ExitStack() as stack:
         urls = {}
         for status, limit in {429: "SSE_MAX_STREAMS_PER_CLIENT", 503: "SSE_MAX_STREAMS"}.items():
-            settings = {"SSE_UPSTREAMS": {"test": upstream.url}, "SSE_PASSCODES": {"a": "right"}, limit: 1}
+            settings: dict[str, Any] = {
+                "SSE_UPSTREAMS": {"test": upstream.url},
+                "SSE_PASSCODES": {"a": "right"},
+                limit: 1,
+            }
             service = stack.enter_context(Service(**settings))
             client = stack.enter_context(call(service, "GET", "/upstream/test/v1", {"X-Passcode": "right"}))
             assert client.read_head().status == 200
@@ -106,7 +110,8 @@ def test_anthropic_reports_a_cut(cut: str) -> None:
 def test_dashscope_reports_a_refusal(full: dict[int, str], status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     passcode, code, message = CASES[status]
     monkeypatch.setattr(dashscope, "base_http_api_url", full[status])
-    refused = next(iter(dashscope.Generation.call("m", api_key=passcode, messages=MESSAGES, stream=True)))
+    responses: Any = dashscope.Generation.call("m", api_key=passcode, messages=MESSAGES, stream=True)
+    refused = next(iter(responses))
     assert refused.status_code == status
     assert code in str(refused.message) and message in str(refused.message)
 
@@ -115,7 +120,8 @@ def test_dashscope_reports_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     first = b'id:1\nevent:result\n:HTTP_STATUS/200\ndata:{"output":{"text":"Hel"}}\n\n'
     with broken_off(first) as url:
         monkeypatch.setattr(dashscope, "base_http_api_url", url)
-        *parts, last = dashscope.Generation.call("m", api_key="none", messages=MESSAGES, stream=True)
+        responses: Any = dashscope.Generation.call("m", api_key="none", messages=MESSAGES, stream=True)
+        *parts, last = responses
     assert [part.output.text for part in parts] == ["Hel"]
     assert last.code == CUT[0]
 

@@ -174,7 +174,7 @@ def test_a_bad_value_stops_the_start_with_the_keys_name(key: str, value: object)
 def test_the_defaults_are_the_documented_ones() -> None:
     settings = Settings.from_config({"OTHER": 1, "RATELIMIT_ENABLED": False})
     assert settings == Settings()
-    documented = {
+    documented: dict[str, Any] = {
         "upstreams": None,
         "allow_public_targets": False,
         "passcodes": {},
@@ -225,7 +225,7 @@ KEYED = {"a": {"url": "https://example.com/", "headers": {"Authorization": CANAR
 
 
 @pytest.mark.parametrize("config", [{"SSE_UPSTREAMS": KEYED}, {"SSE_ALLOW_PUBLIC_TARGETS": True}])
-def test_open_with_keys_at_stake_is_refused_without_sse_open(config: Mapping[str, Any]) -> None:
+def test_an_open_gateway_with_keys_needs_sse_open(config: Mapping[str, Any]) -> None:
     with pytest.raises(ValueError, match="^SSE_PASSCODES") as refused:
         create_app(config)
     assert CANARY not in str(refused.value)
@@ -248,7 +248,7 @@ def test_open_with_keys_at_stake_is_refused_without_sse_open(config: Mapping[str
         ({"SSE_STORAGE_URI": f"redis://127.0.0.1:{CANARY}/0"}, "SSE_STORAGE_URI"),
     ],
 )
-def test_a_refused_start_names_the_reason_without_a_secret(settings: dict[str, Any], key: str) -> None:
+def test_a_failed_start_is_explained_without_secrets(settings: dict[str, Any], key: str) -> None:
     said = start_refused(**settings)
     assert f"Error: {key}" in said and "Traceback" not in said
     assert CANARY not in said
@@ -297,7 +297,7 @@ def test_a_misspelt_key_is_told_what_was_meant(key: str, meant: str) -> None:
         ("FLASK_sse_passcodes", "SSE_PASSCODES"),
     ],
 )
-def test_an_unknown_environment_variable_stops_the_service(
+def test_an_unread_environment_variable_stops_the_service(
     name: str, meant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, CANARY)

@@ -77,7 +77,7 @@ def never_between_events(connection: Connection) -> None:
     connection.flood(chunk(b"x" * 100_001 + b"\n\ndata: "))
 
 
-def test_a_silent_stream_ends_between_events_at_a_stop() -> None:
+def test_a_silent_stream_ends_with_an_error_event_at_a_stop() -> None:
     mark = new_mark()
     with stopping(*BRISK, script=silent) as (service, upstream):
         with forward(service, upstream.url, **mark) as client:
@@ -92,7 +92,7 @@ def test_a_silent_stream_ends_between_events_at_a_stop() -> None:
         stops_politely(service)
 
 
-def test_a_busy_stream_ends_between_events_within_a_piece() -> None:
+def test_a_busy_stream_ends_between_events_inside_a_piece() -> None:
     mark = new_mark()
     with stopping(*BRISK, script=never_between_events) as (service, upstream):
         with forward(service, upstream.url, **mark) as client:
@@ -164,7 +164,7 @@ def test_who_waits_for_a_connection_is_told_to_come_again() -> None:
 @pytest.mark.parametrize("endpoint", ["/forward-sse", "/upstream/test/"])
 def test_whose_request_has_not_arrived_is_told_to_come_again(endpoint: str) -> None:
     """A passcode in a JSON that was cut is no wrong passcode."""
-    passcodes = {"SSE_PASSCODES": {"ann": "right"}}
+    passcodes: dict[str, Any] = {"SSE_PASSCODES": {"ann": "right"}}
     with stopping(*BRISK, script=silent, **passcodes) as (service, _), RawClient(service.host, service.port) as client:
         client.method = "POST"
         passcode = "X-Passcode: right\r\n" if endpoint != "/forward-sse" else ""
@@ -197,7 +197,7 @@ def test_the_time_runs_from_the_stop_although_nothing_is_open(tmp_path: Path) ->
         stops_politely(service)
 
 
-def test_a_client_that_reads_nothing_does_not_delay_a_stop() -> None:
+def test_a_stalled_client_does_not_delay_the_stop() -> None:
     def flood(connection: Connection) -> None:
         connection.read_request()
         connection.send(STREAM)
@@ -212,7 +212,7 @@ def test_a_client_that_reads_nothing_does_not_delay_a_stop() -> None:
         assert ending(service, mark) == "draining"
 
 
-def test_a_stopping_service_still_serves_open_connections() -> None:
+def test_a_stopping_service_serves_open_connections() -> None:
     script = Steps()
     with (
         stopping(*PATIENT, script=script) as (service, upstream),
@@ -275,7 +275,7 @@ def test_a_reload_leaves_open_streams_alone_and_serves_new_ones() -> None:
         eventually(lambda: not set(first) & set(service.worker_pids()), "the old worker stays")
 
 
-def test_a_worker_is_replaced_after_max_requests() -> None:
+def test_max_requests_replaces_a_worker_without_a_pause() -> None:
     script = Steps()
     args = ("--workers", "2", "--max-requests", "5", "--max-requests-jitter", "0", *PATIENT)
     with stopping(*args, script=script, SSE_THROTTLE="") as (service, upstream), forward(service, upstream.url) as old:
@@ -329,7 +329,7 @@ def test_several_workers_without_a_store_are_warned_of() -> None:
 def test_a_shared_store_brings_one_worker_for_each_core(how: str, redis_server: RedisServer, tmp_path: Any) -> None:
     config = tmp_path / "sse.toml"
     config.write_text(f'SSE_STORAGE_URI = "{redis_server.url}"\n')
-    settings = {"SSE_STORAGE_URI": redis_server.url} if how == "environment" else {}
+    settings: dict[str, Any] = {"SSE_STORAGE_URI": redis_server.url} if how == "environment" else {}
     env = {"SSE_CONFIG": str(config)} if how == "file" else {}
     with Service(env=env, **settings) as service:
         assert len(service.worker_pids()) == len(os.sched_getaffinity(0))

@@ -144,13 +144,13 @@ def test_a_refused_connection_is_named(relay: Relay, upstream: Callable[..., Ups
         assert answered.field("X-Should-Retry") is None
 
 
-def test_no_sdk_repeats_a_time_out_of_a_sent_request(upstream: Callable[..., Upstream]) -> None:
+def test_no_sdk_repeats_a_request_that_timed_out(upstream: Callable[..., Upstream]) -> None:
     def thinks(connection: Connection) -> None:
         connection.read_request()
         connection.wait_closed()
 
     server = upstream(thinks)
-    times = {"SSE_RESPONSE_TIMEOUT": 0.3, "SSE_CONNECT_TIMEOUT": 0.3}
+    times: dict[str, Any] = {"SSE_RESPONSE_TIMEOUT": 0.3, "SSE_CONNECT_TIMEOUT": 0.3}
     with SilentListener() as silent, Service(SSE_UPSTREAMS={"a": server.url, "b": silent.url}, **times) as service:
         for url, should_retry, detail in [
             (server.url, "false", "no response head in time"),
@@ -184,7 +184,7 @@ def slow_reader(size: int, *, seconds: float) -> Iterator[str]:
     thread.join(PATIENCE)
 
 
-def test_the_clock_of_the_head_starts_after_the_request() -> None:
+def test_the_head_clock_starts_after_the_request_is_sent() -> None:
     """A large body over a slow line was cut while it made progress."""
     size = 8_000_000
     with (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from . import conftest
+from .support.program import RedisServer, program
 from .support.service import Process, RawClient, Service, call, start_refused
 from .support.upstream import (
     EVENT_STREAM,
@@ -141,7 +141,7 @@ def test_waiting_for_a_peer_that_stays_fails(upstream: Starter) -> None:
             server.connections[0].wait_closed(0.01)
 
 
-def test_a_peer_that_does_not_read_stops_the_flood() -> None:
+def test_a_stalled_peer_stops_the_flood_until_the_tests_end() -> None:
     with Upstream(flooding) as server, get(server):
         sent, connection = -1, server.wait_connection()
         while connection.sent != sent:
@@ -199,7 +199,7 @@ def test_a_tls_upstream_closes_with_a_close_notify(upstream: Starter) -> None:
                 pass
 
 
-def test_a_refusing_upstream_keeps_its_open_connection(upstream: Starter) -> None:
+def test_a_refusing_upstream_keeps_open_connections(upstream: Starter) -> None:
     server = upstream(answer(framing="length"))
     with get(server) as client:
         client.read_body()
@@ -251,7 +251,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_service_is_ready_and_is_gone_afterwards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_is_ready_configured_and_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASK_SSE_OPEN", "true")
     # One worker: a second may still be booting when the test is over, and then misses the signal to stop.
     with Service(root=root, SSE_THROTTLE="1 per second") as service:
@@ -271,7 +271,7 @@ def test_a_service_that_cannot_start_is_an_error_that_shows_why(root: Path) -> N
     assert "SSE_THING: is wrong" in start_refused(root=root)
 
 
-def test_a_missing_log_line_is_an_error_that_shows_the_log() -> None:
+def test_a_missing_log_line_is_an_error_with_the_log() -> None:
     with Process(["echo", "something else"]) as process, pytest.raises(AssertionError, match="something else"):
         process.wait_log("what is wanted")
 
@@ -279,10 +279,10 @@ def test_a_missing_log_line_is_an_error_that_shows_the_log() -> None:
 def test_a_missing_piece_skips_but_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "")
     with pytest.raises(pytest.skip.Exception, match="apt install no-such-package"):
-        conftest.program("no-such-program", "no-such-package")
+        program("no-such-program", "no-such-package")
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="apt install no-such-package"):
-        conftest.program("no-such-program", "no-such-package")
+        program("no-such-program", "no-such-package")
 
 
 def test_a_browser_runs_scripts(chromium: Browser) -> None:
@@ -291,7 +291,7 @@ def test_a_browser_runs_scripts(chromium: Browser) -> None:
     page.close()
 
 
-def test_redis_stops_and_starts_again_on_the_same_port(redis_server: conftest.RedisServer) -> None:
+def test_redis_stops_and_starts_again_on_the_same_port(redis_server: RedisServer) -> None:
     def ping() -> bytes:
         with socket.create_connection(("127.0.0.1", redis_server.port)) as sock:
             sock.sendall(b"PING\r\n")

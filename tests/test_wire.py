@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def gateway() -> Iterator[Relay]:
     """An open gateway whose upstream `test` has a list of fields that pass."""
     with Upstream(OK) as upstream:
         entry = {"url": upstream.url, "response_headers": ["X-Goog-Upload-URL", "x-amzn-kind"]}
-        settings = {"SSE_THROTTLE": "", "SSE_TRUSTED_PROXIES": 1, "SSE_UPSTREAMS": {"test": entry}}
+        settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_TRUSTED_PROXIES": 1, "SSE_UPSTREAMS": {"test": entry}}
         with Service(SSE_CORS_ORIGINS=["*", "https://app.example", "tauri://localhost"], **settings) as service:
             yield Relay(service, upstream)
 

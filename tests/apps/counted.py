@@ -98,5 +98,5 @@ def _counted_look_up(*args: Any, **kwargs: Any) -> Any:
 
 
 # Below gevent's, which is not used for upstreams.
-_socket.getaddrinfo = _counted_look_up  # type: ignore[assignment]
+_socket.getaddrinfo = _counted_look_up
 app.wsgi_app = _counted(app.wsgi_app)  # type: ignore[method-assign]

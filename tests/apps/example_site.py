@@ -14,7 +14,7 @@ from flask import Flask, Response, abort, g, jsonify, request, session
 from flask_cors import CORS
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
-from flask_login import (  # type: ignore[import-untyped]
+from flask_login import (
     LoginManager,
     UserMixin,
     current_user,
@@ -29,7 +29,7 @@ from sse import SSE, EventSourceResponse
 Embed = Callable[[Flask, Limiter], object]
 
 
-class User(UserMixin):  # type: ignore[misc]  # without hints
+class User(UserMixin):
     def __init__(self, name: str) -> None:
         self.id = name
 
@@ -124,7 +124,7 @@ def _add_pages(app: Flask, limiter: Limiter) -> None:
         return f"hello {name}"
 
     @app.get("/private")
-    @login_required  # type: ignore[untyped-decorator]
+    @login_required
     def private() -> str:
         session["seen"] += 1
         return f"private to {current_user.get_id()}"

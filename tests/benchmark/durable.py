@@ -135,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the streams and events; default 1")
     scale = parser.parse_args(arguments).scale
     _raise_file_limit()
-    lines, faults, first = [["streams", "CPU µs/event", "of plain"]], [], {}
+    lines, faults = [["streams", "CPU µs/event", "of plain"]], []
+    first: dict[Any, Any] = {}
     with Upstream() as upstream, _client() as client:
         for name, cpu, wrong in rows(upstream, client, LOADS["llm"].scaled(scale)):
             if wrong:

@@ -233,14 +233,14 @@ def test_a_patch_that_comes_too_late_is_found(tmp_path: Path) -> None:
     assert re.match("fail .*after it was used.*first lines of gunicorn.conf.py", report.finding("patching"))
 
 
-def test_the_configuration_sees_only_the_modules_of_gunicorn(tmp_path: Path) -> None:
+def test_the_probe_has_gunicorns_import_path(tmp_path: Path) -> None:
     """Beside the program that reads it are modules of ours with common names."""
     (tmp_path / "wrong.py").write_text("import certificate\n")
     report = doctor(env={"GUNICORN_CMD_ARGS": f"-c {tmp_path}/wrong.py"}, **SOUND)
     assert re.match("fail .*No module named 'certificate'.*fix gunicorn.conf.py", report.finding("gunicorn"))
 
 
-def test_without_a_configuration_of_gunicorn_it_names_the_place(tmp_path: Path) -> None:
+def test_a_missing_gunicorn_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text("from app import app")
     report = doctor(app="shop", root=tmp_path, env={"PYTHONPATH": str(ROOT)}, **SOUND)
     assert re.match("warn .*no gunicorn.conf.py.*GUNICORN_CMD_ARGS", report.finding("gunicorn"))

@@ -16,7 +16,7 @@ from sse.gunicorn.master import NAMES
 REMEDY = "gunicorn's master has changed: adapt sse/gunicorn/master.py or hold gunicorn below this version"
 
 
-class Application(BaseApplication):  # type: ignore[misc]  # gunicorn leaves it untyped
+class Application(BaseApplication):
     def load_config(self) -> None: ...
 
 

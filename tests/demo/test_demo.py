@@ -78,9 +78,7 @@ def test_a_streamed_chat_is_sent_token_by_token(server: DemonstrationServer, ses
     assert "usage" not in chunks[0]
 
 
-def test_a_streamed_chat_sends_its_usage_last_if_requested(
-    server: DemonstrationServer, session: requests.Session
-) -> None:
+def test_a_streamed_chat_ends_with_its_usage_on_request(server: DemonstrationServer, session: requests.Session) -> None:
     asked: dict[str, Any] = {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
     *others, last = chat_chunks(session.post(server.url + CHAT, json=asked))
     assert all(chunk["usage"] is None for chunk in others)
@@ -219,7 +217,7 @@ def test_a_wrong_key_is_refused_in_the_shape_of_the_dialect(
         pytest.param(b'{"messages":[{"role":"user"}],"stream_options":1,"input":{"prompt":1}}', id="no-object"),
     ],
 )
-def test_an_invalid_request_is_400_in_the_shape_of_the_dialect(
+def test_a_malformed_request_is_400_in_the_dialect(
     server: DemonstrationServer, session: requests.Session, body: bytes
 ) -> None:
     chat = session.post(server.url + CHAT, body)
@@ -337,7 +335,7 @@ def test_a_server_that_was_never_started_leaves_no_open_socket() -> None:
     del server  # pytest makes an error of the ResourceWarning that an unclosed socket would give
 
 
-def test_a_client_that_leaves_and_garbage_are_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
+def test_leaving_clients_and_garbage_are_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
     server = DemonstrationServer(delay=0.001)
     server.ensure_started()
     running = threading.active_count()
@@ -356,7 +354,7 @@ def test_a_client_that_leaves_and_garbage_are_not_logged(capfd: pytest.CaptureFi
 
 FORKED = """
 import os, requests, threading
-from sse.web.demo import DemonstrationServer
+from sse.demo.server import DemonstrationServer
 
 def ask(who):
     server.ensure_started()
@@ -389,7 +387,7 @@ else:
         ),
     ],
 )
-def test_a_socket_from_before_a_fork_is_served_by_each_process(script: str, said: str) -> None:
+def test_each_forked_process_serves_the_socket(script: str, said: str) -> None:
     with Process([sys.executable, "-c", script]) as process:
         assert process.wait_exit() == 0, process.log()
         assert process.log() == said

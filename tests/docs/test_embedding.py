@@ -28,7 +28,7 @@ def test_embed_login(upstream: Callable[..., Upstream]) -> None:
     @app.post("/login")
     def login() -> str:
         user = UserMixin()
-        user.id = "ann"  # type: ignore[attr-defined]
+        user.id = "ann"
         login_user(user)
         return ""
 

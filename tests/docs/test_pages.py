@@ -13,7 +13,8 @@ from sse.errors import REFUSALS, ClientGone
 from sse.relay.stream.end import EndReason
 from sse.settings import PREFIX, Settings
 
-from ..support.document import PAGES, ROOT, block, codes, named_blocks, page, table
+from ..support.document import PAGES, block, codes, named_blocks, page, table
+from ..support.service import ROOT
 
 NAMES = sorted({name for path in PAGES for name, _ in named_blocks(path.read_text())})
 

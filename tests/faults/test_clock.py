@@ -9,6 +9,7 @@ import re
 import time
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_the_service_sees_the_clock_that_is_set(clock: Clock) -> None:
 @pytest.mark.parametrize("hours", [HOURS, -HOURS])
 def test_streams_and_time_outs_do_not_notice(hours: int, clock: Clock) -> None:
     mark = new_mark()
-    settings = {"SSE_THROTTLE": "", "SSE_IDLE_TIMEOUT": 2}
+    settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_IDLE_TIMEOUT": 2}
     with (
         Spring(interval=0.1) as spring,
         Upstream(silent) as upstream,
@@ -96,7 +97,7 @@ def test_streams_and_time_outs_do_not_notice(hours: int, clock: Clock) -> None:
 @pytest.mark.parametrize("hours", [HOURS, -HOURS])
 def test_no_client_is_locked_out_longer(hours: int, store: str, clock: Clock, request: pytest.FixtureRequest) -> None:
     """limits counts by the wall clock: set back, it refused all who had called, until it was where it had been."""
-    settings = {"SSE_THROTTLE": "3 per 2 second"}
+    settings: dict[str, Any] = {"SSE_THROTTLE": "3 per 2 second"}
     if store == "redis":
         settings["SSE_STORAGE_URI"] = request.getfixturevalue("redis_server").url
     with Upstream(answer(EVENT)) as upstream:

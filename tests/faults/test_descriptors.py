@@ -33,7 +33,7 @@ def limited(pid: int, left: int) -> Iterator[None]:
 @contextmanager
 def streaming(**upstreams: str) -> Iterator[tuple[Service, Crowd, int]]:
     """A service with streams that get events, and its worker."""
-    settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
+    settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
     with (
         Spring(interval=0.1) as spring,
         Service(SSE_UPSTREAMS={"test": spring.url, **upstreams}, **settings) as service,
@@ -63,7 +63,7 @@ def asked(client: RawClient) -> tuple[int, str | None, Any]:
         pytest.param("https://127.0.0.1:{}", 2, id="tls"),
     ],
 )
-def test_an_admitted_client_beyond_the_limit_gets_retry_after(url: str, left: int) -> None:
+def test_without_descriptors_clients_get_503(url: str, left: int) -> None:
     """It was 502, as if the upstream were not there."""
     with Upstream(tls=url.startswith("https")) as upstream:
         with streaming(other=url.format(upstream.port)) as (service, crowd, pid):

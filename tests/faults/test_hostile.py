@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Ups
 @pytest.fixture(scope="module")
 def narrow_relay() -> Iterator[Relay]:
     """A service in which a client may have one stream, and times are short."""
-    settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 1}
-    times = {"SSE_RESPONSE_TIMEOUT": 0.5, "SSE_IDLE_TIMEOUT": 0.5}
+    settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 1}
+    times: dict[str, Any] = {"SSE_RESPONSE_TIMEOUT": 0.5, "SSE_IDLE_TIMEOUT": 0.5}
     with Upstream() as upstream, Service(SSE_UPSTREAMS={"test": upstream.url}, **settings, **times) as service:
         yield Relay(service, upstream)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_log_that_cannot_be_written_harms_no_stream(where: str, unbuffered: st
     (tmp_path / "app.py").write_text(where + REST)
     for name, source in [("sse", "sse"), ("gunicorn.conf.py", "gunicorn.conf.py"), ("service_app.py", "app.py")]:
         (tmp_path / name).symlink_to(ROOT / source)
-    settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
+    settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
     with Spring(interval=0.1) as spring, Upstream(answer(EVENT)) as upstream:
         table = {"test": spring.url, "short": upstream.url}
         env = {"PYTHONUNBUFFERED": unbuffered}
@@ -74,7 +75,7 @@ def test_a_log_pipe_that_is_not_read_stops_nothing() -> None:
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 16)
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--access-logfile", "-"]
-    settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
+    settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
     with Spring(interval=0.1) as spring:
         env = _environment({"SSE_UPSTREAMS": {"test": spring.url}, **settings}, {})
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=writer, stderr=writer)

@@ -106,13 +106,13 @@ def spoilt(redis_server: RedisServer, client: Any) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [killed, frozen, full, read_only])
-def test_without_its_store_each_process_has_its_own_counts(
+def test_without_redis_each_process_counts_for_itself(
     fault: Callable[..., Any], redis_server: RedisServer, client: Any, impatient: Path
 ) -> None:
     counts_for_itself(fault, redis_server, client, root=impatient)
 
 
-def test_foreign_keys_make_the_store_unavailable(redis_server: RedisServer, client: Any) -> None:
+def test_foreign_values_under_our_keys_count_as_unavailable(redis_server: RedisServer, client: Any) -> None:
     """The store itself is fine, so every five seconds it is thought to be back."""
     counts_for_itself(spoilt, redis_server, client)
 
@@ -140,7 +140,7 @@ def counts_for_itself(fault: Callable[..., Any], redis_server: RedisServer, clie
         assert "Traceback" not in service.log()
 
 
-def test_it_is_found_again_without_a_readiness_check(redis_server: RedisServer, impatient: Path) -> None:
+def test_recovery_is_noticed_without_readiness_checks(redis_server: RedisServer, impatient: Path) -> None:
     settings = {"SSE_THROTTLE": "", "root": impatient}
     with Upstream(answer(EVENT)) as upstream, using(redis_server.url, upstream.url, **settings) as service:
         redis_server.stop()
@@ -154,7 +154,7 @@ def test_it_is_found_again_without_a_readiness_check(redis_server: RedisServer, 
         eventually(is_found, "it stays away")
 
 
-def test_a_hanging_store_delays_only_the_requests_of_that_moment(
+def test_a_hanging_redis_delays_only_the_calls_of_that_moment(
     redis_server: RedisServer,
 ) -> None:
     """Flask-Limiter answered 500 to 99 of them: to all but the first whose question failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from ..support.crowd import Crowd, Spring, descriptors, room_for
 from ..support.ending import eventually
@@ -15,7 +16,7 @@ LEFT_BEHIND = 10 * 2**20
 
 
 def test_a_thousand_clients_that_vanish_leave_nothing_behind() -> None:
-    settings = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS": CLIENTS, "SSE_MAX_STREAMS_PER_CLIENT": 0}
+    settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS": CLIENTS, "SSE_MAX_STREAMS_PER_CLIENT": 0}
     with room_for(CLIENTS), Spring() as spring, Service(SSE_UPSTREAMS={"test": spring.url}, **settings) as service:
         [pid] = service.worker_pids()
         sizes = []

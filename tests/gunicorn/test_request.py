@@ -222,7 +222,7 @@ def test_a_malformed_body_is_a_bad_request(site: Service, target: str, name: str
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_on_gunicorns_worker_a_malformed_body_is_a_bad_request(textbook: Service, name: str) -> None:
+def test_gunicorns_own_worker_refuses_a_malformed_body(textbook: Service, name: str) -> None:
     refuses_malformed(textbook, "/forward-sse", name)
     assert "Traceback" not in textbook.log()
 

@@ -206,7 +206,7 @@ def test_streams_that_wait_count_as_connections(
         assert clients[0].read_body() == EVENT * 22
 
 
-def test_what_outlasts_a_stopping_worker_is_ended_and_logged(
+def test_a_parked_stream_is_cut_when_its_worker_is_killed(
     upstream: Callable[..., Upstream], service: Callable[..., Service], held: Held, tmp_path: Path
 ) -> None:
     """Without `end_with_worker`, gunicorn kills the greenlets of a worker that is replaced; a stream may have none."""

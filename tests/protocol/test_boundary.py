@@ -99,7 +99,7 @@ _pieces = st.lists(
 
 
 @given(_pieces, st.booleans())
-def test_every_stream_is_followed_as_by_the_oracle(pieces: list[bytes], bom: bool) -> None:
+def test_every_stream_is_followed_as_the_oracle_does(pieces: list[bytes], bom: bool) -> None:
     boundary, sent = Boundary(), b""
     for piece in [BOM, *pieces] if bom else pieces:
         boundary.feed(piece)

@@ -68,7 +68,7 @@ def spellings(name: str) -> list[str]:
         pytest.param({"!#$%&'*+-.^_`|~09azAZ": "b"}, [("!#$%&'*+-.^_`|~09azAZ", "b")], id="every-token-character"),
     ],
 )
-def test_an_object_of_strings_numbers_and_lists_is_accepted(document: object, pairs: Pairs) -> None:
+def test_a_header_of_strings_numbers_and_lists_is_accepted(document: object, pairs: Pairs) -> None:
     assert parse_fields(document) == pairs
 
 
@@ -156,7 +156,7 @@ def test_a_field_of_the_connection_is_never_sent_on(name: str) -> None:
     assert encode_request_fields([(name, "1"), ("X-A", "b")], has_body=False) == [("X-A", "b"), *FORCED]
 
 
-def test_content_length_of_the_caller_does_not_frame_the_request() -> None:
+def test_a_clients_content_length_does_not_frame_the_request() -> None:
     """The reference let it through: on a shared connection the rest of the body became the next caller's request."""
     pairs = parse_fields({"Content-Length": "1", "content-length": 1, "CONTENT_LENGTH": ["1", "2"]})
     assert encode_request_fields(pairs, has_body=True) == [*FORCED, ("Content-Type", "application/json")]
@@ -238,7 +238,7 @@ PARENT, STATE, BAGGAGE = ("traceparent", "00-a-b-01"), ("tracestate", "x=1,y=2")
         pytest.param([], [], [], id="none"),
     ],
 )
-def test_the_request_has_the_trace_of_the_call_unless_it_has_one(
+def test_the_requests_trace_goes_on_unless_header_names_one(
     pairs: Pairs, request_fields: Pairs, expected: Pairs
 ) -> None:
     assert with_trace(pairs, dict(request_fields).get) == expected
@@ -416,7 +416,7 @@ _values = st.one_of(st.text(max_size=8), st.sampled_from(["X-A", "close", "chunk
 
 
 @given(st.lists(st.tuples(_names, _values), max_size=8), st.booleans())
-def test_no_input_gives_a_field_that_frames_or_splits_a_message(pairs: Pairs, has_body: bool) -> None:
+def test_nothing_goes_out_that_frames_or_splits_a_message(pairs: Pairs, has_body: bool) -> None:
     try:
         fields = encode_request_fields(pairs, has_body=has_body)
     except InvalidRequest:

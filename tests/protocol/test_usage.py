@@ -277,7 +277,7 @@ def test_the_first_event_counts_however_long_the_rest_is() -> None:
     assert kept(*(body[at : at + 200] for at in range(0, len(body), 200))) == ANTHROPIC_EXPECTED
 
 
-def test_a_pretty_printed_document_of_which_only_the_end_is_kept_is_read() -> None:
+def test_the_kept_end_of_a_pretty_printed_document_is_read() -> None:
     body = json.dumps({"model": "m", "choices": ["x" * 100_000], "usage": FULL}, indent=2).encode()
     found = kept(*(body[at : at + 1000] for at in range(0, len(body), 1000)))
     assert found is not None

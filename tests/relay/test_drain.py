@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from sse.relay import drain
 from sse.relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, Drain, Phase
 
 
@@ -15,7 +16,7 @@ def test_a_process_that_is_not_stopped_serves() -> None:
 def test_to_look_at_the_phase_does_not_start_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ran from the first look, which a stream took that came later than the stop."""
     now = [100.0]
-    monkeypatch.setattr(drain.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     draining = Drain()
     draining.begin(10)
     now[0] += 9
@@ -24,7 +25,7 @@ def test_to_look_at_the_phase_does_not_start_the_clock(monkeypatch: pytest.Monke
 
 def test_a_second_beginning_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(drain.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     draining = Drain()
     draining.begin(10)
     now[0] += 9
@@ -35,7 +36,7 @@ def test_a_second_beginning_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("grace", [10.0, 1.0, 0.0, -5.0])
 def test_the_phases_follow_the_clock(grace: float, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(drain.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     draining = Drain()
     draining.begin(grace)
     end = 100.0 + max(0.0, grace)

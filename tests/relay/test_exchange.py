@@ -254,7 +254,7 @@ def until_acknowledged(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("send", [5.0, 0.0])
-def test_a_client_that_takes_no_error_event_is_shut_down(pair: Pair, send: float) -> None:
+def test_a_client_that_does_not_take_the_error_event_is_closed(pair: Pair, send: float) -> None:
     """The first reason stays; but whoever was blocked in telling it stayed blocked for ever."""
     exchange = opened(pair[0], send=send)
     since = enter(exchange, Stage.WRITE)

@@ -100,7 +100,7 @@ def test_what_is_held_is_renewed_and_what_is_not_expires(
         give_back()
 
 
-def test_leases_from_before_a_clock_was_set_back_do_not_count(
+def test_leases_from_before_the_clock_was_set_back_do_not_count(
     shared: Callable[..., SharedLeases],
 ) -> None:
     leases = shared(per_client=1)
@@ -231,7 +231,7 @@ def test_what_never_became_a_stream_leaves_no_lease(
                 client.read_body()
 
 
-def test_two_services_count_together_without_a_killed_worker(
+def test_services_share_leases_and_forget_a_killed_worker(
     redis_server: Any, upstream: Callable[..., Upstream], service: Callable[..., Service]
 ) -> None:
     source = upstream(endless)

@@ -71,7 +71,7 @@ def tier(path: Path, fixtures: Collection[str]) -> str:
 @cache
 def missing_packages(path: Path) -> frozenset[str]:
     """Return the packages that a module of the tests imports, itself or by another, and that are not installed."""
-    found = set()
+    found: set[str] = set()
     for name in _imports(path):
         if isinstance(name, Path):
             found |= missing_packages(name)

@@ -92,7 +92,7 @@ def generator() -> Iterator[str]:
         pytest.param(["a", b"bytes"], "not bytes", id="bytes-item"),
     ],
 )
-def test_what_is_no_iterable_of_events_is_refused_before_the_response(events: Any, hint: str) -> None:
+def test_a_non_iterable_is_refused_before_the_response(events: Any, hint: str) -> None:
     """The error came after the 200 before, or not at all: a str is an iterable of letters."""
 
     def view() -> str:
@@ -209,7 +209,7 @@ def test_the_fields_are_those_of_an_event_stream() -> None:
     }
 
 
-def test_fields_and_status_may_be_given_but_the_content_type_stays() -> None:
+def test_status_and_fields_may_be_given_but_not_the_type() -> None:
     fields = {"cache-control": "no-store", "X-Other": "1", "content-type": "text/plain"}
     answer = client_of(stream(status=203, headers=fields)).get("/")
     assert answer.status_code == 203
@@ -249,7 +249,7 @@ def test_what_the_view_wants_closed_is_closed_with_the_stream() -> None:
     assert closed == ["view"]
 
 
-def test_the_iterable_of_a_head_request_is_never_started_but_closed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_request_closes_the_iterable_unstarted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sse")
 
     class Events:

@@ -37,7 +37,7 @@ def status(client: FlaskClient, path: str) -> int:
     [("sse.js", "text/javascript; charset=utf-8"), ("sse.d.ts", "text/plain; charset=utf-8")],
 )
 @pytest.mark.parametrize("parts", [{}, {"relay": False}, {"playground": True}, {"playground": True, "client": False}])
-def test_the_browser_client_is_served(parts: dict[str, bool], name: str, content_type: str) -> None:
+def test_the_browser_client_is_served(parts: dict[str, Any], name: str, content_type: str) -> None:
     with site(**parts).test_client().get(f"/ai/sse-static/{name}") as response:
         assert (response.status_code, response.content_type) == (200, content_type)
         assert response.data == (ROOT / "sse/static" / name).read_bytes()
@@ -54,7 +54,7 @@ def test_flask_knows_its_url() -> None:
 def test_the_pages_files_are_served_with_the_page_only() -> None:
     names = sorted(path.name for path in (ROOT / "sse/static").iterdir())
 
-    def served(**parts: bool) -> set[str]:
+    def served(**parts: Any) -> set[str]:
         client = site(**parts).test_client()
         return {name for name in names if status(client, f"/ai/sse-static/{name}") == 200}
 

@@ -9,6 +9,7 @@ import pytest
 import sse.web.relay
 from app import create_app
 from sse.relay.upstream.client import UpstreamResponse
+from sse.web.report import StreamReport
 
 from ..support.upstream import Upstream, answer
 
@@ -19,7 +20,7 @@ from ..support.upstream import Upstream, answer
         pytest.param((sse.web.relay, "response_fields"), id="fields"),
         pytest.param((sse.web.relay, "Pump"), id="body"),
         pytest.param((sse.web.relay, "stream_response"), id="response"),
-        pytest.param((sse.web.relay.StreamReport, "answer"), id="metrics"),
+        pytest.param((StreamReport, "answer"), id="metrics"),
     ],
 )
 def test_a_stream_whose_response_cannot_be_made_is_released(
@@ -32,7 +33,7 @@ def test_a_stream_whose_response_cannot_be_made_is_released(
 
     closed: list[UpstreamResponse] = []
     close = UpstreamResponse.close
-    monkeypatch.setattr(UpstreamResponse, "close", lambda self: (closed.append(self), close(self)))
+    monkeypatch.setattr(UpstreamResponse, "close", lambda self: closed.append(self) or close(self))  # type: ignore[func-returns-value]
     there = upstream(answer(b"data: 1\n\n"))
     app = create_app({"SSE_UPSTREAMS": {"there": there.url}})
     monkeypatch.setattr(*fails, fail)

@@ -74,7 +74,7 @@ def test_a_view_sends_a_body_of_its_own_with_the_tables_key(site: Site) -> None:
     site.service.wait_log("stream end=complete status=200 upstream=model client=ada")
 
 
-def test_a_client_that_leaves_cancels_the_upstream_and_its_lease_is_released(site: Site) -> None:
+def test_a_leaving_client_cancels_the_upstream_and_its_lease(site: Site) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked") + chunk(EVENT))
@@ -108,7 +108,7 @@ def test_a_truncated_stream_never_looks_complete(site: Site) -> None:
         assert not client.is_complete
 
 
-def test_a_refusal_is_the_gateways_whatever_error_pages_a_site_has(site: Site) -> None:
+def test_refusals_are_the_gateways_despite_error_pages(site: Site) -> None:
     with call(site.service, "GET", "/away") as client:
         assert (client.read_head().status, client.json()["code"]) == (502, "upstream_unreachable")
     site.service.wait_log("stream end=upstream_failed status=502 upstream=away client=-")

@@ -188,7 +188,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("wire", "payload"), MALFORMED)
-def test_what_came_before_a_fault_is_delivered(wire: bytes, payload: bytes) -> None:
+def test_bytes_before_a_fault_are_delivered(wire: bytes, payload: bytes) -> None:
     halves = ([wire[:at], wire[at:]] for at in range(min(len(wire), 40)))
     for pieces in ([wire], every_single_byte(wire), *halves):
         out, decoder, faulty = feed_all(pieces)
@@ -227,7 +227,7 @@ def test_the_longest_lines_that_are_allowed_pass() -> None:
     assert (out, decoder.finished, faulty) == (b"x", True, False)
 
 
-def test_a_fault_is_a_value_error_for_its_callers() -> None:
+def test_a_framing_fault_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="chunk-size"):
         ChunkedDecoder().feed(b"zz\r\n")
 
@@ -276,7 +276,7 @@ _fragments = st.sampled_from(
 
 
 @given(st.lists(_fragments, max_size=8).map(b"".join), st.lists(st.integers(0, 100), max_size=8))
-def test_any_bytes_are_decoded_as_by_the_oracle_under_every_split(wire: bytes, places: list[int]) -> None:
+def test_any_bytes_are_decoded_as_the_oracle_does(wire: bytes, places: list[int]) -> None:
     payload, finished, faulty = _slow(wire)
     out, decoder, found = feed_all(cut(wire, places))
     trailers = decoder._in_trailers and not decoder.finished

@@ -16,7 +16,7 @@ def test_every_target_is_in_the_order_once() -> None:
     assert all(sorted(order_targets(value, WEIGHTS)) == ["a", "b", "c"] for value in VALUES)
 
 
-def test_the_order_of_a_value_does_not_depend_on_how_the_table_is_written() -> None:
+def test_the_order_does_not_depend_on_the_tables_spelling() -> None:
     turned = dict(reversed(WEIGHTS.items()))
     assert all(order_targets(value, WEIGHTS) == order_targets(value, turned) for value in VALUES)
 

@@ -436,7 +436,7 @@ def test_a_public_target_has_no_entry_and_needs_allow_public(text: str) -> None:
         pytest.param("https://224.0.0.1/", id="multicast"),
     ],
 )
-def test_what_is_not_public_is_refused_among_public_targets(text: str) -> None:
+def test_private_targets_are_refused_where_public_ones_pass(text: str) -> None:
     with pytest.raises(TargetNotAllowed):
         covering(text, PUBLIC)
 

@@ -1,89 +1,17 @@
-"""Both stores of recordings, behind what their tests need to know of them."""
+"""A store of recordings of each kind, and the Redis that they share."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import redis
 
-from sse.relay.log.base import Header, Reader
-from sse.relay.log.contract import Log
 from sse.relay.log.memory import MemoryLog
-from sse.relay.log.redis import RedisLog
-from sse.relay.log.ring import Recording
-from sse.relay.log.store import Keys, Timing
+from sse.relay.log.store import Keys
 
+from ...support.log import Clock, Store, opened_logs, redis_log
 from ...support.program import RedisServer, program
-
-ERRORS = (redis.RedisError,)
-#: So short that no test waits long, with each a part of the next as in the service.
-QUICK = Timing(
-    linger=0.05, linger_read=0.005, tick=0.2, look=0.05, alive=1.0, silence=0.2, reader=2, retry=0.05, stop=0.3
-)
-
-
-@dataclass
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class Store:
-    """A store; `log()` is a process that uses it, `other()` another one (the same where only one can)."""
-
-    log: Log
-    other: Log
-    #: Let so many seconds pass for what expires.
-    expire: Callable[[str], None]
-    #: What recorders were stopped for, by id.
-    stops: dict[str, list[str]] = field(default_factory=dict)
-
-    def create(self, **options: Any) -> Recording:
-        """Begin a recording under a new id."""
-        id_ = secrets.token_urlsafe(16)
-        self.stops[id_] = []
-        recording = self.log.create(id_, header(**options), self.stops[id_].append)
-        assert recording is not None
-        return recording
-
-    def reader(self, id: str, offset: int = 0) -> Reader:
-        """Return a reader in the other process."""
-        return self.other.follow(id, self.other.look(id), offset)
-
-
-def header(**options: Any) -> Header:
-    fields = (("Content-Type", "text/event-stream"),)
-    return Header(
-        **{
-            "owner": "name:ada",
-            "upstream": "test",
-            "status": 200,
-            "fields": fields,
-            "ttl": 60,
-            "leave": 60.0,
-            **options,
-        }
-    )
-
-
-def read_all(reader: Reader) -> bytes:
-    """Return what follows until the end of a complete recording."""
-    body = b""
-    while (piece := reader.read()) != b"":
-        if piece is None:
-            reader.wait(10)
-        else:
-            body += piece
-    return body
 
 
 @pytest.fixture(scope="session")
@@ -95,24 +23,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
-#: What a test has opened.
-_logs: list[RedisLog] = []
-
-
 @pytest.fixture(autouse=True)
 def closed_logs() -> Iterator[None]:
     """Close what a test has opened."""
     yield
-    while _logs:
-        _logs.pop().close()
-
-
-def redis_log(url: str, **options: Any) -> RedisLog:
-    def connect(*, timeout: float, connections: int) -> Any:
-        return redis.Redis.from_url(url, socket_timeout=timeout, max_connections=connections)
-
-    _logs.append(RedisLog(connect, ERRORS, **{"max_bytes": 1 << 20, "memory": 1 << 26, "timing": QUICK, **options}))
-    return _logs[-1]
+    while opened_logs:
+        opened_logs.pop().close()
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -22,8 +22,8 @@ from sse.relay.log.base import (
 from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
+from ...support.log import Store, header, read_all
 from ...support.service import ROOT
-from .conftest import Store, header, read_all
 
 BODY = "\ufeffdata: 流\r\n\r\ndata: \U0001f30a\n\n".encode()
 

@@ -11,7 +11,7 @@ from sse.relay.log.ring import EXPECTED_SIZE, Recording
 from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
-from .conftest import Clock, header
+from ...support.log import Clock, header
 
 SIZE = 100_000
 BUDGET = 8 * EXPECTED_SIZE

@@ -15,8 +15,8 @@ from sse.relay.redis_error import store_errors
 from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
+from ...support.log import QUICK, header, read_all
 from ...support.program import RedisCluster, RedisSentinel, program
-from .conftest import QUICK, header, read_all
 
 
 @pytest.fixture

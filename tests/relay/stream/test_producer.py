@@ -70,7 +70,7 @@ def test_no_item_is_taken_before_the_one_before_it_was_passed_on(kind: Kind) -> 
     assert [(next(chunks), items.taken) for _ in range(3)] == [(b"a", 1), (b"b", 2), (b"c", 3)]
 
 
-def test_without_silence_the_iterable_runs_in_the_reading_thread() -> None:
+def test_without_heartbeat_the_iterable_runs_in_the_reader() -> None:
     items = Items("a")
     list(pieces(produce(items)))
     assert items.thread is threading.current_thread()
@@ -122,7 +122,7 @@ def test_what_the_iterable_raises_is_raised(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_oserror_of_the_iterable_is_not_one_of_the_client(kind: Kind) -> None:
+def test_an_oserror_of_the_iterable_is_not_the_clients(kind: Kind) -> None:
     chunks = pieces(produce(Items(then=failing(BrokenPipeError())), kind))
     with pytest.raises(IterableFailed) as found:
         next(chunks)
@@ -182,7 +182,7 @@ def test_cancelling_ends_the_wait_for_a_silent_thread_at_once() -> None:
     cutter.join()
 
 
-def test_cancelling_interrupts_a_greenlet_and_its_finally_runs() -> None:
+def test_cancelling_interrupts_a_greenlet_and_runs_its_finally() -> None:
     seen: list[str] = []
 
     def items() -> Iterator[str]:
@@ -203,7 +203,7 @@ def test_cancelling_interrupts_a_greenlet_and_its_finally_runs() -> None:
     assert seen == ["finally"]
 
 
-def test_a_greenlet_that_waits_for_another_is_not_interrupted() -> None:
+def test_a_greenlet_outside_the_iterable_is_not_interrupted() -> None:
     producer = produce(Items("a", "b"))
     passed: list[bytes] = []
 

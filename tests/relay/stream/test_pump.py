@@ -177,7 +177,7 @@ def test_a_fault_of_ours_is_an_internal_error_and_not_swallowed() -> None:
     assert stream.reason is EndReason.INTERNAL_ERROR
 
 
-def test_an_os_error_of_another_is_not_one_of_the_upstream() -> None:
+def test_a_foreign_oserror_is_not_taken_for_the_upstreams() -> None:
     stream = Stream(EVENT, OSError("disk"))
     with pytest.raises(OSError, match="disk"):
         stream.serve()
@@ -195,7 +195,7 @@ def test_a_body_that_is_closed_early_was_left_by_its_client(count: int) -> None:
     assert stream.reason is EndReason.CLIENT_GONE
 
 
-def test_a_body_closed_early_has_the_reason_of_its_cancelling() -> None:
+def test_a_cancelled_body_ends_for_the_reason_of_the_cancel() -> None:
     stream = Stream(EVENT, EVENT)
     pieces = iter(stream.pump)
     next(pieces)
@@ -210,7 +210,7 @@ def test_a_head_alone_is_complete() -> None:
     assert stream.reason is EndReason.COMPLETE
 
 
-def test_the_end_is_reported_after_the_last_chunk_is_written() -> None:
+def test_the_end_is_reported_after_the_last_chunk() -> None:
     """A client that does not take it would not be noticed any more."""
     stream = Stream(EVENT)
     list(stream.pump)
@@ -324,7 +324,7 @@ def end_soon(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("cut", range(len(b"data: b\r\n\r\n")))
-def test_a_draining_stream_ends_with_the_event_that_has_begun(line_end: bytes, cut: int) -> None:
+def test_a_draining_stream_completes_the_event_that_has_begun(line_end: bytes, cut: int) -> None:
     first, second, third = (b"data: %b" % letter + 2 * line_end for letter in (b"a", b"b", b"c"))
     stream = Stream(first + second[:cut], end_soon, second[cut:] + third, third)
     with pytest.raises(StreamAborted):
@@ -335,7 +335,7 @@ def test_a_draining_stream_ends_with_the_event_that_has_begun(line_end: bytes, c
     assert LAST_WORDS.fullmatch(words)
 
 
-def test_draining_sends_clients_different_reconnection_times() -> None:
+def test_draining_spreads_the_reconnection_times() -> None:
     words = {encode_error(EndReason.DRAINING) for _ in range(50)}
     assert len(words) > 10
     assert all(b"retry:" not in encode_error(reason) for reason in EndReason if reason is not EndReason.DRAINING)

@@ -191,9 +191,7 @@ def test_a_large_body_gives_way(plain: Relaying) -> None:
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
 @pytest.mark.parametrize("framing", ["chunked", "length"])
-def test_a_response_that_ends_early_anywhere_is_truncated(
-    framing: str, relaying: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_response_that_ends_early_is_truncated(framing: str, relaying: str, request: pytest.FixtureRequest) -> None:
     data = framed(EVENT, framing)
     start = data.index(b"\r\n\r\n") + 4
     for cut in range(start, len(data)):
@@ -260,7 +258,7 @@ def test_cancelling_ends_the_wait_for_a_head(
         ring.open(script)
 
 
-def test_a_connection_is_kept_after_a_whole_response(plain: Relaying) -> None:
+def test_a_connection_is_kept_after_a_complete_response(plain: Relaying) -> None:
     go = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -283,7 +281,7 @@ def test_a_connection_is_kept_after_a_whole_response(plain: Relaying) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_response_closed_before_its_end_closes_the_connection(plain: Relaying, count: int) -> None:
+def test_closing_an_unfinished_response_closes_its_connection(plain: Relaying, count: int) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 18") + EVENT)
@@ -300,7 +298,7 @@ def test_a_response_closed_before_its_end_closes_the_connection(plain: Relaying,
     ("method", "status"),
     [pytest.param("HEAD", 200, id="head"), pytest.param("GET", 204, id="204"), pytest.param("GET", 304, id="304")],
 )
-def test_a_response_without_a_body_releases_its_connection(plain: Relaying, method: str, status: int) -> None:
+def test_a_bodiless_response_releases_its_connection_at_once(plain: Relaying, method: str, status: int) -> None:
     def script(connection: Connection) -> None:
         while True:
             connection.read_request()
@@ -333,7 +331,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
     return refused
 
 
-def test_a_stale_connection_is_replaced_if_nothing_was_sent(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_post_is_retried_if_nothing_was_sent(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.read(answer(EVENT)) == EVENT
     refused = breaking(monkeypatch, after=0)
     with plain.open(answer(EVENT), method="POST", body=b"once") as response:
@@ -343,7 +341,7 @@ def test_a_stale_connection_is_replaced_if_nothing_was_sent(plain: Relaying, mon
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_after_a_part_only_idempotent_requests_are_retried(
+def test_a_partly_sent_request_is_retried_only_if_idempotent(
     plain: Relaying, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A request was taken for unsent until its last byte was out."""
@@ -368,7 +366,7 @@ def test_after_a_part_only_idempotent_requests_are_retried(
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
-def test_a_refusal_before_the_whole_request_is_read(plain: Relaying, is_kept: bool) -> None:
+def test_an_early_refusal_of_the_upstream_is_its_response(plain: Relaying, is_kept: bool) -> None:
     """On a kept connection it was taken for one that had been closed."""
 
     def script(connection: Connection) -> None:
@@ -497,7 +495,7 @@ def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
     assert plain.upstream.requests[0].target == target.request_target
 
 
-def test_a_body_goes_on_behind_a_head_with_connection_close(plain: Relaying) -> None:
+def test_a_body_outlives_other_references_to_its_connection(plain: Relaying) -> None:
     """http.client closes its socket as soon as it has read a head that says close."""
     go = threading.Event()
     data = head(200, EVENT_STREAM, "Content-Length: 9", "Connection: close")

@@ -141,7 +141,7 @@ def test_what_is_dialled_is_what_was_judged(resolve: Callable[..., Resolver], di
         dialled.clear()
 
 
-def test_a_changing_name_is_looked_up_once_for_each_connection(
+def test_a_name_is_looked_up_once_for_each_connection(
     resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]
 ) -> None:
     """DNS rebinding: one answer for the check, and another one for the connection."""
@@ -193,7 +193,7 @@ def test_a_literal_is_not_looked_up(resolve: Callable[..., Resolver], upstream: 
 
 
 @pytest.mark.parametrize("failure", [socket.gaierror(-2, "Name or service not known"), OSError("broken"), []])
-def test_only_a_name_in_the_table_is_reported_as_unresolved(resolve: Callable[..., Resolver], failure: Any) -> None:
+def test_only_listed_names_are_reported_as_unresolved(resolve: Callable[..., Resolver], failure: Any) -> None:
     resolve(failure)
     with pytest.raises(TargetNotAllowed):
         dialer()("anybody.example.org", 80)

@@ -6,6 +6,7 @@ import gc
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -109,11 +110,11 @@ def test_a_connection_that_the_upstream_closed_is_not_used(pool: Pool, upstream:
     assert pool.acquire(parse_target(server.url)) is None
 
 
-def test_debian_s_python_detects_a_truncated_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debians_tls_context_notices_a_truncated_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.11.2 sets the option: a cut body looked complete."""
     create = ssl.create_default_context
 
-    def create_like_debian(**options: str) -> ssl.SSLContext:
+    def create_like_debian(**options: Any) -> ssl.SSLContext:
         context = create(**options)
         context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
         return context

@@ -46,7 +46,7 @@ def test_a_request_is_a_client_span_and_the_upstream_s_parent(
         sent.append(fields)
         return Response(status)
 
-    traced("POST", TARGET, FIELDS, send)  # type: ignore[arg-type]
+    traced("POST", TARGET, FIELDS, send)
     [span] = spans.get_finished_spans()
     assert (span.name, span.kind, span.status.status_code) == ("POST", api.SpanKind.CLIENT, code)
     assert dict(span.attributes or {}) == {
@@ -66,7 +66,7 @@ def test_a_refused_request_is_a_failed_span(spans: InMemorySpanExporter) -> None
         raise UpstreamBadResponse("bad status line")
 
     with pytest.raises(UpstreamBadResponse):
-        traced("GET", TARGET, FIELDS, send)  # type: ignore[arg-type]
+        traced("GET", TARGET, FIELDS, send)
     [span] = spans.get_finished_spans()
     assert span.status.status_code is api.StatusCode.ERROR
 
@@ -81,5 +81,5 @@ def test_without_a_provider_the_fields_pass_unchanged(monkeypatch: pytest.Monkey
         sent.append(fields)
         return Response(200)
 
-    traced("GET", TARGET, FIELDS, send)  # type: ignore[arg-type]
+    traced("GET", TARGET, FIELDS, send)
     assert sent == [FIELDS]

@@ -31,7 +31,7 @@ def entry(name: str, passcode: str, more: str = "") -> str:
 
 def test_all_keys_are_read() -> None:
     client = parse_clients(FULL)["my-app"]
-    assert client.upstreams == {"openai"}
+    assert client.upstreams == frozenset({"openai"})
     assert [route.method for route in client.routes] == ["POST", "GET"]
     assert client.models == ("gpt-5.4-mini", "qwen-*")
     assert client.quota is not None
@@ -122,7 +122,7 @@ def test_a_bad_version_keeps_the_old_one_and_is_logged_once(path: Path, caplog: 
     assert find(directory, "one") == "a"
 
 
-def test_a_passcode_that_another_client_has_now_is_not_the_old_clients(path: Path) -> None:
+def test_a_reassigned_passcode_is_the_new_clients(path: Path) -> None:
     path.write_text(entry("a", "one"))
     directory = Directory({}, path)
     client = directory.find(b"one")

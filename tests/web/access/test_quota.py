@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,6 @@ from limits import parse
 
 from sse.protocol.usage import Usage
 from sse.relay.redis import SharedStore
-from sse.web.access import quota as module
 from sse.web.access.quota import Quotas, tokens_of
 
 from ...support.program import RedisServer
@@ -56,17 +56,17 @@ def test_charges_of_many_at_once_are_all_counted(make: Make) -> None:
 def test_a_new_window_begins_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     quotas = Quotas()
     quotas.charge("ann", QUOTA, 100)
-    now = module.time.monotonic()
+    now = time.monotonic()
     wait = quotas.retry_after("ann", QUOTA)
     assert wait is not None
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + wait + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + wait + 1)
     assert quotas.retry_after("ann", QUOTA) is None
 
 
 def test_a_clock_that_is_set_moves_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
     quotas = Quotas()
     quotas.charge("ann", QUOTA, 100)
-    monkeypatch.setattr(module.time, "time", lambda: 0.0)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
     assert quotas.retry_after("ann", QUOTA) is not None
 
 
