@@ -228,7 +228,7 @@ def test_the_longest_gap_is_between_two_pieces() -> None:
     assert 0.25 < seen.sum("sse_longest_gap_seconds_sum", upstream="test") < 10
 
 
-def test_a_shared_store_that_is_away_is_counted_and_said_once(redis_server: RedisServer) -> None:
+def test_an_unavailable_store_is_counted_and_logged_once(redis_server: RedisServer) -> None:
     settings: dict[str, Any] = {"SSE_STORAGE_URI": redis_server.url, "SSE_THROTTLE": "99 per hour"}
     with measured("--workers", "1", script=answer(EVENT), **settings) as (service, upstream):
 

@@ -126,8 +126,16 @@ def unexpected() -> list[str]:
     for owner, names in ((wsgi.Response, ("req", "sent", "headers")), (Message, ("headers", "body"))):
         source = inspect.getsource(owner)
         found += [f"gunicorn's {owner.__name__} has no {name}" for name in names if f"self.{name} =" not in source]
-    if '"failed"' not in inspect.getsource(getattr(Parser, "finish_body", Parser)):
-        found.append("gunicorn's Parser.finish_body does not look whether a body has failed")
+    texts: list[tuple[Any, str, str, str]] = [
+        (Parser, "finish_body", '"failed"', "does not check whether a body has failed"),
+        (AsyncWorker, "handle", "except StopIteration", "does not end the connection at a StopIteration"),
+        (AsyncWorker, "handle_request", "self.wsgi(environ, resp.start_response)", "does not call worker.wsgi"),
+        (wsgi, "default_environ", '"gunicorn.socket": sock', "does not give the app its client's socket"),
+    ]
+    for owner, name, text, difference in texts:
+        # A method that is not there may be part of another.
+        if text not in inspect.getsource(getattr(owner, name, owner)):
+            found.append(f"gunicorn's {owner.__name__}.{name} {difference}")
     return [f"{sentence} (gunicorn {gunicorn.__version__})" for sentence in found]
 
 
