@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .extension import SSE, end_with_worker
     from .protocol.event import ServerSentEvent
     from .web.own import EventSourceResponse, last_event_id
-    from .web.views.site import Refused
+    from .web.refused import Refused
 
 __all__ = ["SSE", "EventSourceResponse", "Refused", "ServerSentEvent", "end_with_worker", "last_event_id"]
 
@@ -26,7 +26,7 @@ _MODULES = {
     "ServerSentEvent": ".protocol.event",
     "EventSourceResponse": ".web.own",
     "last_event_id": ".web.own",
-    "Refused": ".web.views.site",
+    "Refused": ".web.refused",
 }
 
 

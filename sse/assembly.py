@@ -10,6 +10,8 @@ from flask_limiter import Limiter
 
 from .demo.server import DemonstrationServer
 from .protocol.target.table import UpstreamTable, parse_upstream
+from .relay.channel.history import HistoryLimits
+from .relay.channel.hub import Channels
 from .relay.drain import Drain
 from .relay.durable import Recordings
 from .relay.exchange import Limits
@@ -65,6 +67,14 @@ def build(
             per_client=settings.max_streams_per_client,
             on_unavailable=_on_unavailable(metrics, "leases"),
         ),
+        channels=_channels(settings),
+        readers=leases_in(
+            store,
+            total=settings.max_readers,
+            per_client=settings.max_readers_per_client,
+            kind="readers",
+            on_unavailable=_on_unavailable(metrics, "leases"),
+        ),
         metrics=metrics,
         monitor=monitor,
         drain=drain,
@@ -90,6 +100,20 @@ def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
     dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
     pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
     return UpstreamClient(UpstreamAdapter(pool))
+
+
+def _channels(settings: Settings) -> Channels:
+    limits = HistoryLimits(
+        events=settings.channel_history,
+        seconds=settings.channel_history_seconds,
+        bytes=settings.channel_history_bytes,
+    )
+    if settings.storage_uri == "memory://":
+        return Channels(limits)
+    from .relay.channel.redis import RedisFeed
+
+    connecting = partial(connect, settings.storage_uri)
+    return Channels(limits, lambda hub: RedisFeed(hub, limits, connecting, store_errors()))
 
 
 def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:

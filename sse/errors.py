@@ -92,6 +92,20 @@ class CrossSite(SSEError):
     title = "Another site's page may not call with this site's login; SSE_CORS_ORIGINS can name its origin"
 
 
+class ChannelNotAllowed(SSEError):
+    """The site's rule does not let the request read a channel.
+
+    It takes no detail: the refusal is the same whether there is such a channel or not.
+    """
+
+    status = 403
+    code = "channel_not_allowed"
+    title = "The channel is not allowed"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class RouteNotAllowed(SSEError):
     status = 403
     code = "route_not_allowed"
@@ -216,6 +230,12 @@ class Draining(SSEError):
     title = "The gateway is about to stop"
 
 
+class StoreUnavailable(SSEError):
+    status = 503
+    code = "store_unavailable"
+    title = "The store is unavailable"
+
+
 class UpstreamTimeout(SSEError):
     status = 504
     code = "upstream_timeout"
@@ -282,12 +302,6 @@ class IdempotencyKeyReused(SSEError):
     status = 422
     code = "idempotency_key_reused"
     title = "The idempotency key belongs to another request"
-
-
-class StoreUnavailable(SSEError):
-    status = 503
-    code = "store_unavailable"
-    title = "The store of recordings is unavailable"
 
 
 #: Every refusal there is, for the documents that list them.

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from flask import Blueprint, Flask, Response, request_tearing_down
+from flask import Blueprint, Flask, Response, current_app, request_tearing_down
 from flask_limiter import Limiter
 
 from .assembly import build
 from .cli.command import register_commands
-from .relay.drain import DRAIN_WRITE_WINDOW, WORKER_POLLS, Drain
+from .relay.channel.history import check_channel
+from .relay.channel.hub import ChannelInfo
+from .relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, WORKER_POLLS, Drain
+from .relay.durable import Recordings
 from .settings import SettingError, Settings
 from .web.access.access import Authorize
 from .web.call import close_dropped
+from .web.channel import publish, subscribe
 from .web.docs import docs_blueprint
+from .web.own import Event
 from .web.page import page_blueprint, static_blueprint
-from .web.views import metrics_blueprint, relay_blueprint, ticker_blueprint
+from .web.refused import refusing
+from .web.state import state_of
+from .web.views import channels_blueprint, metrics_blueprint, relay_blueprint, ticker_blueprint
+from .web.views.channels import MayRead
 from .web.views.site import relay_from_site
 
 #: Seconds between two looks at whether the worker stops.
 NOTICE_INTERVAL = 0.25
+#: Seconds before gunicorn kills the worker at which recordings end, so that their ends are stored.
+RECORDING_MARGIN = 2.0
 
 
 def end_with_worker(app: Flask, worker: Any) -> None:
@@ -40,7 +51,18 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
     grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
     drain: Drain = app.extensions["sse"].drain
+    recordings: Recordings | None = app.extensions["sse"].recordings
+    if recordings is not None and recordings.is_shared:
+        worker.run = partial(_run, worker.run, worker, drain, recordings)
     threading.Thread(target=_begin_with, args=(drain, worker, grace), name="sse-drain", daemon=True).start()
+
+
+def _run(run: Callable[[], None], worker: Any, drain: Drain, recordings: Recordings) -> None:
+    """Run a worker, and then what it still records: its clients have gone on to another process."""
+    run()
+    began = time.monotonic() if drain.began is None else drain.began
+    last = began + worker.cfg.graceful_timeout - RECORDING_MARGIN
+    recordings.finish(until=last - DRAIN_EVENT_WINDOW, last=last, keep_alive=worker.notify)
 
 
 def _begin_with(drain: Drain, worker: Any, grace: float) -> None:
@@ -59,6 +81,8 @@ class SSE:
     :param limiter: the site's Limiter, which then counts for the gateway too; it should use the moving window.
     :param relay: whether the relay's endpoints are served; `relay()` and own streams work without them.
     :param demonstration: whether `GET /sse` is served, and an upstream `demo` while `SSE_UPSTREAMS` is not set.
+    :param channels: whether a request may read a channel, `may_read(request, channel)`; only with it is
+        `GET /channels?channel=a&channel=b` served.
     :param client: whether `sse.js`, the browser client, is served: `url_for("sse_static.file", name="sse.js")`.
     :param playground: whether the page at `/` is served.
     :param docs: whether `/openapi.json` is served, and a page at `/docs` that shows it.
@@ -73,6 +97,7 @@ class SSE:
         limiter: Limiter | None = None,
         relay: bool = True,
         demonstration: bool = False,
+        channels: MayRead | None = None,
         client: bool = True,
         playground: bool = False,
         docs: bool = False,
@@ -82,6 +107,7 @@ class SSE:
         self._limiter = limiter
         self._relay = relay
         self._demonstration = demonstration
+        self._channels = channels
         self._client = client
         self._playground = playground
         self._docs = docs
@@ -148,11 +174,64 @@ class SSE:
         """
         return relay_from_site(upstream, path, method=method, json=json, data=data, headers=headers, client=client)
 
+    def publish(self, channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
+        """Publish an event to a channel and return its id; in a view, a command, or any process with an app context.
+
+        :param channel: 1 to 200 of `A-Z a-z 0-9 . _ : ~ / @ -`.
+        :param data: the event, its text, or what becomes JSON.
+        :param event: the event type; None leaves it "message".
+        :param retry: the reconnection time, in milliseconds.
+        :raises ValueError: for a bad channel name, an event with an `id`, or one above `SSE_CHANNEL_MAX_EVENT`.
+        :raises StoreUnavailable: if the event was not published; no reader gets it. In a view Flask turns it into a
+            response unless the view catches it.
+        """
+        return publish(channel, data, event=event, retry=retry)
+
+    def subscribe(
+        self,
+        *channels: str,
+        since: str | None = None,
+        replay: int = 0,
+        duration: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Return the response that streams channels to the client of the current request.
+
+        A client that comes back gets what was published meanwhile, or `event: reset` if that is not kept any more.
+
+        :param channels: up to 16; who may read them is for the view to decide.
+        :param since: the last event ID that the client has had; None: what the request says.
+        :param replay: past events that a client without an id gets, at most.
+        :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
+        :param headers: more response fields.
+        :raises Refused: for a bad channel name, a malformed id, too many channels or readers, or if the store is
+            unavailable; Flask turns it into a response unless the view catches it.
+        """
+        return subscribe(*channels, since=since, replay=replay, duration=duration, headers=headers)
+
+    def close_channel(self, channel: str) -> None:
+        """Close a channel: its readers get the rest and end. It opens again with the next event.
+
+        :raises ValueError: for a bad channel name.
+        :raises StoreUnavailable: if it was not closed.
+        """
+        with refusing():
+            state_of(current_app).channels.close_channel(check_channel(channel))
+
+    def channel_info(self, channel: str) -> ChannelInfo:
+        """Return what this process knows of a channel: its last event ID, its history, its readers.
+
+        :raises ValueError: for a bad channel name.
+        """
+        return state_of(current_app).channels.info(check_channel(channel))
+
     def _blueprints(self) -> Iterator[Blueprint]:
         if self._relay:
             yield relay_blueprint()
         if self._demonstration:
             yield ticker_blueprint()
+        if self._channels is not None:
+            yield channels_blueprint(self._channels)
         if self._client or self._playground:
             yield static_blueprint(has_page=self._playground)
         if self._playground:

@@ -177,6 +177,19 @@ class Settings:
     #: Bytes that all recordings of a process may take in its memory.
     resume_memory: int = _key(_positive_count, 256 * 1024 * 1024)
 
+    #: Events that are kept of each channel.
+    channel_history: int = _key(_positive_count, 256)
+    #: Seconds for which events of a channel are kept.
+    channel_history_seconds: int = _key(_positive_count, 300)
+    #: Bytes of events that are kept of each channel.
+    channel_history_bytes: int = _key(_positive_count, 1024 * 1024)
+    #: Bytes of the longest event that can be published.
+    channel_max_event: int = _key(_positive_count, 64 * 1024)
+    #: Open streams of channels in this process. 0: no limit.
+    max_readers: int = _key(_count, 10_000)
+    #: Open streams of channels of one client. 0: no limit.
+    max_readers_per_client: int = _key(_count, 32)
+
     @classmethod
     def checks(cls) -> dict[str, Callable[[object], Any]]:
         """Return for each key what checks its value."""

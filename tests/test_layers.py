@@ -25,11 +25,14 @@ PARTS: dict[str, set[str]] = {
     "gunicorn": {"compat", "errors", "relay"},
     "demo": {"protocol"},
     "setting_name": set(),
+    "signals": set(),
     "settings": {"errors", "protocol", "relay", "setting_name"},
-    "web": {"compat", "errors", "protocol", "relay", "settings"},
+    "web": {"compat", "errors", "protocol", "relay", "settings", "signals"},
     "assembly": {"compat", "demo", "errors", "protocol", "relay", "settings", "web"},
     "cli": {"compat", "errors", "protocol", "relay", "settings", "web"},
     "extension": {"assembly", "cli", "errors", "protocol", "relay", "settings", "web"},
+    "flask_sse": {"extension", "protocol", "relay", "web"},
+    "testing": {"protocol", "signals"},
     # The public names.
     "": {"extension", "protocol", "web"},
 }

@@ -129,6 +129,13 @@ BAD: list[tuple[str, object]] = [
     ("SSE_RESUME_LEAVE_MAX", -1),
     ("SSE_RESUME_MAX_BYTES", 0),
     ("SSE_RESUME_MEMORY", "256M"),
+    ("SSE_CHANNEL_HISTORY", 0),
+    ("SSE_CHANNEL_HISTORY_SECONDS", 0.5),
+    ("SSE_CHANNEL_HISTORY_BYTES", -1),
+    ("SSE_CHANNEL_MAX_EVENT", "64 KiB"),
+    ("SSE_MAX_READERS", -1),
+    ("SSE_MAX_READERS_PER_CLIENT", True),
+    ("SSE_MAX_READER", 1),
 ]
 
 GOOD: dict[str, object] = {
@@ -158,6 +165,12 @@ GOOD: dict[str, object] = {
     "SSE_RESUME_LEAVE_MAX": 50.5,
     "SSE_RESUME_MAX_BYTES": 1000,
     "SSE_RESUME_MEMORY": 100000,
+    "SSE_CHANNEL_HISTORY": 10,
+    "SSE_CHANNEL_HISTORY_SECONDS": 10,
+    "SSE_CHANNEL_HISTORY_BYTES": 1000,
+    "SSE_CHANNEL_MAX_EVENT": 100,
+    "SSE_MAX_READERS": 0,
+    "SSE_MAX_READERS_PER_CLIENT": 0,
 }
 
 
@@ -201,6 +214,12 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "resume_leave_max": 600,
         "resume_max_bytes": 4 * 1024 * 1024,
         "resume_memory": 256 * 1024 * 1024,
+        "channel_history": 256,
+        "channel_history_seconds": 300,
+        "channel_history_bytes": 1024 * 1024,
+        "channel_max_event": 64 * 1024,
+        "max_readers": 10_000,
+        "max_readers_per_client": 32,
     }
     assert {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)} == documented
 

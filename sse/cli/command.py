@@ -15,6 +15,7 @@ def register_commands(app: Flask) -> None:
         return
     group = AppGroup("sse", help="Event streams and their relay.")
     group.command("doctor")(doctor)
+    group.command("publish")(publish)
     group.command("settings")(settings)
     app.cli.add_command(group)
 
@@ -33,6 +34,25 @@ def doctor(url: str | None) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from error
     sys.exit(1 if examine(base) else 0)
+
+
+@click.argument("channel")
+@click.argument("data", default="-")
+@click.option("--event", help="The event type.")
+def publish(channel: str, data: str, event: str | None) -> None:
+    """Publish DATA to CHANNEL, from standard input if it is "-" or missing, and print the event's id."""
+    from ..errors import SSEError
+    from ..web.channel import publish as publish_event
+
+    if current_app.extensions["sse"].settings.storage_uri == "memory://":
+        raise click.ClickException(
+            "SSE_STORAGE_URI is memory://, so no other process would get the event; set it to redis://..."
+        )
+    text = sys.stdin.read().removesuffix("\n") if data == "-" else data
+    try:
+        click.echo(publish_event(channel, text, event=event))
+    except (SSEError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def settings() -> None:

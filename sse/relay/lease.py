@@ -86,6 +86,7 @@ class SharedLeases(Leases):
     The process keeps its own counts too: they are the limit in all, and what is left while the store is unavailable.
 
     :param store: where they are.
+    :param kind: of what: leases of two kinds are counted apart.
     :param lifetime: seconds after which the leases of a process that was killed expire.
     :param on_unavailable: called each time the store is needed and unavailable.
     """
@@ -96,11 +97,13 @@ class SharedLeases(Leases):
         *,
         total: int,
         per_client: int,
+        kind: str = "leases",
         lifetime: int = LIFETIME,
         on_unavailable: Callable[[], object] = nothing,
     ) -> None:
         super().__init__(total=total, per_client=per_client)
         self._store = store
+        self._kind = kind
         self._lifetime = lifetime
         self._on_unavailable = on_unavailable
         self._held: dict[str, str] = {}
@@ -110,7 +113,7 @@ class SharedLeases(Leases):
         give_back = super().take(client)
         if not self._per_client:
             return give_back
-        lease, key = uuid.uuid4().hex, f"sse-leases:{client}"
+        lease, key = uuid.uuid4().hex, f"sse-{self._kind}:{client}"
         self._hold(lease, key)
         if self._call(lambda store: store.eval(_TAKE, 1, key, lease, self._per_client, self._lifetime)) == 0:
             self._held.pop(lease)
@@ -161,12 +164,18 @@ class SharedLeases(Leases):
 
 
 def leases_in(
-    store: SharedStore | None, *, total: int, per_client: int, on_unavailable: Callable[[], object] = nothing
+    store: SharedStore | None,
+    *,
+    total: int,
+    per_client: int,
+    kind: str = "leases",
+    on_unavailable: Callable[[], object] = nothing,
 ) -> Leases:
     """Return the leases that are kept in a store, or in this process alone.
 
+    :param kind: of what: leases of two kinds are counted apart.
     :param on_unavailable: called each time the store is needed and unavailable.
     """
     if store is None:
         return Leases(total=total, per_client=per_client)
-    return SharedLeases(store, total=total, per_client=per_client, on_unavailable=on_unavailable)
+    return SharedLeases(store, total=total, per_client=per_client, kind=kind, on_unavailable=on_unavailable)

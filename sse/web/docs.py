@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from ..errors import (
     AtCapacity,
+    ChannelNotAllowed,
     CrossSite,
     Draining,
     FieldsTooLarge,
@@ -59,6 +60,7 @@ ASSETS = ("docs.css", "playground.css")
 _TAGS = {
     "Relay": "Calls upstreams, and returns their responses as they arrive.",
     "Recordings": "Responses that were recorded, to go on with after a lost connection.",
+    "Channels": "What the site publishes.",
     "Demonstration": "A stream to try a front end with.",
     "Operation": "For those who run the gateway.",
 }
@@ -101,6 +103,17 @@ RECORDING_REFUSALS = (
     StoreUnavailable,
 )
 
+#: What a request for channels may be refused with.
+CHANNEL_REFUSALS = (
+    InvalidRequest,
+    ChannelNotAllowed,
+    MethodNotAllowed,
+    TooManyStreams,
+    AtCapacity,
+    Draining,
+    StoreUnavailable,
+)
+
 # Without a type, for readers of OpenAPI 3.1 disagree whether the whole is meant, or an event.
 _STREAM = {
     "text/event-stream": {
@@ -131,6 +144,9 @@ the base URL of an SDK. The path may have several segments. If the gateway requi
 holds it and is not sent to the upstream."""
 
 _TICKS = "Sends an event every 200 ms, with IDs that count from 1, or from `Last-Event-ID`. The stream has no end."
+
+_CHANNELS = """Streams what is published to channels from now on, or behind the last event ID. `event: reset` comes
+first if the history does not reach back to it. The site decides who may read which channel."""
 
 
 def docs_blueprint() -> Blueprint:
@@ -225,6 +241,7 @@ def openapi(
         "sse_relay.forward": ("/forward-sse", _forward(state, url)),
         "sse_relay.upstream": ("/upstream/{name}/{path}", _upstream(state, url, names)),
         "sse_relay.stream": ("/streams/{id}", _streams(state, url)),
+        "sse_channels.channels": ("/channels", _channels(url)),
         "sse_ticker.ticks": ("/sse", _ticks(url)),
         "sse_metrics.metrics": ("/metrics", _metrics(url)),
     }
@@ -323,6 +340,13 @@ _RECORDING = [
 
 _STREAMS = """Returns a response that was recorded, from any position. `live` selects the view: without it, what is
 there; `long-poll` waits for the first byte; `tail` streams to the end; `events` is for EventSource."""
+
+_LAST_EVENT_ID_QUERY = {
+    "name": "lastEventId",
+    "in": "query",
+    "description": "the same, for a first connection: EventSource cannot set a header field",
+    "schema": {"type": "string"},
+}
 
 
 #: The body of the examples.
@@ -471,6 +495,34 @@ def _streams(state: State, url: str) -> dict[str, Any]:
     }
 
 
+def _channels(url: str) -> dict[str, Any]:
+    channel = {
+        "name": "channel",
+        "in": "query",
+        "required": True,
+        "description": "the name of a channel; up to 16 of them",
+        "schema": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    }
+    operation = {
+        "tags": ["Channels"],
+        "x-try": "",
+        "summary": "Read channels",
+        "description": _CHANNELS,
+        "parameters": [channel, _REQUEST_ID, _LAST_EVENT_ID, _LAST_EVENT_ID_QUERY],
+        "responses": {
+            "200": {"description": "the events", "headers": _refer("X-Request-Id"), "content": _STREAM},
+            "204": {"description": "the channels are closed, and nothing follows", "headers": _refer("X-Request-Id")},
+            **_refused(CHANNEL_REFUSALS),
+        },
+        "security": [],
+    }
+    examples = {"get": _curl(f"{url}/channels?channel=NAME"), "head": _curl(f"{url}/channels?channel=NAME", "-I")}
+    return {
+        method: {"operationId": f"channels_{method}", **operation, "x-example": example}
+        for method, example in examples.items()
+    }
+
+
 def _ticks(url: str) -> dict[str, Any]:
     operation = {
         "tags": ["Demonstration"],
@@ -480,12 +532,7 @@ def _ticks(url: str) -> dict[str, Any]:
         "parameters": [
             _REQUEST_ID,
             _LAST_EVENT_ID,
-            {
-                "name": "lastEventId",
-                "in": "query",
-                "description": "the same, for a first connection: EventSource cannot set a header field",
-                "schema": {"type": "string"},
-            },
+            _LAST_EVENT_ID_QUERY,
         ],
         "responses": {
             "200": {"description": "the events", "headers": _refer("X-Request-Id"), "content": _STREAM},

@@ -112,7 +112,7 @@ def _pump(request: Request, call: Call, events: Iterable[Event], status: int, he
     report, stack = StreamReport(call, state.metrics), ExitStack()
 
     def on_start(producer: Producer) -> None:
-        report.begin()
+        report.begin(exchange)
         stack.callback(report.finish)
         exchange.upstream.attach(producer)
         state.monitor.add(exchange)

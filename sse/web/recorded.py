@@ -131,7 +131,7 @@ class Reading:
         :param is_event_stream: whether heartbeats and an error event may be sent between events.
         """
         report = StreamReport(call, self._state.metrics)
-        report.begin()
+        report.begin(self.exchange)
         self.stack.callback(report.finish)
         report.count(status)
         held = self.stack.pop_all()

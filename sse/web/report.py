@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from flask import Flask, current_app
 
 from ..errors import SSEError
 from ..relay.durable import RecordingEnd
-from ..relay.stream.end import StreamEnd
+from ..relay.exchange import Exchange
+from ..relay.stream.end import EndReason, StreamEnd
+from ..signals import stream_ended, stream_opened
 from .call import Call, current_call
 from .log import log_event
 from .state import current_state
@@ -29,11 +34,15 @@ class StreamReport:
     def __init__(self, call: Call, metrics: Metrics | None) -> None:
         self._upstream, self._client, self._request_id = call.upstream, call.name, call.id
         self._metrics = metrics
+        #: The app, if a site wants to know of streams.
+        self._app = _sender() if stream_opened.receivers or stream_ended.receivers else None
 
-    def begin(self) -> None:
+    def begin(self, exchange: Exchange) -> None:
         """Count the stream as open."""
         if self._metrics is not None:
             self._metrics.begin_stream(self._upstream)
+        if self._app is not None:
+            stream_opened.send(self._app, **self._named(), cancel=partial(exchange.cancel, EndReason.CLIENT_GONE))
 
     def count(self, status: int) -> None:
         """Count the request as relayed.
@@ -55,6 +64,17 @@ class StreamReport:
         fields = _stream_fields(end, self._upstream, self._client)
         fields["request_id"] = self._request_id
         log_event(log, logging.INFO, "stream", fields)
+        if self._app is not None:
+            stream_ended.send(self._app, **self._named(), end=end)
+
+    def _named(self) -> dict[str, Any]:
+        return {"upstream": self._upstream, "client": self._client, "request_id": self._request_id}
+
+
+def _sender() -> Flask:
+    # Flask gives the proxy the type of what it stands for, which has no such method.
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    return app
 
 
 class RecordingReport:

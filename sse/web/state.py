@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from flask import current_app
+from flask import Flask, current_app
 
 from ..protocol.target.table import UpstreamTable
+from ..relay.channel.hub import Channels
 from ..relay.drain import Drain
 from ..relay.durable import Recordings
 from ..relay.exchange import Limits
@@ -41,6 +42,9 @@ class State:
     table: UpstreamTable
     upstreams: UpstreamClient
     leases: Leases
+    channels: Channels
+    #: Leases of those that read channels.
+    readers: Leases
     monitor: Monitor
     drain: Drain
     limits: Limits
@@ -52,12 +56,20 @@ class State:
     demonstration: Demonstration | None
 
 
+def state_of(app: Flask) -> State:
+    """Return the state of an app.
+
+    :raises RuntimeError: if it has none.
+    """
+    try:
+        return cast(State, app.extensions["sse"])
+    except KeyError:
+        raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app") from None
+
+
 def current_state() -> State:
     """Return the state of the app that serves the current request.
 
     :raises RuntimeError: if it has none.
     """
-    try:
-        return cast(State, current_app.extensions["sse"])
-    except KeyError:
-        raise RuntimeError(f"the app {current_app.name!r} has no SSE: call SSE(app), or its init_app") from None
+    return state_of(current_app)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from ..support.service import ROOT, Process, _environment, start_refused
+from ..support.service import ROOT, Process, environment, start_refused
 
 CANARY = "canary-secret"
 
 
 def run(*args: str, env: dict[str, str] | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flask", "--app", "app", "sse", *args]
-    environment = _environment(settings, env or {})
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    variables = environment(settings, env or {})
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
 
 
 def test_settings_are_shown_without_secrets() -> None:
@@ -83,7 +83,7 @@ def test_a_port_in_use_is_logged_with_its_remedy() -> None:
     with Process([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0"]) as other:
         port = other.wait_log(r"port (\d+)")[1]
         command = [sys.executable, "-m", "gunicorn", "app:app"]
-        with Process(command, env=_environment({}, {"PORT": port})) as process:
+        with Process(command, env=environment({}, {"PORT": port})) as process:
             process.wait_log(f"Port {port} is in use: stop what listens there, or set PORT or -b to another")
 
 
@@ -107,7 +107,7 @@ def test_an_older_python_is_named(module: str) -> None:
 def test_a_missing_package_is_named(package: str, settings: dict[str, Any], extra: str, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(f"import sys\nsys.modules[{package!r}] = None\nfrom app import app\n")
     command = [sys.executable, "-m", "flask", "--app", "shop", "sse", "settings"]
-    environment = _environment(settings, {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    variables = environment(settings, {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and f"pip install 'flask-sse-relay[{extra}]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

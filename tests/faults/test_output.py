@@ -15,7 +15,7 @@ import pytest
 from ..support.crowd import Crowd, Spring
 from ..support.ending import EVENT
 from ..support.program import free_port
-from ..support.service import ROOT, RawClient, Service, _environment, call
+from ..support.service import ROOT, RawClient, Service, call, environment
 from ..support.upstream import Upstream, answer
 
 FULL = """
@@ -77,7 +77,7 @@ def test_a_log_pipe_that_is_not_read_stops_nothing() -> None:
     command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--access-logfile", "-"]
     settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
     with Spring(interval=0.1) as spring:
-        env = _environment({"SSE_UPSTREAMS": {"test": spring.url}, **settings}, {})
+        env = environment({"SSE_UPSTREAMS": {"test": spring.url}, **settings}, {})
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=writer, stderr=writer)
         os.close(writer)
         try:

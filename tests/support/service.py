@@ -110,7 +110,7 @@ class Process:
         self.stop()
 
 
-def _environment(settings: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, str]:
+def environment(settings: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, str]:
     """Return our environment without what would configure the service, plus `settings` as a deployment sets them."""
     foreign = re.compile(r"FLASK_|GUNICORN_|SSE_|(HOST|PORT|WEB_CONCURRENCY)$|(?i:\w+_proxy$)")
     inherited = {name: value for name, value in os.environ.items() if not foreign.match(name)}
@@ -142,7 +142,7 @@ class Service(Process):
         # With port 0 the kernel chooses, so nobody can take the port between the choice and the bind.
         # gunicorn waits for idle connections when it stops, as long as it would have kept them.
         command = [sys.executable, "-m", "gunicorn", app, "-b", f"{self.host}:0", "--keep-alive", "1", *args]
-        super().__init__(command, env=_environment(settings, env or {}), cwd=root)
+        super().__init__(command, env=environment(settings, env or {}), cwd=root)
         try:
             self.port = int(self.wait_log(r"Listening at: http://127\.0\.0\.1:(\d+)")[1])
             self.url = f"http://{self.host}:{self.port}"
@@ -178,7 +178,7 @@ class Service(Process):
 def start_refused(*args: str, env: Mapping[str, str] | None = None, root: Path = ROOT, **settings: Any) -> str:
     """Start a service that must not start, and return what it said; the parameters are those of `Service`."""
     command = [sys.executable, "-m", "gunicorn", "app:app", "-b", "127.0.0.1:0", *args]
-    with Process(command, env=_environment(settings, env or {}), cwd=root) as process:
+    with Process(command, env=environment(settings, env or {}), cwd=root) as process:
         assert process.wait_exit() != 0, process.log()
         return process.log()
 

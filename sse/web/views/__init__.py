@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flask import Blueprint
 
 from ...errors import SSEError
+from .channels import MayRead, channels
 from .demonstration import ticks
 from .forward import forward
 from .metrics import metrics
@@ -32,6 +35,15 @@ def ticker_blueprint() -> Blueprint:
     # Front ends that were written for this stream call `/hackathon/sse` and `/forward-sse` below one base URL.
     for path in ("/sse", "/hackathon/sse"):
         blueprint.add_url_rule(path, view_func=ticks, methods=(*METHODS, "OPTIONS"))
+    blueprint.register_error_handler(SSEError, refuse)
+    return blueprint
+
+
+def channels_blueprint(may_read: MayRead) -> Blueprint:
+    """Return the endpoint that streams channels to whom a rule lets in."""
+    blueprint = Blueprint("sse_channels", __name__)
+    view = partial(channels, may_read)
+    blueprint.add_url_rule("/channels", "channels", view_func=view, methods=(*METHODS, "OPTIONS"))
     blueprint.register_error_handler(SSEError, refuse)
     return blueprint
 

@@ -6,35 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import Response, current_app
-from werkzeug.exceptions import HTTPException
 
-from ...errors import SSEError
 from ...protocol.field import encode_request_fields, with_trace
 from ...relay.upstream.adapter import UpstreamRequest
 from ..call import current_request
+from ..refused import refusing
 from ..relay import Relay
-from ..report import report_refusal
-from ..response import problem
 from ..state import current_state
 
 METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
-
-
-class Refused(HTTPException):
-    """A relay that was refused, or whose upstream could not be reached.
-
-    A view need not catch it: Flask responds with `response`, the same as the gateway's endpoints send, and a site's
-    error handlers leave it alone.
-
-    :param error: the reason; `error.code` is as documented, and `error.retry_after` the seconds to wait, if known.
-    """
-
-    # Without a status of its own: so Flask passes the response on as `abort(response)` does.
-    code = None
-
-    def __init__(self, error: SSEError, response: Response) -> None:
-        super().__init__(str(error), response)
-        self.error = error
 
 
 def relay_from_site(
@@ -64,20 +44,17 @@ def relay_from_site(
     body = data.encode() if isinstance(data, str) else data
     if json is not None:
         body = current_app.json.dumps(json, ensure_ascii=False, separators=(",", ":")).encode()
-    path, _, query = path.removeprefix("/").partition("?")
+    # In WSGI's form, as the endpoints have them: a character is a byte.
+    path, _, query = path.removeprefix("/").encode(errors="surrogatepass").decode("latin-1").partition("?")
     given = list((headers or {}).items())
-    has_accept = any(name.lower() == "accept" for name, _ in given)
-    try:
-        with Relay(request, call, state) as relay:
-            fields = encode_request_fields(
-                with_trace(given, request.headers.get),
-                replace=(*entry.headers, ("X-Request-Id", call.id)),
-                has_body=bool(body),
-                accept=None if has_accept else "text/event-stream",
-            )
-            target = state.table.join(entry, path, query)
-            outgoing = UpstreamRequest(method=method, target=target, fields=fields, body=body, client=call.client)
-            return relay.respond(outgoing, entry)
-    except SSEError as error:
-        report_refusal(error)
-        raise Refused(error, problem(error, call)) from error
+    asks = any(name.lower() == "accept" for name, _ in given)
+    with refusing(), Relay(request, call, state) as relay:
+        fields = encode_request_fields(
+            with_trace(given, request.headers.get),
+            replace=(*entry.headers, ("X-Request-Id", call.id)),
+            has_body=bool(body),
+            accept=None if asks else "text/event-stream",
+        )
+        target = state.table.join(entry, path, query)
+        wanted = UpstreamRequest(method=method, target=target, fields=fields, body=body, client=call.client)
+        return relay.respond(wanted, entry)

@@ -1,0 +1,1 @@
+"""Channels: publish from anywhere, read everywhere."""

@@ -1,0 +1,334 @@
+"""The entries of channels in a Redis that processes share: pub/sub for speed, a stream for truth.
+
+One script numbers an entry, appends it to its channel's stream and publishes it. Each process has one listening
+connection. When a channel gets its first reader here, the connection subscribes, waits for the acknowledgement, and
+then reads the history: so nothing lies between the two, and what both have is dropped. An entry whose predecessor is
+not there, or a new connection, has the histories read again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ...errors import StoreUnavailable
+from .history import HistoryLimits, new_epoch
+from .hub import Channels, Delivery
+
+log = logging.getLogger("sse")
+
+#: All keys are in one hash slot of a Cluster, because a script numbers and appends at once.
+PREFIX = "sse:{channel}:"
+#: Seconds without a word from Redis after which it is asked for one, and after as many more the connection is replaced.
+PING_INTERVAL = 5.0
+#: Seconds in which a reader's channels must be there, and between two attempts to connect.
+FOLLOW_TIMEOUT, RETRY_INTERVAL = 1.0, 0.5
+#: Channels whose histories are read at once.
+BATCH = 50
+
+_COMMON = """
+local time = redis.call('TIME')
+local now, seconds = tonumber(time[1]), tonumber(ARGV[2])
+if redis.call('HSETNX', KEYS[1], 'epoch', ARGV[1]) == 1 then redis.call('HSET', KEYS[1], 'seq', 0) end
+redis.call('EXPIRE', KEYS[1], math.max(seconds, 2592000))
+local epoch, seq = redis.call('HGET', KEYS[1], 'epoch'), tonumber(redis.call('HGET', KEYS[1], 'seq'))
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - seconds)
+-- No entry up to this number is young enough for a history, and every older entry is up to this number.
+local floor = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+floor = floor and tonumber(floor) or seq
+local function text(number) return string.format('%.0f', number) end
+"""
+
+# KEYS: number, marks, log, last. ARGV: epoch, seconds, payload, events, bytes, live channel.
+_APPEND = (
+    _COMMON
+    + """
+seq = seq + 1
+redis.call('HSET', KEYS[1], 'seq', text(seq))
+local mark = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
+if not mark[2] or tonumber(mark[2]) < now then redis.call('ZADD', KEYS[2], now, text(seq - 1)) end
+redis.call('EXPIRE', KEYS[2], seconds + 1)
+local prev = string.match(redis.call('GET', KEYS[4]) or '', '^' .. epoch .. '%-(.*)$')
+if prev then
+  redis.call('XTRIM', KEYS[3], 'MINID', text(floor + 1))
+else
+  -- What is left of another epoch has numbers of its own.
+  redis.call('DEL', KEYS[3])
+end
+redis.call('SET', KEYS[4], epoch .. '-' .. text(seq), 'EX', seconds)
+prev = prev or '-'
+local last, total = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1], #ARGV[3]
+if last then total = total + tonumber(last[2][6]) end
+redis.call('XADD', KEYS[3], 'MAXLEN', ARGV[4], text(seq) .. '-0',
+  'd', ARGV[3], 'p', prev, 't', text(total), 'e', epoch)
+redis.call('EXPIRE', KEYS[3], seconds)
+while true do
+  local first = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+  local kept = total - tonumber(first[2][6]) + #first[2][2]
+  if kept <= tonumber(ARGV[5]) or first[1] == text(seq) .. '-0' then break end
+  redis.call('XDEL', KEYS[3], first[1])
+end
+redis.call('PUBLISH', ARGV[6], epoch .. ' ' .. text(seq) .. ' ' .. prev .. ' ' .. ARGV[3])
+return {epoch, text(seq)}
+"""
+)
+
+# KEYS: number, marks, logs. ARGV: epoch, seconds.
+_HISTORY = (
+    _COMMON
+    + """
+local found = {}
+for index = 3, #KEYS do found[index - 2] = redis.call('XRANGE', KEYS[index], text(floor + 1), '+') end
+return {epoch, text(seq), text(floor), found}
+"""
+)
+
+
+class RedisFeed:
+    """What all processes publish.
+
+    :param hub: takes what comes.
+    :param connect: returns a client of the store, of which this object makes one for itself.
+    :param errors: what a call of the store can fail with.
+    """
+
+    def __init__(
+        self, hub: Channels, limits: HistoryLimits, connect: Callable[[], Any], errors: tuple[type[Exception], ...]
+    ) -> None:
+        self._hub = hub
+        self._limits = limits
+        self._connect = connect
+        self._errors: tuple[type[Exception], ...] = (*errors, OSError)
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._name = f"{PREFIX}process:{uuid.uuid4().hex}"
+        #: How many readers each channel has here, and what is set when its history has been read.
+        self._readers: dict[str, int] = {}
+        self._ready: dict[str, threading.Event] = {}
+        self._listener: threading.Thread | None = None
+
+    def publish(self, channel: str, payload: bytes) -> str:
+        """Append an entry for all processes.
+
+        :raises StoreUnavailable: if that is not known to have been done; it is not repeated.
+        """
+        limits = self._limits
+        keys = [*_shared_keys(), _log(channel), f"{PREFIX}last:{channel}"]
+        arguments = [new_epoch(), int(limits.seconds), payload, limits.events, limits.bytes, _live(channel)]
+        try:
+            epoch, seq = self._call(_APPEND, keys, arguments)
+        except self._errors as error:
+            raise StoreUnavailable("the event was not published") from error
+        return f"{epoch.decode()}-{seq.decode()}"
+
+    def follow(self, channels: Sequence[str]) -> None:
+        """Count one more reader of some channels, and wait until their histories are here."""
+        with self._lock:
+            waits = [self._ready.setdefault(name, threading.Event()) for name in channels]
+            for name in channels:
+                self._readers[name] = self._readers.get(name, 0) + 1
+            if self._listener is None:
+                # Here, not when the app is made: that may be in the master, which forks.
+                self._listener = threading.Thread(target=self._listen, name="sse-channels", daemon=True)
+                self._listener.start()
+        deadline = time.monotonic() + FOLLOW_TIMEOUT
+        try:
+            if not all(ready.is_set() for ready in waits):
+                self._wake()
+            is_ready = all(ready.wait(max(deadline - time.monotonic(), 0)) for ready in waits)
+        except self._errors as error:
+            self.unfollow(channels)
+            raise StoreUnavailable("the channels cannot be read") from error
+        if not is_ready:
+            self.unfollow(channels)
+            raise StoreUnavailable("the channels cannot be read")
+
+    def unfollow(self, channels: Sequence[str]) -> None:
+        """Count one reader less; the listener unsubscribes from what has none when it is woken next."""
+        with self._lock:
+            for name in channels:
+                self._readers[name] -= 1
+
+    def _call(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+        return self._client.register_script(script)(keys=keys, args=arguments)
+
+    def _wake(self) -> None:
+        """Have the listener look at which channels have readers: it alone uses its connection."""
+        self._call("return redis.call('PUBLISH', ARGV[1], '')", [], [self._name])
+
+    def _listen(self) -> None:
+        """Keep a connection for as long as the process lives."""
+        heard, is_logged = time.monotonic(), False
+        while True:
+            listener = _Listener(self, is_late=time.monotonic() - heard >= self._limits.seconds)
+            try:
+                listener.run()
+            except self._errors as error:
+                if not is_logged or listener.heard > heard:
+                    log.warning("Redis unavailable (%s); channels resume when it recovers", type(error).__name__)
+                    is_logged = True
+                heard = max(heard, listener.heard)
+            finally:
+                listener.close()
+            time.sleep(RETRY_INTERVAL)
+
+    def wanted(self) -> set[str]:
+        """Return the channels that have readers, and forget the others; called by the listener."""
+        with self._lock:
+            for name in [name for name, readers in self._readers.items() if not readers]:
+                del self._readers[name], self._ready[name]
+                self._hub.forget(name)
+            return set(self._readers)
+
+    def load(self, channels: Iterable[str], *, is_late: bool = False) -> None:
+        """Read the histories of channels.
+
+        :param is_late: whether more was missed than a history holds.
+        """
+        deliveries: list[Delivery] = []
+        reached = None
+        names_of_all = list(channels)
+        for start in range(0, len(names_of_all), BATCH):
+            names = names_of_all[start : start + BATCH]
+            keys = [*_shared_keys(), *map(_log, names)]
+            epoch, seq, floor, logs = self._call(_HISTORY, keys, [new_epoch(), int(self._limits.seconds)])
+            # Another epoch ends what was known.
+            self._hub.deliver(epoch.decode(), ())
+            reached = int(seq) if reached is None else reached
+            for name, entries in zip(names, logs, strict=True):
+                self._hub.begin_channel(name, int(floor), is_late=is_late)
+                deliveries += [found for entry in entries if (found := _delivery(name, epoch, *entry))]
+        if reached is not None:
+            self._hub.deliver(self._hub.numbering.epoch, sorted(deliveries, key=lambda delivery: delivery[1]))
+            self._hub.advance(reached)
+        with self._lock:
+            for ready in [self._ready[name] for name in names_of_all if name in self._ready]:
+                ready.set()
+
+    def take(self, channel: str, message: bytes) -> None:
+        """Take what was published just now."""
+        epoch, seq, prev, payload = message.split(b" ", 3)
+        before = None if prev == b"-" else int(prev)
+        if self._hub.is_missing(channel, epoch.decode(), before):
+            self.load([channel])
+        self._hub.deliver(epoch.decode(), [(channel, int(seq), before, payload)])
+
+    def open_listener(self) -> Any:
+        """Return a connection that is subscribed to what wakes this process."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+        connection = self._client.pubsub()
+        connection.subscribe(self._name)
+        return connection
+
+
+class _Listener:
+    """One listening connection, from its beginning to its failure."""
+
+    def __init__(self, feed: RedisFeed, *, is_late: bool) -> None:
+        self._feed = feed
+        self._is_late = is_late
+        self._connection: Any = None
+        self._followed: set[str] = set()
+        #: Channels whose subscription is not acknowledged yet, and what came meanwhile.
+        self._awaited: set[str] = set()
+        self._acknowledged: list[str] = []
+        self._early: list[tuple[str, bytes]] = []
+        self._has_pinged = False
+        self._updated = 0.0
+        #: When something came last, by time.monotonic().
+        self.heard = 0.0
+
+    def run(self) -> None:
+        """Take what comes until the connection fails."""
+        self._connection = self._feed.open_listener()
+        while True:
+            message = self._connection.get_message(timeout=PING_INTERVAL)
+            now = time.monotonic()
+            if now - self._updated >= PING_INTERVAL:
+                self._update()
+            if message is None:
+                self._ping()
+                continue
+            self._has_pinged, self.heard = False, now
+            self._handle(message["type"], message["channel"], message["data"])
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _ping(self) -> None:
+        if self._has_pinged:
+            raise TimeoutError("no reply to PING")
+        self._has_pinged = True
+        self._connection.ping()
+
+    def _handle(self, kind: str, channel: bytes | None, data: Any) -> None:
+        if kind == "subscribe" and channel is not None:
+            self._acknowledge(channel.decode())
+        elif kind == "message" and channel is not None:
+            name = channel.decode().removeprefix(f"{PREFIX}live:")
+            if not data:
+                self._update()
+            elif self._awaited:
+                self._early.append((name, data))
+            elif name in self._followed:
+                self._feed.take(name, data)
+
+    def _update(self) -> None:
+        """Subscribe to channels that have readers, and unsubscribe from others."""
+        self._updated = time.monotonic()
+        wanted = self._feed.wanted()
+        gone, new = self._followed - wanted, wanted - self._followed
+        self._followed = wanted
+        if gone:
+            self._connection.unsubscribe(*map(_live, gone))
+        if new:
+            self._awaited |= new
+            self._connection.subscribe(*map(_live, new))
+
+    def _acknowledge(self, channel: str) -> None:
+        if not channel.startswith(f"{PREFIX}live:"):
+            self._update()
+            return
+        name = channel.removeprefix(f"{PREFIX}live:")
+        self._awaited.discard(name)
+        self._acknowledged.append(name)
+        if self._awaited:
+            return
+        self._feed.load(self._acknowledged, is_late=self._is_late)
+        self._is_late = False
+        self._acknowledged = []
+        early, self._early = self._early, []
+        for name, data in early:
+            self._feed.take(name, data)
+
+
+def _shared_keys() -> list[str]:
+    return [f"{PREFIX}number", f"{PREFIX}marks"]
+
+
+def _log(channel: str) -> str:
+    return f"{PREFIX}log:{channel}"
+
+
+def _live(channel: str) -> str:
+    return f"{PREFIX}live:{channel}"
+
+
+def _delivery(name: str, epoch: bytes, entry_id: bytes, fields: Sequence[bytes]) -> Delivery | None:
+    """Return an entry of a stream, None if it is of an epoch that has ended."""
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    if values[b"e"] != epoch:
+        return None
+    prev = values[b"p"]
+    return name, int(entry_id.partition(b"-")[0]), None if prev == b"-" else int(prev), values[b"d"]

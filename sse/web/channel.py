@@ -1,0 +1,165 @@
+"""Publish to channels and read them, from the views of a site."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from flask import Flask, Response, current_app, request
+
+from ..errors import Draining, InvalidRequest
+from ..protocol.event import ServerSentEvent
+from ..relay.channel.history import check_channel
+from ..relay.channel.hub import MAX_CHANNELS
+from ..relay.channel.reader import ChannelReader
+from ..relay.drain import Phase
+from ..relay.exchange import Exchange, Limits
+from ..relay.stream.end import StreamEnd
+from ..relay.stream.pump import Pump
+from ..relay.upstream.client import RETRY_AFTER
+from ..signals import event_published
+from .access.access import client_address
+from .call import Call, current_call
+from .connection import client_connection
+from .own import Event, last_event_id
+from .refused import refusing
+from .report import StreamReport
+from .response import STREAM_FIELDS, PumpResponse
+from .state import State, state_of
+
+
+def publish(
+    channel: str,
+    data: Event,
+    *,
+    event: str | None = None,
+    retry: int | None = None,
+    may_have_id: bool = False,
+) -> str:
+    """Publish an event from the current app and return its id.
+
+    :param may_have_id: whether the event may have an id of its own, from which a reader cannot resume.
+    :raises ValueError: for a bad channel name, an id of its own, or an event above `SSE_CHANNEL_MAX_EVENT`.
+    :raises TypeError: if the data is no event.
+    :raises StoreUnavailable: if nothing was published; in a view Flask turns it into a response.
+    """
+    # Flask gives the proxy the type of what it stands for, which has no such method.
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    state = state_of(app)
+    made = _event(app, data, event, retry)
+    if made.id is not None and not may_have_id:
+        raise ValueError("an event of a channel gets its id when it is published; id must be None")
+    if len(made.encode()) > state.settings.channel_max_event:
+        raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
+    with refusing():
+        event_id = state.channels.publish(check_channel(channel), made)
+    event_published.send(app, channel=channel, event=made, id=event_id)
+    return event_id
+
+
+def _event(app: Flask, data: Event, event: str | None, retry: int | None) -> ServerSentEvent:
+    if isinstance(data, ServerSentEvent):
+        return dataclasses.replace(
+            data,
+            event=data.event if event is None else event,
+            retry=data.retry if retry is None else retry,
+        )
+    text = data if isinstance(data, str) else app.json.dumps(data)
+    return ServerSentEvent(data=text, event=event, retry=retry)
+
+
+def subscribe(
+    *channels: str,
+    since: str | None = None,
+    replay: int = 0,
+    duration: float | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the event stream of some channels, as the response to the current request.
+
+    :param since: the last event ID that the client has had; None: what the request says.
+    :param replay: past events that a client without an id gets, at most.
+    :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
+    :param headers: more response fields.
+    :raises Refused: for a bad channel name, a malformed id, too many channels or readers, or if the store is
+        unavailable.
+    """
+    with refusing():
+        return _subscribe(channels, since, replay, duration, headers)
+
+
+def _subscribe(
+    channels: tuple[str, ...],
+    since: str | None,
+    replay: int,
+    duration: float | None,
+    headers: Mapping[str, str] | None,
+) -> Response:
+    if not 1 <= len(channels) <= MAX_CHANNELS:
+        raise InvalidRequest(f"a stream reads 1 to {MAX_CHANNELS} channels, not {len(channels)}")
+    state, call = state_of(current_app), current_call()
+    if state.drain.phase() >= Phase.FINISHING:
+        raise Draining(retry_after=RETRY_AFTER)
+    if request.method == "HEAD":
+        return _finished(Response(status=200), call, headers)
+    with ExitStack() as stack:
+        call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
+        call.client = call.client or f"address:{call.address}"
+        stack.callback(state.readers.take(call.client))
+        reader = _reader(state, channels, since, replay)
+        if reader is None:
+            # WHATWG HTML, section 9.2.3: 204 makes an EventSource fail the connection, and not come back.
+            return _finished(Response(status=204), call, headers)
+        stack.callback(reader.close)
+        pump = _pump(state, call, reader, duration, stack)
+    response = PumpResponse(pump, status=200)
+    return _finished(response, call, headers)
+
+
+def _reader(state: State, channels: tuple[str, ...], since: str | None, replay: int) -> ChannelReader | None:
+    try:
+        channels = tuple(map(check_channel, channels))
+        return state.channels.subscribe(channels, since=last_event_id() if since is None else since, replay=replay)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _finished(response: Response, call: Call, headers: Mapping[str, str] | None) -> Response:
+    response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+    response.headers.update(headers or {})
+    for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _pump(state: State, call: Call, reader: ChannelReader, duration: float | None, stack: ExitStack) -> Pump:
+    """Return the body of the response, which from now on holds what the stack holds."""
+    settings, client = state.settings, client_connection(request.environ)
+    limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
+    exchange = Exchange(client.socket, limits)
+    exchange.upstream.attach(reader)
+    call.upstream = f"own:{request.endpoint}"
+    report = StreamReport(call, state.metrics)
+    report.begin(exchange)
+    stack.callback(report.finish)
+    state.monitor.add(exchange)
+    stack.callback(state.monitor.discard, exchange)
+    exchange.watch_client()
+    held = ExitStack()
+
+    def on_end(end: StreamEnd) -> None:
+        held.close()
+        report.tell(end)
+
+    pump = Pump(
+        reader,
+        exchange,
+        status=200,
+        is_event_stream=True,
+        heartbeat=settings.heartbeat,
+        abort=client.abort,
+        on_end=on_end,
+    )
+    held.push(stack.pop_all())
+    return pump
