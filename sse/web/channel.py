@@ -114,7 +114,6 @@ def _subscribe(
         stack.callback(reader.close)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
-    call.close_unsent = pump.close_unsent
     return _finished(response, call, headers)
 
 
