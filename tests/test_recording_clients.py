@@ -96,7 +96,7 @@ def test_a_durable_streams_client_never_takes_a_cut_for_the_end(
     assert found["status"] == 410
 
 
-def test_openai_runs_a_request_once_although_its_connection_breaks(gateway: Service, upstream: Upstream) -> None:
+def test_openai_runs_a_broken_request_once(gateway: Service, upstream: Upstream) -> None:
     """What the SDK does by itself after a lost connection: it sends the POST again, with the same key."""
     openai = pytest.importorskip("openai")
     may_go_on = threading.Event()

@@ -114,6 +114,7 @@ def _subscribe(
         stack.callback(reader.close)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
+    response.close_if_dropped(pump, call)
     return _finished(response, call, headers)
 
 
