@@ -64,7 +64,7 @@ class Relay:
         :param resume: how to record the response, None if it is not recorded.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
-        check_call(self._call, entry, wanted)
+        check_call(self._call, entry, outgoing)
         if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
             return self._relay(outgoing, entry, None)
         with Attempt(resume, outgoing, self._call, self._state, recordings) as attempt:
@@ -75,7 +75,7 @@ class Relay:
         # What a recorder takes over: the lease, and the upstream.
         taken = self._stack.enter_context(ExitStack())
         rules = self._call.rules
-        meter = Meter(wanted, self._call, self._state, self.exchange)
+        meter = Meter(outgoing, self._call, self._state, self.exchange)
         meter.check()
         taken.callback(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
         # The charge comes before the lease is released, so that the client's next call finds it.

@@ -87,7 +87,7 @@ def _parse_flag(name: str, key: str, value: object) -> bool:
     return value
 
 
-def _is_nobody(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _is_unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved)
 
 

@@ -205,7 +205,7 @@ class TLSTransport(Transport):
                 self._flush_all()
                 self._take_more()
             except ssl.SSLError:
-                # The alert that tells the peer why, unless the peer has gone: the first error is the cause.
+                # The alert that gives the peer the reason, unless the peer has gone: the first error is the cause.
                 with contextlib.suppress(OSError):
                     self._flush()
                 raise
