@@ -114,6 +114,7 @@ def _subscribe(
         stack.callback(reader.close)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
+    response.close_if_dropped(pump, call)
     return _finished(response, call, headers)
 
 
@@ -150,7 +151,7 @@ def _pump(state: State, call: Call, reader: ChannelReader, duration: float | Non
 
     def on_end(end: StreamEnd) -> None:
         held.close()
-        report.tell(end)
+        report.log_end(end)
 
     pump = Pump(
         reader,
