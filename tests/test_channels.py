@@ -345,7 +345,7 @@ def sse() -> Iterator[SSE]:
 )
 def test_what_cannot_be_published_is_an_error(sse: SSE, channel: str, data: object, error: type[Exception]) -> None:
     with pytest.raises(error):
-        sse.publish(channel, data)  # type: ignore[arg-type]
+        sse.publish(channel, data)
     assert sse.channel_info("a").events == 0
 
 
@@ -354,6 +354,66 @@ def test_what_is_published_can_be_seen(sse: SSE) -> None:
     assert re.fullmatch(r"[0-9a-f]{8}-1", last)
     info = sse.channel_info("a")
     assert (info.last_id, info.events, info.readers) == (last, 1, 0)
+
+
+def test_what_is_published_and_read_is_counted() -> None:
+    app = Flask(__name__)
+    app.config["SSE_METRICS"] = True
+    sse = SSE(app, channels=lambda request, channel: True)
+    client = app.test_client()
+    with app.app_context():
+        sse.publish("a", "x")
+        sse.publish("b", "y")
+    response = client.get("/channels?channel=a")
+    assert b"sse_channel_events_total 2.0" in client.get("/metrics").data
+    assert b"sse_channel_readers 1.0" in client.get("/metrics").data
+    response.close()
+    assert b"sse_channel_readers 0.0" in client.get("/metrics").data
+
+
+def test_several_workers_with_channels_of_their_own_are_warned_of_once() -> None:
+    with Site("stream-worker", "--workers", "2") as site:
+        for _ in range(8):
+            site.publish("a", "x")
+        assert 1 <= site.log().count("readers of other workers") <= 2
+
+
+def test_one_worker_is_not_warned(fast_site: Site) -> None:
+    fast_site.publish("a", "x")
+    assert "readers of other workers" not in fast_site.log()
+
+
+def test_the_doctor_finds_workers_with_channels_of_their_own() -> None:
+    line = [sys.executable, "-m", "flask", "--app", "tests.apps.channels", "sse", "doctor"]
+    env = environment({}, {"GUNICORN_CMD_ARGS": "-w 3"})
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert re.search("fail +workers.*3 with separate channels", done.stdout), done.stdout
+
+
+def test_a_thread_without_gevent_publishes(redis_server: RedisServer) -> None:
+    """A task queue's worker, say, whose threads are the system's."""
+    code = (
+        "import threading, sys\n"
+        "from flask import Flask\n"
+        "from sse import SSE\n"
+        "app = Flask('worker')\n"
+        "app.config.from_prefixed_env()\n"
+        "sse = SSE(app, relay=False)\n"
+        "def work(number):\n"
+        "    with app.app_context():\n"
+        "        sse.publish('a', str(number))\n"
+        "threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "assert not sys.modules['gevent.monkey'].saved\n"
+    )
+    env = environment({"SSE_STORAGE_URI": redis_server.url}, {"PYTHONPATH": str(ROOT)})
+    with Site("stream-worker", SSE_STORAGE_URI=redis_server.url) as site, site.read("c=a") as client:
+        first_id(client)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True, timeout=60)
+        while client.body.count(b"data: ") < 20:
+            assert client.read_piece() is not None
+    assert sorted(map(int, re.findall(rb"data: (\d+)", client.body))) == list(range(20))
 
 
 def test_publishing_needs_an_app() -> None:

@@ -59,6 +59,9 @@ class Metrics:
         self._recordings_ended = counter("sse_recordings_ended", "Recordings by why they ended", ["upstream", "reason"])
         self._recorded_bytes = counter("sse_recorded_bytes", "Bytes of the recordings that have ended", ["upstream"])
         self.resumes = counter("sse_resumes", "Requests that read a recording", ["view"])
+        # Without labels: names of channels come from clients.
+        self.channel_events = counter("sse_channel_events", "Events that were published to channels")
+        self.channel_readers = gauge("sse_channel_readers", "Open streams of channels")
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
         self._of = cache(labelled)
