@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, request_tearing_down
@@ -14,7 +15,8 @@ from .assembly import build
 from .cli.command import register_commands
 from .relay.channel.history import check_channel
 from .relay.channel.hub import ChannelInfo
-from .relay.drain import DRAIN_WRITE_WINDOW, WORKER_POLLS, Drain
+from .relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, WORKER_POLLS, Drain
+from .relay.durable import Recordings
 from .settings import SettingError, Settings
 from .web.access.access import Authorize
 from .web.call import close_dropped
@@ -30,6 +32,8 @@ from .web.views.site import relay_from_site
 
 #: Seconds between two looks at whether the worker is to stop.
 NOTICE_INTERVAL = 0.25
+#: Seconds before gunicorn kills the worker at which recordings end, so that their ends are stored.
+RECORDING_MARGIN = 2.0
 
 
 def end_with_worker(app: Flask, worker: Any) -> None:
@@ -47,7 +51,18 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
     grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
     drain: Drain = app.extensions["sse"].drain
+    recordings: Recordings | None = app.extensions["sse"].recordings
+    if recordings is not None and recordings.is_shared:
+        worker.run = partial(_run, worker.run, worker, drain, recordings)
     threading.Thread(target=_begin_with, args=(drain, worker, grace), name="sse-drain", daemon=True).start()
+
+
+def _run(run: Callable[[], None], worker: Any, drain: Drain, recordings: Recordings) -> None:
+    """Run a worker, and then what it still records: its clients have gone on to another process."""
+    run()
+    began = time.monotonic() if drain.began is None else drain.began
+    last = began + worker.cfg.graceful_timeout - RECORDING_MARGIN
+    recordings.finish(until=last - DRAIN_EVENT_WINDOW, last=last, keep_alive=worker.notify)
 
 
 def _begin_with(drain: Drain, worker: Any, grace: float) -> None:

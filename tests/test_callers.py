@@ -71,6 +71,7 @@ FOREIGN = {
     "an old browser": {"Origin": "https://evil.example"},
     "an old browser, opaque": {"Origin": "null"},
     "another port": {"Origin": "http://localhost:8080"},
+    "no URL": {"Origin": "http://[::1"},
     "a name that begins alike": {"Origin": "http://localhost.evil.example"},
     "Basic": {"Sec-Fetch-Site": "cross-site", "Authorization": "Basic YTpi"},
 }
@@ -150,6 +151,23 @@ def test_a_response_that_the_site_drops_is_released(
     eventually(lambda: (len(state.leases), len(state.monitor)) == (0, 0), "the lease is released")
     with client.get("/upstream/there/x") as response:
         assert response.status_code == 200
+
+
+def test_a_view_may_relay_twice(upstream: Callable[..., Upstream]) -> None:
+    """The response that the view had dropped kept its lease and its connection for good."""
+    app = Flask(__name__)
+    app.config.from_mapping(SSE_UPSTREAMS={"there": upstream(OK).url})
+    sse = SSE(app)
+
+    @app.get("/")
+    def view() -> Response:
+        sse.relay("there", "first")
+        return sse.relay("there", "second")
+
+    with app.test_client().get("/") as response:
+        assert response.data == b"{}"
+    state = app.extensions["sse"]
+    eventually(lambda: (len(state.leases), len(state.monitor)) == (0, 0), "both leases are released")
 
 
 def test_a_body_that_a_site_puts_into_its_own_response_goes_on(upstream: Callable[..., Upstream]) -> None:

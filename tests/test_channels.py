@@ -8,12 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import redis
 from flask import Flask
 
 from sse import SSE, ServerSentEvent
@@ -303,6 +306,89 @@ def test_a_killed_workers_readers_miss_nothing(shared: Site) -> None:
         shared.publish("a", "meanwhile")
     with shared.read("c=a", last) as client:
         client.read_until(b"data: meanwhile\n\n")
+
+
+def test_a_store_that_is_full_is_a_refusal(redis_server: RedisServer) -> None:
+    with Site("stream-worker", SSE_STORAGE_URI=redis_server.url) as site, site.read("c=a") as client:
+        first_id(client)
+        site.publish("a", "before")
+        with redis.Redis.from_url(redis_server.url) as store:
+            store.config_set("maxmemory", 1)
+            status, text = site.ask("POST", "/publish/a", b"lost")
+            assert (status, json.loads(text)["code"]) == (503, "store_unavailable")
+            store.config_set("maxmemory", 0)
+        site.publish("a", "after")
+        client.read_until(b"data: after\n\n")
+        assert re.findall(rb"data: (\w+)", client.body) == [b"before", b"after"]
+
+
+def test_a_thousand_readers_vanish_and_nothing_of_them_is_left(redis_server: RedisServer) -> None:
+    most = 1000
+    settings = {"SSE_STORAGE_URI": redis_server.url, "SSE_MAX_READERS_PER_CLIENT": most}
+    live, leases = "sse:{channel}:live:a", "sse-readers:address:127.0.0.1"
+    with Site("stream-worker", **settings) as site, redis.Redis.from_url(redis_server.url) as store:
+        with site.read("c=b") as client:
+            first_id(client)
+        (pid,) = site.children()
+
+        def descriptors() -> int:
+            return len(os.listdir(f"/proc/{pid}/fd"))
+
+        before = descriptors()
+        with ExitStack() as stack:
+            clients = [stack.enter_context(site.read("c=a", timeout=60)) for _ in range(most)]
+            for client in clients:
+                first_id(client)
+            assert (store.zcard(leases), dict(store.pubsub_numsub(live))) == (most, {live.encode(): 1})
+            site.publish("a", "all")
+            for client in clients:
+                client.read_until(b"data: all\n\n")
+        eventually(lambda: '"readers":0' in site.ask("GET", "/info/a")[1], "readers are left", timeout=30)
+        eventually(lambda: descriptors() <= before + 5, "descriptors are left", timeout=30)
+        eventually(lambda: store.zcard(leases) == 0, "leases are left", timeout=30)
+        eventually(lambda: store.pubsub_numsub(live)[0][1] == 0, "the subscription is left", timeout=30)
+
+
+def test_a_rolling_restart_loses_and_repeats_nothing(redis_server: RedisServer) -> None:
+    app = Flask(__name__)
+    app.config["SSE_STORAGE_URI"] = redis_server.url
+    publisher = SSE(app)
+    seen: list[list[int]] = [[] for _ in range(8)]
+    with Site("stream-worker", "--workers", "2", "--graceful-timeout", "10", SSE_STORAGE_URI=redis_server.url) as site:
+        begun = threading.Barrier(len(seen) + 1, timeout=60)
+        threads = [threading.Thread(target=read_on, args=(site, numbers, begun)) for numbers in seen]
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        for number in range(600):
+            if number in (100, 300):
+                os.kill(site.process.pid, signal.SIGHUP)
+            with app.app_context():
+                publisher.publish("a", str(number))
+            time.sleep(0.01)
+        for thread in threads:
+            thread.join(60)
+        assert site.log().count("stream end=draining") >= len(seen)
+    assert seen == [list(range(600))] * len(seen)
+
+
+def read_on(site: Site, numbers: list[int], begun: threading.Barrier) -> None:
+    """Read until the last number has come, as an EventSource that reconnects."""
+    last = ""
+    while not numbers or numbers[-1] < 599:
+        with site.read("c=a", last, timeout=60) as client:
+            if client.read_head().status != 200:
+                continue
+            is_first = not last
+            while client.read_piece() is not None:
+                whole = client.body.rpartition(b"\n\n")[0]
+                last = re.findall(rb"^id: (.*)$", whole, re.MULTILINE)[-1].decode() if whole else last
+                if is_first and last:
+                    is_first = False
+                    begun.wait()
+                if whole.endswith(b"data: 599"):
+                    break
+            numbers += map(int, re.findall(rb"^data: (\d+)$", client.body.rpartition(b"\n\n")[0], re.MULTILINE))
 
 
 def test_a_store_that_is_away_is_a_refusal(redis_server: RedisServer) -> None:

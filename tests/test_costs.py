@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
@@ -21,6 +21,8 @@ MANY = 600
 
 #: Calls of functions in `sse/` for one read of the upstream, whatever it brings, up to the system call of the write.
 CALLS_PER_READ = 12
+#: The same of a read that is recorded in memory.
+RECORDED_CALLS_PER_READ = 16
 #: Calls in `sse/` for a request over a kept connection, with a body and without an event.
 CALLS_PER_REQUEST = 245
 #: Writes to the upstream for the head and the body of a request.
@@ -49,14 +51,16 @@ class Counting:
             connection.wait_for(self._may_end)
             connection.send(LAST_CHUNK)
 
-    def relay(self, *bursts: Sequence[bytes]) -> Counter[str]:
+    def relay(self, *bursts: Sequence[bytes], fields: Mapping[str, str] | None = None) -> Counter[str]:
         """Relay a stream, and return what that took.
 
         :param bursts: of events, a chunk each; a burst is sent at once, when the one before has arrived.
+        :param fields: more of the request.
         """
+        fields = {"Content-Type": "application/json", **(fields or {})}
         start, number = len(self._service.log()), len(self.upstream.requests) + 1
         self._may_end = threading.Event()
-        with call(self._service, "POST", "/upstream/test/", {"Content-Type": "application/json"}, b"{}") as client:
+        with call(self._service, "POST", "/upstream/test/", fields, b"{}") as client:
             connection = self.upstream.connections[self.upstream.wait_request(number).connection]
             client.read_head()
             for burst in bursts:
@@ -93,6 +97,14 @@ def test_an_event_is_one_read_and_one_write(counting: Counting) -> None:
 def test_an_event_takes_few_calls(counting: Counting) -> None:
     few, more = counting.relay(*[[EVENT]] * 10), counting.relay(*[[EVENT]] * 30)
     assert 0 < (more["calls"] - few["calls"]) / 20 <= CALLS_PER_READ
+
+
+def test_a_recorded_event_takes_few_calls_more(counting: Counting) -> None:
+    recorded = {"Stream-TTL": "60", "Stream-Leave": "0"}
+    few = counting.relay(*[[EVENT]] * 10, fields=recorded)
+    more = counting.relay(*[[EVENT]] * 30, fields=recorded)
+    assert 0 < (more["calls"] - few["calls"]) / 20 <= RECORDED_CALLS_PER_READ
+    assert (more["client_sends"] - few["client_sends"]) / 20 == 1
 
 
 def test_events_that_are_read_together_are_written_together(counting: Counting) -> None:

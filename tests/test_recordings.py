@@ -704,3 +704,50 @@ def test_a_request_waits_for_the_response_head(service: Service, upstream: Upstr
     may_answer.set()
     assert reply(second).body == BODY
     assert len(upstream.requests) == 1
+
+
+# What operators see.
+
+
+def test_recordings_are_counted_and_logged(service: Service, upstream: Upstream) -> None:
+    start = len(service.log())
+    place = recorded(service, upstream, BODY)
+    read(service, place)
+    read(service, place, "live=tail")
+    line = service.wait_log(
+        r"recording end=complete upstream=test client=- bytes=(\d+) .*recording=(\S{6}) ", start=start
+    )
+    assert int(line[1]) == len(BODY)
+    assert place.removeprefix("/streams/").startswith(line[2])
+    # The whole is a right to read.
+    assert place.removeprefix("/streams/") not in service.log()
+    text = reply(call(service, "GET", "/metrics")).body.decode()
+    for metric in (
+        'sse_recordings_open{upstream="test"}',
+        'sse_recordings_ended_total{reason="complete",upstream="test"}',
+        'sse_recorded_bytes_total{upstream="test"}',
+        "sse_recordings_bytes",
+        'sse_resumes_total{view="now"}',
+        'sse_resumes_total{view="tail"}',
+    ):
+        assert f"\n{metric} " in text, metric
+
+
+def test_several_processes_without_a_store_record_nothing(upstream: Upstream) -> None:
+    upstream.script = answer(BODY)
+    with Service("--workers", "2", SSE_UPSTREAMS={"test": upstream.url}) as service:
+        with closing(post(service)) as client:
+            assert client.read_head().field("Location") is None
+            assert client.read_body() == BODY
+        service.wait_log("responses are not recorded: SSE_STORAGE_URI is memory://")
+
+
+def test_recording_can_be_switched_off(upstream: Upstream) -> None:
+    upstream.script = answer(BODY)
+    with Service(SSE_UPSTREAMS={"test": upstream.url}, SSE_RESUME_TTL=0) as service:
+        with closing(post(service, Idempotency_Key="k")) as client:
+            assert client.read_head().field("Location") is None
+            assert client.read_body() == BODY
+        # It is the upstream's field then.
+        assert upstream.requests[-1].field("Idempotency-Key") == "k"
+        assert read(service, "/streams/x").status == 404

@@ -83,6 +83,8 @@ BAD = [
         id="redirect",
     ),
     pytest.param(raw(head(308, "Location: /v1/chat/", "Content-Length: 0")), "redirects (308 to /v1/chat/)", id="path"),
+    # An expression once took minutes for it, in which nothing else ran.
+    pytest.param(raw(head(302, f"Location: //{'a' * 60_000} b", "Content-Length: 0")), "redirects (302)", id="long"),
     pytest.param(raw(head(301, "Content-Length: 0")), "redirects (301)", id="redirect-nowhere"),
 ]
 

@@ -1,7 +1,8 @@
 """Jobs that run in a process of their own, which publishes their progress to the pages that wait for it.
 
 Run the site with `FLASK_SSE_STORAGE_URI=redis://127.0.0.1/0 gunicorn app:app`, and the worker, with the same setting,
-with `flask --app app work`. Celery or RQ would take the place of the list in Redis; their tasks publish in the same way.
+with `flask --app app work`. Celery or RQ would take the place of the list in Redis; their tasks publish
+in the same way.
 """
 
 from __future__ import annotations

@@ -224,7 +224,13 @@ def post_worker_init(worker: Any) -> None:
     """Let streams end politely before a worker that stops is killed, and garbage be looked for more rarely."""
     from sse import end_with_worker
 
-    end_with_worker(worker.wsgi, worker)
+    if "sse" in getattr(worker.wsgi, "extensions", ()):
+        end_with_worker(worker.wsgi, worker)
+    else:
+        worker.log.warning(
+            "%s is no Flask app with SSE, so a restart cuts open streams: call end_with_worker in post_worker_init",
+            type(worker.wsgi).__name__,
+        )
     # To look at all objects takes tens of milliseconds, in which no event passes: those that stay are left out, and the
     # others, of which few are garbage in circles, are looked at a tenth as often.
     gc.collect()

@@ -28,6 +28,8 @@ class Drain:
     """The stopping of one process; before `begin()` there is none."""
 
     def __init__(self) -> None:
+        #: When it began (`time.monotonic()`).
+        self.began: float | None = None
         self._end: float | None = None
 
     def begin(self, grace: float) -> None:
@@ -36,7 +38,8 @@ class Drain:
         :param grace: seconds from now on by which all streams have ended.
         """
         if self._end is None:
-            self._end = time.monotonic() + max(0.0, grace)
+            self.began = time.monotonic()
+            self._end = self.began + max(0.0, grace)
 
     def phase(self) -> Phase:
         """Return how far it has come by now."""

@@ -155,16 +155,19 @@ class Client(Side):
 
         One write may carry 64 KiB; a client that takes them slowly is slow, not stuck.
         """
-        assert self.connection is not None
-        acked = tcp.bytes_acked(self.connection)
+        # Once, because another thread sets it to None when the exchange ends.
+        if (connection := self.connection) is None:
+            return False
+        acked = tcp.bytes_acked(connection)
         # A Unix socket counts what its peer has not read.
-        self._count(tcp.unsent(self.connection) if acked is None else acked, now)
+        self._count(tcp.unsent(connection) if acked is None else acked, now)
         return limit > 0 and now - max(self.since, self._moved) > limit
 
     def is_starved(self, now: float, limit: float) -> bool:
         """Return whether no byte of the request body has come for so many seconds, or too few after as many."""
-        assert self.connection is not None
-        self._count(tcp.bytes_received(self.connection), now)
+        if (connection := self.connection) is None:
+            return False
+        self._count(tcp.bytes_received(connection), now)
         if not limit or now - self.since <= limit:
             return False
         received = (self._counted or 0) - (self._start or 0)
@@ -259,8 +262,8 @@ class Exchange:
 
     def check(self, now: float) -> None:
         """Cancel the exchange if a deadline has passed or, where only polling shows it, the client has left."""
-        if self.client.connection is not None:
-            self._check_client(now)
+        if (connection := self.client.connection) is not None:
+            self._check_client(connection, now)
         if self.reason is not None:
             return
         limit, reason = self._upstream_limit()
@@ -269,9 +272,8 @@ class Exchange:
         elif self._limits.duration and self.upstream.stage is Stage.READ and now - self.started > self._limits.duration:
             self.cancel(EndReason.MAX_DURATION)
 
-    def _check_client(self, now: float) -> None:
+    def _check_client(self, connection: socket.socket, now: float) -> None:
         client, limit = self.client, self._limits.send
-        assert client.connection is not None
         if client.stage is Stage.BODY:
             if client.is_starved(now, limit):
                 self.cancel(EndReason.SEND_TIMEOUT)
@@ -280,7 +282,7 @@ class Exchange:
         ):
             # Also where the exchange was cancelled for another reason, and the error event is stuck.
             self.lose_client(EndReason.SEND_TIMEOUT)
-        elif client.is_polled and tcp.is_gone(client.connection):
+        elif client.is_polled and tcp.is_gone(connection):
             self.lose_client(EndReason.CLIENT_GONE)
 
     def _upstream_limit(self) -> tuple[float, EndReason]:

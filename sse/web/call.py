@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flask import Flask, Request, request
 
 from ..relay.stream.end import StreamEnd
+from ..relay.stream.pump import Pump
 from .access.limit_storage import Limit, Verdict
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Call:
     #: The limit that is being counted, and what was counted last.
     limit: Limit | None = None
     counted: Verdict | None = None
-    #: Closes the body of the response for as long as the server has not got it.
-    close_unsent: Callable[[], None] | None = None
+    #: The bodies of responses that the server has not got; a view may relay more than once.
+    unsent: list[Pump] = field(default_factory=list)
 
 
 def current_call() -> Call:
@@ -77,9 +77,9 @@ def _call(environ: WSGIEnvironment) -> Call:
 
 
 def close_dropped(_: Flask, **__: object) -> None:
-    """Close the response of the current request if the site has dropped it: Flask does not."""
+    """Close the responses of the current request that the site has dropped: Flask does not."""
     call: Call | None = request.environ.get(_KEY)
-    if call is not None and call.close_unsent is not None:
-        timer = threading.Timer(UNSENT_TIMEOUT, call.close_unsent)
+    for pump in call.unsent if call is not None else ():
+        timer = threading.Timer(UNSENT_TIMEOUT, pump.close_unsent)
         timer.daemon = True
         timer.start()

@@ -134,7 +134,6 @@ def _subscribe(
             stack.callback(state.metrics.channel_readers.dec)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
-    call.close_unsent = pump.close_unsent
     return _finished(response, call, headers)
 
 

@@ -86,7 +86,9 @@ class Relay:
         fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
         if wanted.method == "HEAD":
             # RFC 9110, section 9.3.2: the fields of a HEAD "as if the request method had been GET".
-            fields.extend([field for field in upstream.fields if field[0].lower() == "content-length"][:1])
+            lengths = [value for name, value in upstream.fields if name.lower() == "content-length"]
+            # Values that are repeated are equal.
+            fields.extend([("Content-Length", value.partition(",")[0].strip(" \t")) for value in lengths[:1]])
         named = {name.lower(): value for name, value in fields}
         reader = None
         if attempt is not None:
@@ -140,9 +142,7 @@ class Relay:
         if status >= 400:
             # So that it is not taken for a refusal of the gateway's own.
             fields.append(("X-Upstream-Status", str(status)))
-        response = stream_response(pump, status=status, fields=fields, call=call)
-        call.close_unsent = pump.close_unsent
-        return response
+        return stream_response(pump, status=status, fields=fields, call=call)
 
 
 def _unopened(error: SSEError, exchange: Exchange) -> StreamEnd:

@@ -45,8 +45,9 @@ class PumpResponse(Response):
 class RelayedResponse(PumpResponse):
     """A response whose fields are final; werkzeug would copy them, to correct what an upstream's never need."""
 
-    #: The request's, whose `close_unsent` is cleared when the server gets the response.
+    #: The request's, which has the pump until the server gets the response.
     call: Call
+    pump: Pump
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         # RFC 9110, sections 15.3.5 and 15.4.5: a response without content has no fields that describe it.
@@ -54,20 +55,22 @@ class RelayedResponse(PumpResponse):
         return self.headers if has_content else super().get_wsgi_headers(environ)
 
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
-        self.call.close_unsent = None
+        if self.pump in self.call.unsent:
+            self.call.unsent.remove(self.pump)
         return super().get_app_iter(environ)
 
 
-def stream_response(body: Iterable[bytes], *, status: int, fields: Iterable[tuple[str, str]], call: Call) -> Response:
-    """Return a response whose body is sent as it comes.
+def stream_response(pump: Pump, *, status: int, fields: Iterable[tuple[str, str]], call: Call) -> Response:
+    """Return a response whose body is sent as it comes, and closed if the server does not get it.
 
     :param fields: with a Content-Type.
     """
     # A response has one request id: the upstream's own gets another name.
     fields = [("X-Upstream-Request-Id" if name.lower() == "x-request-id" else name, value) for name, value in fields]
     headers = Headers([*fields, *STREAM_FIELDS, ("X-Request-Id", call.id)])
-    response = RelayedResponse(body, status, headers, direct_passthrough=True)
-    response.call = call
+    response = RelayedResponse(pump, status, headers, direct_passthrough=True)
+    response.call, response.pump = call, pump
+    call.unsent.append(pump)
     return response
 
 

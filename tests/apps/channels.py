@@ -56,4 +56,3 @@ def info(channel: str) -> dict[str, object]:
 def greenlets() -> str:
     gc.collect()
     return str(sum(isinstance(thing, greenlet.greenlet) and not thing.dead for thing in gc.get_objects()))
-

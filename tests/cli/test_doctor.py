@@ -186,7 +186,8 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         pytest.param("--nonsense", {}, "gunicorn", "fail .*arguments: --nonsense.*GUNICORN_CMD_ARGS", id="argument"),
         pytest.param("-c /dev/null -k gevent", {}, "patching", "warn .*done by the worker.*patch_all", id="unpatched"),
         pytest.param("-c /dev/null -k gevent --preload", {}, "patching", "fail .*loaded before.*patch_all", id="late"),
-        pytest.param("-w 3", {}, "workers", "warn .*3 times.*SSE_STORAGE_URI.*redis://", id="workers"),
+        pytest.param("-w 3", {}, "recordings", "fail .*3 workers.*SSE_STORAGE_URI", id="recordings"),
+        pytest.param("-w 3", {"SSE_RESUME_TTL": 0}, "workers", "warn .*3 times.*URI.*redis://", id="workers"),
         pytest.param("--worker-connections 199", {}, "worker connections", "warn .*hangs.* = 200 or", id="connections"),
         pytest.param(
             "--worker-connections 300",
@@ -220,7 +221,8 @@ def test_what_is_wrong_with_gunicorn_is_said(arguments: str, settings: dict[str,
 )
 def test_nothing_is_wrong_with_gunicorn_as_it_is_delivered(settings: dict[str, Any], arguments: str) -> None:
     report = doctor(env={"GUNICORN_CMD_ARGS": arguments}, **SOUND, **settings)
-    for what in ("worker class", "patching", "workers", "worker connections", "restart", "control socket"):
+    checks = ("worker class", "patching", "workers", "recordings", "worker connections", "restart", "control socket")
+    for what in checks:
         assert report.finding(what).startswith("ok")
 
 

@@ -159,7 +159,7 @@ def test_a_quiet_channel_is_whole_however_busy_others_are(clock: Clock) -> None:
     assert b"reset" not in drain(subscribe(hub, "quiet", since=mark))
 
 
-def test_a_channel_that_was_forgotten_is_not_taken_for_one_that_never_had_events(clock: Clock) -> None:
+def test_a_forgotten_channel_differs_from_an_unused_one(clock: Clock) -> None:
     """A channel without readers is dropped with its history; who had missed its last event then is to learn so."""
     hub = Channels(HistoryLimits(seconds=10))
     mark = publish(hub, "b")
@@ -281,7 +281,7 @@ def test_a_reader_that_is_cancelled_wakes_and_ends() -> None:
     assert reader.read() == b""
 
 
-def test_bells_are_rung_in_the_event_loop_whatever_thread_publishes() -> None:
+def test_readers_are_woken_in_the_event_loop_from_any_thread() -> None:
     hub = Channels(HistoryLimits())
     woken: list[int] = []
     main = threading.get_ident()
@@ -298,7 +298,7 @@ def test_bells_are_rung_in_the_event_loop_whatever_thread_publishes() -> None:
     assert set(woken) == {main}
 
 
-def test_a_reader_that_has_something_to_read_is_woken_when_it_subscribes() -> None:
+def test_a_reader_with_something_to_read_is_woken_at_once() -> None:
     hub = Channels(HistoryLimits())
     reader = subscribe(hub, "a")
     woken: list[None] = []

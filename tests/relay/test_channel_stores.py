@@ -159,7 +159,7 @@ def test_a_closed_channel_gives_the_rest_and_ends(make: Make) -> None:
     assert make().subscribe(["a"], since=end) is None
 
 
-def test_readers_that_come_back_miss_nothing_and_get_nothing_twice(make: Make) -> None:
+def test_returning_readers_get_each_event_exactly_once(make: Make) -> None:
     """A publisher at full speed, and readers that leave after each piece."""
     limits = HistoryLimits(events=100_000, bytes=100_000_000)
     one, other = make(limits), make(limits)

@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -191,6 +192,16 @@ def test_a_side_that_is_not_waited_for_has_no_limit(pair: Pair) -> None:
     since = enter(exchange, Stage.READ)
     exchange.upstream.stop()
     exchange.check(since + 100)
+    assert exchange.reason is None
+
+
+def test_an_exchange_may_end_while_it_is_checked(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that looks at all clocks would end with an error, and with it every time-out of the process."""
+    exchange = Exchange(pair[0], Limits(send=1.0))
+    exchange.client.enter(Stage.WRITE)
+    exchange.client.is_polled = True
+    monkeypatch.setattr("sse.relay.tcp.bytes_acked", lambda connection: exchange.close())
+    exchange.check(time.monotonic())
     assert exchange.reason is None
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.cookies
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from flask import Flask
+from flask import Flask, Response
 
 from sse import SSE
 
@@ -121,6 +121,22 @@ def test_a_view_may_catch_a_refusal_and_relay_another_upstream(site: Site) -> No
     request = site.upstream.requests[-1]
     assert (request.method, request.body) == ("POST", b"plain")
     assert (request.field("Content-Type"), request.field("Accept")) == ("text/plain", "*/*")
+
+
+def test_a_path_is_text(upstream: Callable[..., Upstream]) -> None:
+    """Text that is no ASCII was taken for bytes, and refused."""
+    there = upstream(ANSWER)
+    app = Flask(__name__)
+    app.config["SSE_UPSTREAMS"] = {"there": there.url}
+    sse = SSE(app)
+
+    @app.get("/")
+    def view() -> Response:
+        return sse.relay("there", "/é/中?q=é中&r=%C3%A9")
+
+    with app.test_client().get("/") as response:
+        assert response.status_code == 200
+    assert there.requests[-1].target == "/%C3%A9/%E4%B8%AD?q=%C3%A9%E4%B8%AD&r=%C3%A9"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def check_server(settings: Settings) -> Iterator[Finding]:
     except ValueError as error:
         yield fail("gunicorn", f"its settings cannot be read: {error}", "fix gunicorn.conf.py or GUNICORN_CMD_ARGS")
         return
-    for check in (_worker_class, _patching, _workers, _connections, _restart, _control_socket, _files):
+    for check in (_worker_class, _patching, _workers, _recordings, _connections, _restart, _control_socket, _files):
         yield check(plan, settings)
     yield from _pitfalls(plan, settings)
 
@@ -132,6 +132,20 @@ def _workers(plan: Plan, settings: Settings) -> Finding:
         text = f"{plan.workers} with separate counts: each client's limits are {plan.workers} times as high"
         return warn("workers", text, remedy)
     return ok("workers", f"{plan.workers}, counting {'alone' if plan.workers == 1 else 'together'}")
+
+
+def _recordings(plan: Plan, settings: Settings) -> Finding:
+    if not settings.resume_ttl:
+        return ok("recordings", "none: SSE_RESUME_TTL is 0")
+    if settings.storage_uri != "memory://":
+        return ok("recordings", "in the shared store, for every process")
+    if plan.workers == 1:
+        return ok("recordings", "in the memory of the one process, lost when it ends")
+    return fail(
+        "recordings",
+        f"responses are not recorded: {plan.workers} workers could not read each other's",
+        "set SSE_STORAGE_URI to redis://..., use one worker, or set SSE_RESUME_TTL to 0",
+    )
 
 
 def _connections(plan: Plan, settings: Settings) -> Finding:

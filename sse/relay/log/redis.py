@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 from ..background import run_soon
@@ -26,6 +27,11 @@ from .store import Keys, Timing, alive_key, claim_key, decode_claim, encode_clai
 from .upload import Uploads
 
 log = logging.getLogger("sse")
+
+
+#: Seconds to connect, to wait for a reply, and to wait for a free connection; and connections that callers may use.
+TIMEOUT = 1.0
+CONNECTIONS = 16
 
 
 class RedisLog:
@@ -71,7 +77,6 @@ class RedisLog:
         self._client: Any = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._wake = threading.Event()
         self._wakes_at = self._look_at = 0.0
         self._is_down = self._is_closed = False
 
@@ -97,9 +102,8 @@ class RedisLog:
         if recording is None:
             return None
         try:
-            self._uploads.begin(recording)
-        except self._errors as error:
-            self._mark(error)
+            self._call(lambda _: self._uploads.begin(recording))
+        except Unavailable:
             self._own.drop(id)
             return None
         if header.claim:
@@ -296,9 +300,19 @@ class RedisLog:
         self._thread = threading.Thread(target=self._write_all, name="sse-log", daemon=True)
         self._thread.start()
 
+    @cached_property
+    def _slots(self) -> threading.BoundedSemaphore:
+        # Made with the first call: a lock that is made before gevent patches blocks the event loop.
+        return threading.BoundedSemaphore(CONNECTIONS)
+
+    @cached_property
+    def _wake(self) -> threading.Event:
+        return threading.Event()
+
     def _connection(self) -> Any:
         if self._client is None:
-            self._client = self._connect(timeout=1.0, connections=16)
+            # Two more are for the writer.
+            self._client = self._connect(timeout=TIMEOUT, connections=CONNECTIONS + 2)
         return self._client
 
     def _call(self, operation: Callable[[Any], Any]) -> Any:
@@ -306,11 +320,16 @@ class RedisLog:
 
         :raises Unavailable: if it fails.
         """
+        # The client raises where all of its connections are in use; here the caller waits for one.
+        if not self._slots.acquire(timeout=TIMEOUT):
+            raise Unavailable
         try:
             return operation(self._connection())
         except self._errors as error:
             self._mark(error)
             raise Unavailable from error
+        finally:
+            self._slots.release()
 
     def _background(self, operation: Callable[[Any], Any]) -> None:
         """Do what need not be waited for; what fails here expires by itself."""

@@ -61,7 +61,7 @@ class Recording:
     """
 
     __slots__ = (
-        "_data", "_most", "bells", "cancel", "end", "header", "id", "lonely_since", "readers", "reason", "start",
+        "_kept", "_most", "bells", "cancel", "end", "header", "id", "lonely_since", "readers", "reason",
         "until",
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ class Recording:
         self.id = id
         self.header = header
         self.cancel = cancel
-        self.start = self.end = 0
+        self.end = 0
         self.reason: EndReason | None = None
         self.bells = Bells()
         self.readers = 0
@@ -77,27 +77,26 @@ class Recording:
         self.lonely_since = math.inf
         self.until = 0.0
         self._most = max_bytes
-        self._data = bytearray()
+        # The position of the first byte, and the bytes: one value, so that a thread that reads sees both or neither.
+        self._kept = 0, bytearray()
 
     def append(self, piece: bytes) -> None:
         """Keep what follows, and wake the readers."""
-        self._data += piece
+        data = self._kept[1]
+        data += piece
         self.end += len(piece)
-        if len(self._data) > self._most:
-            self.drop(self.end - self._most)
+        # Not with each piece, because all that is kept is copied.
+        if len(data) > self._most * 1.25:
+            self._kept = self.end - self._most, data[-self._most :]
         for wake in self.bells.all:
             wake()
-
-    def drop(self, offset: int) -> None:
-        """Keep nothing before a position."""
-        del self._data[: offset - self.start]
-        self.start = offset
 
     def finish(self, reason: EndReason) -> None:
         """Let nothing follow, and wake the readers."""
         self.reason = reason
+        start, data = self._kept
         # Growing has reserved more than is needed.
-        self._data = bytearray(bytes(self._data))
+        self._kept = start, data[:]
         self.bells.ring()
 
     def read(self, offset: int, limit: int = READ_SIZE) -> bytes:
@@ -105,10 +104,10 @@ class Recording:
 
         :raises Trimmed: if they are not kept any more.
         """
-        at = offset - self.start
-        if at < 0:
-            raise Trimmed(self.start)
-        return bytes(self._data[at : at + limit])
+        start, data = self._kept
+        if offset < start:
+            raise Trimmed(start)
+        return bytes(data[offset - start : offset - start + limit])
 
     def snapshot(self) -> Snapshot:
         return Snapshot(header=self.header, start=self.start, end=self.end, reason=self.reason)
@@ -116,7 +115,12 @@ class Recording:
     @property
     def size(self) -> int:
         """Bytes that it takes."""
-        return len(self._data)
+        return len(self._kept[1])
+
+    @property
+    def start(self) -> int:
+        """Position of the first byte that is kept."""
+        return self._kept[0]
 
 
 class BaseReader:
@@ -184,16 +188,24 @@ class LocalReader(BaseReader):
         super().__init__(recording.header, offset, on_close)
         self._recording = recording
 
-    def _next(self) -> bytes | None:
+    def read(self) -> bytes | None:
+        # One function, because it is called twice for each event.
+        if self._is_cancelled:
+            raise TruncatedBody("the reader was cancelled")
         recording = self._recording
-        # Before the bytes are read: what is appended in between is read the next time.
-        reason = recording.reason
-        piece = recording.read(self.offset)
-        if piece or reason is EndReason.COMPLETE:
-            return piece
-        if reason is not None:
+        # The reason before the bytes: what is appended in between is read the next time.
+        reason, (start, data) = recording.reason, recording._kept
+        at = self.offset - start
+        if at < 0:
+            raise Trimmed(start)
+        piece = bytes(data[at : at + READ_SIZE])
+        if piece:
+            self.offset += len(piece)
+        elif reason is None:
+            return None
+        elif reason is not EndReason.COMPLETE:
             raise Interrupted(reason)
-        return None
+        return piece
 
     def _is_ready(self) -> bool:
         recording = self._recording

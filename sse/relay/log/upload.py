@@ -11,7 +11,7 @@ from typing import Any
 
 from ..stream.end import EndReason
 from . import script
-from .base import READ_SIZE
+from .base import READ_SIZE, Trimmed
 from .ring import Recording
 from .store import Keys, Timing, alive_key, milliseconds
 
@@ -155,7 +155,12 @@ class Uploads:
         reason, end = recording.reason, recording.end
         expected, start = upload.expected, max(upload.written, recording.start)
         for _ in range(BATCH_ENTRIES):
-            data = recording.read(start, min(READ_SIZE, end - start))
+            try:
+                data = recording.read(start, min(READ_SIZE, end - start))
+            except Trimmed:
+                # The ring has overtaken what was to be appended.
+                upload.due = 0.0
+                return
             is_last = start + len(data) == end
             yield _Entry(upload, expected, start, data, reason if is_last else None)
             if is_last:

@@ -165,7 +165,8 @@ class Pump:
         upstream, boundary = self.exchange.upstream, self._boundary
         if self._ahead is not None and not (piece := self._whole_events(piece, self._ahead)):
             upstream.since = now
-            return WAIT
+            # Only a read that brings nothing shows that there is something to wait for.
+            return self.step()
         if self._first is None:
             self._first = now - self.exchange.started
             self._is_spaced = _UNSPACED.search(piece) is None

@@ -32,8 +32,8 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 #: Seconds after which the process that replaces a stopping one is ready.
 RETRY_AFTER = 1
 
-#: Scheme, host, port and path of a Location; userinfo, query and fragment may be secrets.
-_LOCATION = re.compile(r"(?:https?:)?(?://(?:[^/?#@\s]*@)?[^/?#@\s]+)?[\x21-\x7e]*?(?=[?#]|\Z)", re.IGNORECASE)
+#: What stands before the host of a URL; it may be a password.
+_USERINFO = re.compile(r"//[^/]*@")
 
 
 class UpstreamResponse:
@@ -149,9 +149,10 @@ def _without_redirect(response: UpstreamResponse, request: UpstreamRequest) -> U
 def _describe_location(response: UpstreamResponse) -> str:
     """Return where a redirect leads, without what may be a secret."""
     value = next((value for name, value in response.fields if name.lower() == "location"), "")
-    match = _LOCATION.match(value)
-    place = re.sub(r"//[^/]*@", "//", match[0]) if match else ""
-    return f" to {place[:200]}" if place else ""
+    # Query and fragment may be secrets too.
+    place = _USERINFO.sub("//", value.partition("?")[0].partition("#")[0])
+    is_plain = place.isascii() and place.isprintable() and " " not in place
+    return f" to {place[:200]}" if place and is_plain else ""
 
 
 def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:

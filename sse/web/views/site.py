@@ -44,7 +44,8 @@ def relay_from_site(
     body = data.encode() if isinstance(data, str) else data
     if json is not None:
         body = current_app.json.dumps(json, ensure_ascii=False, separators=(",", ":")).encode()
-    path, _, query = path.removeprefix("/").partition("?")
+    # In WSGI's form, as the endpoints have them: a character is a byte.
+    path, _, query = path.removeprefix("/").encode(errors="surrogatepass").decode("latin-1").partition("?")
     given = list((headers or {}).items())
     asks = any(name.lower() == "accept" for name, _ in given)
     with refusing(), Relay(request, call, state) as relay:

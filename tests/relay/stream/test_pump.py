@@ -311,6 +311,14 @@ def test_what_is_held_back_is_sent_when_the_stream_is_whole() -> None:
     assert stream.reason is EndReason.COMPLETE
 
 
+def test_the_end_is_read_behind_what_is_held_back() -> None:
+    """An upstream that sent its last bytes and the end at once was waited for until the idle timeout."""
+    stream = Stream(EVENT, b"data: [DONE]\n", holds_back=True)
+    assert stream.pump.step() == EVENT
+    assert stream.pump.step() == b"data: [DONE]\n"
+    assert stream.pump.step() == End(None)
+
+
 def test_an_event_that_is_too_long_is_not_held_back() -> None:
     stream = Stream(b"data: " + b"x" * MAX_HELD, AssertionError("sent before"), holds_back=True)
     with pytest.raises(AssertionError):
