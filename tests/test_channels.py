@@ -273,7 +273,7 @@ def test_workers_read_what_any_of_them_publishes(shared: Site) -> None:
 def command(*arguments: str, input: str | None = None, **settings: object) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "flask", "--app", "tests.apps.channels", "sse", "publish", *arguments]
     env = environment(settings, {})
-    return subprocess.run(line, cwd=ROOT, env=env, input=input, capture_output=True, text=True, timeout=30)
+    return subprocess.run(line, cwd=ROOT, env=env, input=input, capture_output=True, text=True)
 
 
 def test_the_command_publishes(shared: Site, redis_server: RedisServer) -> None:
@@ -326,27 +326,25 @@ def test_a_thousand_readers_vanish_and_nothing_of_them_is_left(redis_server: Red
     most = 1000
     settings = {"SSE_STORAGE_URI": redis_server.url, "SSE_MAX_READERS_PER_CLIENT": most}
     live, leases = "sse:{channel}:live:a", "sse-readers:address:127.0.0.1"
-    with Site("stream-worker", **settings) as site, redis.Redis.from_url(redis_server.url) as store:
-        with site.read("c=b") as client:
-            first_id(client)
+    with Site("stream-worker", "--workers", "1", **settings) as site, redis.Redis.from_url(redis_server.url) as store:
         (pid,) = site.children()
-
-        def descriptors() -> int:
-            return len(os.listdir(f"/proc/{pid}/fd"))
-
-        before = descriptors()
-        with ExitStack() as stack:
-            clients = [stack.enter_context(site.read("c=a", timeout=60)) for _ in range(most)]
-            for client in clients:
-                first_id(client)
-            assert (store.zcard(leases), dict(store.pubsub_numsub(live))) == (most, {live.encode(): 1})
-            site.publish("a", "all")
-            for client in clients:
-                client.read_until(b"data: all\n\n")
-        eventually(lambda: '"readers":0' in site.ask("GET", "/info/a")[1], "readers are left", timeout=30)
-        eventually(lambda: descriptors() <= before + 5, "descriptors are left", timeout=30)
-        eventually(lambda: store.zcard(leases) == 0, "leases are left", timeout=30)
-        eventually(lambda: store.pubsub_numsub(live)[0][1] == 0, "the subscription is left", timeout=30)
+        left = []
+        # The first ones leave connections to the store, which are kept for the next.
+        for _ in range(2):
+            with ExitStack() as stack:
+                clients = []
+                for _ in range(most):
+                    clients.append(stack.enter_context(site.read("c=a", timeout=60)))
+                    first_id(clients[-1])
+                assert dict(store.pubsub_numsub(live)) == {live.encode(): 1}
+                site.publish("a", "all")
+                for client in clients:
+                    client.read_until(b"data: all\n\n")
+            eventually(lambda: '"readers":0' in site.ask("GET", "/info/a")[1], "readers are left")
+            eventually(lambda: store.zcard(leases) == 0, "leases are left")
+            eventually(lambda: store.pubsub_numsub(live)[0][1] == 0, "the subscription is left")
+            left.append(len(os.listdir(f"/proc/{pid}/fd")))
+        assert left[1] <= left[0] + 5
 
 
 def test_a_rolling_restart_loses_and_repeats_nothing(redis_server: RedisServer) -> None:
@@ -362,7 +360,7 @@ def test_a_rolling_restart_loses_and_repeats_nothing(redis_server: RedisServer) 
         begun.wait()
         for number in range(600):
             if number in (100, 300):
-                os.kill(site.process.pid, signal.SIGHUP)
+                os.kill(site.pid, signal.SIGHUP)
             with app.app_context():
                 publisher.publish("a", str(number))
             time.sleep(0.01)
