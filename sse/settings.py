@@ -19,6 +19,8 @@ from .setting_name import check_below, find_key
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.
+#: Signatures by keys that may be published.
+_ALGORITHMS = frozenset(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {"EdDSA"}
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -49,6 +51,25 @@ def _throttle(value: object) -> str:
     if value:
         limits.parse_many(value)
     return value
+
+
+def _quota(value: object) -> str:
+    if not isinstance(value, str) or (value and len(limits.parse_many(value)) != 1):
+        raise ValueError('must be one amount and one window, such as "2000000 per 1 day", or "" for none')
+    return value
+
+
+def _jwt(value: object) -> Mapping[str, Any]:
+    known = {"keys", "issuer", "audience", "algorithms", "client"}
+    if not isinstance(value, Mapping) or (value and not {"keys", "issuer", "audience"} <= set(value) <= known):
+        raise ValueError("must be an object of keys, issuer and audience and, if need be, algorithms and client")
+    algorithms = value.get("algorithms", [])
+    if not isinstance(algorithms, list | tuple) or not set(algorithms) <= _ALGORITHMS:
+        raise ValueError(f"algorithms must be a list of some of {', '.join(sorted(_ALGORITHMS))}")
+    for name in set(value) - {"algorithms"}:
+        if not isinstance(value[name], str) or not value[name]:
+            raise ValueError(f"{name} must be a string that is not empty")
+    return dict(value)
 
 
 def _storage_uri(value: object) -> str:
@@ -130,6 +151,14 @@ class Settings:
     allow_public_targets: bool = _key(_flag, False)
     #: Client name -> passcode. Empty, and no `authorize` callback: everybody may call.
     passcodes: Mapping[str, str] = field(default_factory=dict, repr=False, metadata={"check": _passcodes})
+    #: TOML file of further clients, with what each may do; it is read again when it changes. "": none.
+    clients_file: str = _key(_file, "")
+    #: JSON Web Tokens that are taken as credentials: {"keys": URL or file, "issuer": ..., "audience": ...}. {}: none.
+    jwt: Mapping[str, Any] = field(default_factory=dict, metadata={"check": _jwt})
+    #: Tokens that each client may spend in a fixed window, such as "2000000 per 1 day". "": no limit.
+    quota: str = _key(_quota, "")
+    #: Whether what upstreams report of tokens is read, logged and counted.
+    usage: bool = _key(_flag, False)
     #: Whether it is meant that everybody may call although upstream keys or open targets are at stake.
     open: bool = _key(_flag, False)
     #: Calls of each relay endpoint per client, in the words of Flask-Limiter. "": no throttle.
@@ -218,13 +247,18 @@ class Settings:
                 raise SettingError(f"{key}: {error}") from error
         return cls(**values)
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there are clients with credentials of the gateway's own."""
+        return bool(self.passcodes or self.clients_file or self.jwt)
+
     def is_open(self, *, has_authorize: bool) -> bool:
         """Return whether requests are admitted without a credential.
 
         :raises ValueError: if so, and that would give away upstream keys or an open forwarder, and nobody said
             that it is meant.
         """
-        if self.passcodes or has_authorize:
+        if self.has_credentials or has_authorize:
             return False
         at_stake = self.allow_public_targets or any(upstream.headers for upstream in self.upstreams or ())
         if at_stake and not self.open:

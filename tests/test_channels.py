@@ -500,6 +500,22 @@ def test_a_thread_without_gevent_publishes(redis_server: RedisServer) -> None:
     assert sorted(map(int, re.findall(rb"data: (\d+)", client.body))) == list(range(20))
 
 
+def test_a_reader_whose_response_is_dropped_is_counted_out() -> None:
+    """Such readers stayed for good, until SSE_MAX_READERS refused all others."""
+    app = Flask(__name__)
+    sse = SSE(app)
+
+    @app.get("/")
+    def view() -> str:
+        sse.subscribe("a")
+        return "maintenance"
+
+    assert app.test_client().get("/").text == "maintenance"
+    state = app.extensions["sse"]
+    eventually(lambda: len(state.readers) == 0, "the reader is counted out")
+    eventually(lambda: state.channels.info("a").readers == 0, "the reader is released")
+
+
 def test_publishing_needs_an_app() -> None:
     with pytest.raises(RuntimeError, match="application context"):
         SSE().publish("a", "x")

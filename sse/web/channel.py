@@ -134,6 +134,7 @@ def _subscribe(
             stack.callback(state.metrics.channel_readers.dec)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
+    response.close_if_dropped(pump, call)
     return _finished(response, call, headers)
 
 

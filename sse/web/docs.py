@@ -265,7 +265,7 @@ def openapi(
         "components": {
             "schemas": schemas["$defs"],
             "headers": _HEADERS,
-            "securitySchemes": _SECURITY_SCHEMES if state.settings.passcodes else {},
+            "securitySchemes": _SECURITY_SCHEMES if state.settings.has_credentials else {},
         },
     }
 
@@ -563,7 +563,7 @@ def _metrics(url: str) -> dict[str, Any]:
 
 
 def _security(state: State) -> list[dict[str, list[str]]]:
-    return [{name: []} for name in _SECURITY_SCHEMES] if state.settings.passcodes else []
+    return [{name: []} for name in _SECURITY_SCHEMES] if state.settings.has_credentials else []
 
 
 def _refer(*names: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
 from ..errors import ClientGone
+from ..protocol.usage import COUNTS, Usage
 from ..relay.durable import RecordingEnd
 from ..relay.stream.end import StreamEnd
 
@@ -62,6 +63,14 @@ class Metrics:
         # Without labels: names of channels come from clients.
         self.channel_events = counter("sse_channel_events", "Events that were published to channels")
         self.channel_readers = gauge("sse_channel_readers", "Open streams of channels")
+        self._first_event = histogram(
+            "sse_first_event_seconds",
+            "Seconds from the request to the first event with data, where usage is read",
+            ["upstream"],
+            buckets=FIRST_BYTE_BUCKETS,
+        )
+        self._usage = counter("sse_usage", "Responses by how far their usage was reported", ["upstream", "state"])
+        self._tokens = counter("sse_tokens", "Tokens that upstreams reported; some are parts", ["upstream", "type"])
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
         self._of = cache(labelled)
@@ -103,6 +112,18 @@ class Metrics:
         """Count a recording that has ended."""
         self._of(self._recordings_ended, upstream, str(end.reason)).inc()
         self._of(self._recorded_bytes, upstream).inc(end.bytes)
+
+    def observe_usage(self, upstream: str, state: str, usage: Usage | None, first_event: float | None) -> None:
+        """Count what an upstream reported of a response.
+
+        :param first_event: seconds from the request to the first event with data.
+        """
+        self._of(self._usage, upstream, state).inc()
+        if first_event is not None:
+            self._of(self._first_event, upstream).observe(first_event)
+        for name in COUNTS if usage is not None else ():
+            if count := getattr(usage, name):
+                self._of(self._tokens, upstream, name).inc(count)
 
     def expose(self) -> bytes:
         """Return what was counted: in this app, or by all processes together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from functools import partial
 
 from flask import Request, Response
 
@@ -17,8 +18,10 @@ from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
+from .access.policy import check_call
 from .call import Call
 from .connection import client_connection
+from .meter import Meter
 from .recorded import Attempt, usable_recordings
 from .report import StreamReport
 from .response import stream_response
@@ -61,6 +64,7 @@ class Relay:
         :param resume: how the response is to be recorded, None if it is not.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
+        check_call(self._call, entry, wanted)
         if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
             return self._relay(wanted, entry, None)
         with Attempt(resume, wanted, self._call, self._state, recordings) as attempt:
@@ -70,7 +74,14 @@ class Relay:
         report = StreamReport(self._call, self._state.metrics)
         # What a recorder takes over: the lease, and the upstream.
         taken = self._stack.enter_context(ExitStack())
-        taken.callback(self._state.leases.take(self._call.client))
+        rules = self._call.rules
+        meter = Meter(wanted, self._call, self._state, self.exchange)
+        meter.check()
+        taken.callback(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
+        # The charge comes before the lease is released, so that the client's next call finds it.
+        taken.callback(meter.settle)
+        if rules is not None and rules.is_temporary:
+            self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         report.begin(self.exchange)
         self._stack.callback(report.finish)
         if self._state.demonstration is not None:
@@ -90,6 +101,7 @@ class Relay:
             # Values that are repeated are equal.
             fields.extend([("Content-Length", value.partition(",")[0].strip(" \t")) for value in lengths[:1]])
         named = {name.lower(): value for name, value in fields}
+        meter.attach(upstream, named)
         reader = None
         if attempt is not None:
             reader = attempt.record(upstream, fields, self.exchange, taken)

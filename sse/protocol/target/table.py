@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ...errors import InvalidRequest, TargetNotAllowed
 from ..field import is_field_name, is_field_value, is_forwardable, is_passable
+from ..policy import Route, parse_route
 from .address import is_literal, is_local, is_public, parse_literal
 from .host import is_dns
 from .parse import Target, join_target, parse_target
@@ -27,6 +28,10 @@ class Upstream:
     base: Target
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     response_headers: frozenset[str] = frozenset()
+    #: What may be called below the base; none are all.
+    routes: tuple[Route, ...] = ()
+    #: Whether streams of OpenAI's chat dialect have to be asked for with their usage.
+    require_usage: bool = False
 
     def covers(self, target: Target) -> bool:
         """Tell whether scheme, host, port and whole path segments match."""
@@ -46,9 +51,9 @@ def parse_upstream(name: object, entry: object) -> Upstream:
         raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -, or begins with a dot")
     if isinstance(entry, str):
         entry = {"url": entry}
-    keys = {"url", "headers", "response_headers"}
+    keys = {"url", "headers", "response_headers", "allow", "require_usage"}
     if not isinstance(entry, Mapping) or not set(entry) <= keys or not isinstance(entry.get("url"), str):
-        raise ValueError(f"{name!r} must be a URL, or an object of url, headers and response_headers")
+        raise ValueError(f"{name!r} must be a URL, or an object of url and, if need be, {', '.join(sorted(keys))}")
     try:
         base = parse_target(entry["url"])
     except (InvalidRequest, TargetNotAllowed) as error:
@@ -62,7 +67,24 @@ def parse_upstream(name: object, entry: object) -> Upstream:
         base=base,
         headers=_parse_headers(name, entry.get("headers", {})),
         response_headers=_parse_response_headers(name, entry.get("response_headers", [])),
+        routes=_parse_allow(name, entry.get("allow", [])),
+        require_usage=_parse_flag(name, "require_usage", entry.get("require_usage", False)),
     )
+
+
+def _parse_allow(name: str, allow: object) -> tuple[Route, ...]:
+    if not isinstance(allow, list | tuple) or not all(isinstance(route, str) for route in allow):
+        raise ValueError(f"allow of {name!r} must be a list of methods with paths")
+    try:
+        return tuple(map(parse_route, allow))
+    except ValueError as error:
+        raise ValueError(f"allow of {name!r}: {error}") from error
+
+
+def _parse_flag(name: str, key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} of {name!r} must be true or false")
+    return value
 
 
 def _is_nobody(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

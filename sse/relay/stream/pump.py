@@ -145,7 +145,7 @@ class Pump:
         if upstream.since == STOPPED:
             upstream.since = self._last = time.monotonic()
             if exchange.ends_at_boundary and boundary is not None and boundary.at_boundary:
-                exchange.cancel(EndReason.DRAINING)
+                exchange.cancel(exchange.end_reason)
         try:
             piece = self.source.read()
         except TruncatedBody as error:

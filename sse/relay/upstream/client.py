@@ -19,7 +19,7 @@ from ...errors import (
 from ...protocol.http1.head import InvalidResponse
 from ..exchange import Side, Stage
 from ..stream.end import EndReason
-from ..stream.source import TruncatedBody
+from ..stream.source import Tap, TruncatedBody
 from .adapter import PreparedUpstreamRequest, UpstreamAdapter, UpstreamRequest
 from .body import Body
 from .connection import NoResponse, StaleConnection
@@ -39,7 +39,7 @@ _USERINFO = re.compile(r"//[^/]*@")
 class UpstreamResponse:
     """An upstream's response, whose head has come; a `Source` that its owner closes."""
 
-    __slots__ = ("_body", "_pieces", "fields", "status")
+    __slots__ = ("_body", "_pieces", "fields", "status", "tap")
 
     def __init__(self, response: requests.Response) -> None:
         self._body: Body = response.raw
@@ -48,6 +48,13 @@ class UpstreamResponse:
         self.status = self._body.status
         #: All fields as they came, repeated ones apart.
         self.fields = self._body.fields
+        #: What looks at the bytes as they are read.
+        self.tap: Tap | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the body has been read to the end that its framing promised."""
+        return self._body.is_complete
 
     def read(self) -> bytes | None:
         """Return what has arrived, one piece for a read of the socket; None if nothing has yet, b"" at the end.
@@ -57,6 +64,8 @@ class UpstreamResponse:
         piece = next(self._pieces, b"")
         if piece == b"" and not self._body.is_complete:
             raise TruncatedBody("the body was closed, or has ended early before")
+        if self.tap is not None and piece:
+            self.tap.feed(piece)
         return piece
 
     def wait(self, timeout: float | None = None) -> None:

@@ -6,6 +6,7 @@ Both use the system's own sockets: gevent's would prepare for waiting at every r
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -204,8 +205,9 @@ class TLSTransport(Transport):
                 self._flush_all()
                 self._take_more()
             except ssl.SSLError:
-                # The alert that tells the peer why.
-                self._flush()
+                # The alert that tells the peer why, unless the peer has gone: the first error is the cause.
+                with contextlib.suppress(OSError):
+                    self._flush()
                 raise
             else:
                 return self._flush_all()

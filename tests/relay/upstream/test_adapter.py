@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +29,7 @@ from sse.relay.upstream.client import UpstreamClient, UpstreamResponse
 from sse.relay.upstream.connection import StaleConnection
 from sse.relay.upstream.dial import Dialer
 from sse.relay.upstream.pool import Pool
-from sse.relay.upstream.transport import Transport
+from sse.relay.upstream.transport import TLSTransport, Transport
 
 from ...support.source import pieces
 from ...support.upstream import (
@@ -172,8 +174,17 @@ def test_one_read_of_the_socket_is_one_piece(plain: Relaying) -> None:
         assert list(pieces(response)) == [EVENT * 50]
 
 
-def test_a_large_body_gives_way(plain: Relaying) -> None:
+@pytest.mark.parametrize(
+    ("turn", "most"),
+    [
+        pytest.param(3600.0, 16, id="many reads"),
+        # Chunks of a byte or two at full speed delayed other streams by 300 ms.
+        pytest.param(0.0, 1, id="slow reads"),
+    ],
+)
+def test_a_large_body_gives_way(plain: Relaying, monkeypatch: pytest.MonkeyPatch, turn: float, most: int) -> None:
     """Where there is always something to read, nothing else would run."""
+    monkeypatch.setattr("sse.relay.upstream.body.TURN", turn)
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -186,7 +197,7 @@ def test_a_large_body_gives_way(plain: Relaying) -> None:
             longest = max(longest, reads)
             if piece is None:
                 response.wait(None)
-    assert longest <= 16
+    assert longest <= most
 
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
@@ -448,6 +459,27 @@ def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callab
     with pytest.raises(UpstreamUnreachable):
         ring.open(script)
     assert ring.side.stage is Stage.OPEN
+
+
+def test_the_cause_of_a_failed_handshake_is_its_first_error() -> None:
+    """Sending the alert to a peer that had gone hid why."""
+    ours, peer = socket.socketpair()
+    with peer:
+        transport = TLSTransport(ours, tls_context(), "localhost")
+        ours.setblocking(False)
+
+        def respond() -> None:
+            peer.recv(65536)
+            peer.shutdown(socket.SHUT_RD)
+            # A ServerHello without content, which is an alert's matter.
+            peer.sendall(bytes.fromhex("16 0303 0004 02 000000"))
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        with pytest.raises(ssl.SSLError):
+            transport.handshake()
+        thread.join()
+    transport.close()
 
 
 def test_the_head_is_bounded(plain: Relaying) -> None:
