@@ -51,7 +51,7 @@ def build(
     :param authorize: the site's callback that returns a client's name.
     :param limiter: the site's Limiter, if it keeps the counts.
     :param has_demonstration: whether there is an upstream `demo` while `SSE_UPSTREAMS` is not set.
-    :raises ValueError: if anybody could use the upstreams' keys and `SSE_OPEN` does not say that this is meant.
+    :raises ValueError: if every client could use the upstreams' keys and `SSE_OPEN` does not allow it.
     """
     demonstration = DemonstrationServer() if has_demonstration and settings.upstreams is None else None
     upstreams = settings.upstreams or ()

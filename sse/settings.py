@@ -149,7 +149,7 @@ class Settings:
     upstreams: tuple[Upstream, ...] | None = _key(_upstreams, None, secret=True)
     #: Whether any public https target is allowed besides the table.
     allow_public_targets: bool = _key(_flag, False)
-    #: Client name -> passcode. Empty, and no `authorize` callback: everybody may call.
+    #: Client name -> passcode. Empty, and no `authorize` callback: every client may call.
     passcodes: Mapping[str, str] = field(default_factory=dict, repr=False, metadata={"check": _passcodes})
     #: TOML file of further clients, with what each may do; it is read again when it changes. "": none.
     clients_file: str = _key(_file, "")
@@ -165,7 +165,7 @@ class Settings:
     throttle: str = _key(_throttle, "60 per 10 second")
     #: Where throttle and leases are kept. "memory://": in this process; redis: shared by processes and hosts.
     storage_uri: str = _key(_storage_uri, "memory://", secret=True)
-    #: Origins whose scripts may read answers, without credentials. Empty: none but the own.
+    #: Origins whose scripts may read responses, without credentials. Empty: none but the own.
     cors_origins: tuple[str, ...] = _key(_origins, ("*",))
     #: How many proxies in front are believed about the client's address. 0: none, the peer is the client.
     trusted_proxies: int = _key(_count, 0)
@@ -197,7 +197,7 @@ class Settings:
     relay_heartbeat: float = _key(_seconds, 0.0)
     #: Seconds for which a recorded response is kept after its end, unless its client wants less. 0: none is recorded.
     resume_ttl: int = _key(_count, 300)
-    #: Seconds for which a recording goes on without any reader, unless its client says otherwise. 0: it ends at once.
+    #: Seconds for which a recording goes on without any reader, unless its client names another. 0: it ends at once.
     resume_leave: float = _key(_seconds, 60.0)
     #: Most seconds for which a client may let a recording go on without any reader.
     resume_leave_max: float = _key(_seconds, 600.0)
@@ -255,15 +255,14 @@ class Settings:
     def is_open(self, *, has_authorize: bool) -> bool:
         """Return whether requests are admitted without a credential.
 
-        :raises ValueError: if so, and that would give away upstream keys or an open forwarder, and nobody said
-            that it is meant.
+        :raises ValueError: if so, and clients could use upstream keys or any public target, unless `SSE_OPEN` is set.
         """
         if self.has_credentials or has_authorize:
             return False
         at_stake = self.allow_public_targets or any(upstream.headers for upstream in self.upstreams or ())
         if at_stake and not self.open:
             raise ValueError(
-                "SSE_PASSCODES is empty, so anybody could use the upstreams' keys or call any public target: "
+                "SSE_PASSCODES is empty, so every client could use the upstreams' keys or call any public target: "
                 "set SSE_PASSCODES, or SSE_OPEN = True if that is meant"
             )
         return True

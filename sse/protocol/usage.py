@@ -227,7 +227,7 @@ def _model(document: Object) -> str | None:
 
 
 def _read_object(usage: Object) -> Usage:
-    """Return what a `usage` object says; its keys tell which dialect it is of."""
+    """Return the numbers of a `usage` object; its keys determine its dialect."""
     if "prompt_tokens" in usage or "completion_tokens" in usage:
         return _openai_chat(usage)
     if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:

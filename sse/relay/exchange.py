@@ -70,7 +70,7 @@ class Side:
         self.since = time.monotonic()
         self.reason: EndReason | None = None
         self._attached: Cancellable | None = None
-        # Held while a connection is cancelled or given away: a kept one is another exchange's in the next moment.
+        # Held while a connection is cancelled or released: a kept one is another exchange's in the next moment.
         self._lock = threading.Lock()
 
     def enter(self, stage: Stage) -> None:
@@ -127,7 +127,7 @@ class Client(Side):
         self._moved = 0.0
 
     def cancel(self, reason: EndReason) -> None:
-        """Shut the client's connection down; its request can still be answered if it has not arrived whole."""
+        """Shut the client's connection down; a request that has not arrived whole still gets its response."""
         super().cancel(reason)
         tcp.shut_down_client(self.connection, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-"""How many streams may be open: leases, given back on every ending there is."""
+"""How many streams may be open: leases, released at every end of a stream."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class SharedLeases(Leases):
                 # A Cluster's pipeline has no eval().
                 pipeline.execute_command("EVAL", _TAKE, 1, key, lease, 0, self._lifetime)
             pipeline.execute()
-            # A lease that was given back meanwhile has been taken again by that.
+            # That has taken a lease again that was released meanwhile.
             for lease, key in held:
                 if lease not in self._held:
                     pipeline.zrem(key, lease)

@@ -45,7 +45,7 @@ class Call:
     #: What the client may do besides, None if the settings say all of it.
     rules: Client | None = None
     #: More that is logged of the stream.
-    told: dict[str, Any] = field(default_factory=dict)
+    log_fields: dict[str, Any] = field(default_factory=dict)
     #: How the stream ended, if it did before its response was made.
     end: StreamEnd | None = None
     #: The limit that is being counted, and what was counted last.

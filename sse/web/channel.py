@@ -171,7 +171,7 @@ def _pump(state: State, call: Call, reader: ChannelReader, duration: float | Non
 
     def on_end(end: StreamEnd) -> None:
         held.close()
-        report.tell(end)
+        report.log_end(end)
 
     pump = Pump(
         reader,

@@ -69,11 +69,12 @@ class Meter:
         self._tap = None
         usage = None if self._is_encoded else tap.usage()
         state = usage_state(usage, is_complete=upstream.is_complete, is_encoded=self._is_encoded)
-        told = self._call.told
-        told["usage"] = state
+        log_fields = self._call.log_fields
+        log_fields["usage"] = state
         if usage is not None:
-            told["model"] = usage.model
-            told.update({f"{name}_tokens": getattr(usage, name) for name in COUNTS if getattr(usage, name) is not None})
+            log_fields["model"] = usage.model
+            counts = {name: getattr(usage, name) for name in COUNTS}
+            log_fields.update({f"{name}_tokens": count for name, count in counts.items() if count is not None})
         if self._state.metrics is not None:
             first = tap.first_event and tap.first_event - self._exchange.started
             self._state.metrics.observe_usage(self._call.upstream, state, usage, first)
@@ -92,5 +93,5 @@ class Meter:
             body=len(self._request.body or b""),
         )
         if is_estimated:
-            self._call.told["charged"] = "estimated"
+            self._call.log_fields["charged"] = "estimated"
         self._state.quotas.charge(self._call.client, quota, tokens)

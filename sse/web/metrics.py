@@ -19,9 +19,9 @@ from ..protocol.usage import COUNTS, Usage
 from ..relay.durable import RecordingEnd
 from ..relay.stream.end import StreamEnd
 
-#: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
+#: Buckets of the seconds to the first byte: from a kept connection to a model that thinks.
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-#: Seconds of a stream's longest gap that are told apart: from token to token, up to the idle time-out.
+#: Buckets of the seconds of a stream's longest gap: from token to token, up to the idle time-out.
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 _STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
@@ -37,7 +37,7 @@ class Metrics:
         self._open = Gauge(
             "sse_streams_open", "Streams that are open", ["upstream"], multiprocess_mode="livesum", registry=registry
         )
-        self._requests = counter("sse_requests", "Requests by what was answered", ["upstream", "status", "code"])
+        self._requests = counter("sse_requests", "Requests by their response", ["upstream", "status", "code"])
         self._ended = counter("sse_streams_ended", "Streams by why they ended", ["upstream", "reason"])
         self._bytes = counter("sse_bytes", "Bytes of the streams that have ended", ["upstream"])
         self._events = counter("sse_events", "Events of the streams that have ended", ["upstream"])
@@ -84,7 +84,7 @@ class Metrics:
         self._of(self._open, upstream).dec()
 
     def count_request(self, upstream: str, status: int, code: str) -> None:
-        """Count a request when it is answered.
+        """Count a request when its response starts.
 
         :param code: of our refusal, or what it was if none.
         """
@@ -136,7 +136,7 @@ class Metrics:
 
 
 def _status(status: int) -> str:
-    """Return the status if it is one that is known: an upstream may say any number."""
+    """Return the status if it is one that is known: an upstream may send any number."""
     return str(status) if status in _STATUSES else f"{status // 100}xx"
 
 

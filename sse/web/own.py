@@ -36,7 +36,7 @@ class EventSourceResponse(PumpResponse):
     the client at most. Without one it runs where the server sends the response, which is the thread of the view.
 
     :param events: what is streamed; closed in the end if it can be closed.
-    :param status: 204 tells an EventSource not to come back.
+    :param status: 204 keeps an EventSource from reconnecting.
     :param headers: more response fields.
     :param heartbeat: seconds of silence after which a comment is sent, 0 for none; None: `SSE_HEARTBEAT`.
     :raises TypeError: if `events` is no iterable of events.
@@ -82,7 +82,7 @@ _BLANK_LINES_OF_BYTES = tuple(map(str.encode, _BLANK_LINES))
 def check_events(events: object) -> None:
     """Check what can be known of an iterable before it runs.
 
-    :raises TypeError: if it is no iterable of events; says what to pass instead.
+    :raises TypeError: if it is no iterable of events; the message names what to pass instead.
     """
     if isinstance(events, str | bytes | Mapping | ServerSentEvent):
         raise TypeError(f"events must be an iterable of events, not one {type(events).__name__}; use a list of it")
@@ -129,7 +129,7 @@ def _pump(request: Request, call: Call, events: Iterable[Event], status: int, he
     def on_end(end: StreamEnd) -> None:
         stack.close()
         state.monitor.discard(exchange)
-        report.tell(end)
+        report.log_end(end)
 
     return Pump(
         make_producer(events, _encoder(), heartbeat=heartbeat, on_start=on_start),
@@ -145,7 +145,7 @@ def _pump(request: Request, call: Call, events: Iterable[Event], status: int, he
 
 
 def _encoder() -> Callable[[Event], bytes]:
-    """Return what makes the bytes of an event; JSON as the app writes it, which knows dates and the like."""
+    """Return what makes the bytes of an event; JSON as the app writes it, which encodes dates and the like."""
     dumps = current_app.json.dumps
     is_first = True
 

@@ -25,7 +25,7 @@ FILE_ROOM = 200
 #: gunicorn's workers that can do it, and what it costs.
 _COSTS = {
     "ThreadWorker": "each stream holds a thread",
-    "GeventPyWSGIWorker": "an answer's head waits for the first bytes of its body",
+    "GeventPyWSGIWorker": "a response's head waits for the first bytes of its body",
 }
 #: Seconds to read a configuration.
 PATIENCE = 30
@@ -155,7 +155,7 @@ def _connections(plan: Plan, settings: Settings) -> Finding:
     if streams:
         remedy = f"worker_connections = {streams + CONNECTION_ROOM} or more, or a lower SSE_MAX_STREAMS"
     else:
-        remedy = f"set SSE_MAX_STREAMS to {max(room - CONNECTION_ROOM, 1)} or less: then it is refused with an answer"
+        remedy = f"set SSE_MAX_STREAMS to {max(room - CONNECTION_ROOM, 1)} or less: then it is refused with a response"
     return warn("worker connections", f"with {room} open, the next hangs unanswered, health checks too", remedy)
 
 

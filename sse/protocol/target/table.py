@@ -34,7 +34,7 @@ class Upstream:
     require_usage: bool = False
 
     def covers(self, target: Target) -> bool:
-        """Tell whether scheme, host, port and whole path segments match."""
+        """Return whether scheme, host, port and whole path segments match."""
         base = self.base
         if (base.scheme, base.host, base.port) != (target.scheme, target.host, target.port):
             return False
@@ -60,7 +60,7 @@ def parse_upstream(name: object, entry: object) -> Upstream:
         raise ValueError(f"the URL of {name!r} is not one that can be called") from error
     if base.query:
         raise ValueError(f"the URL of {name!r} must have no query")
-    if is_literal(base.host) and _is_nobody(ipaddress.ip_address(base.host)):
+    if is_literal(base.host) and _is_unusable(ipaddress.ip_address(base.host)):
         raise ValueError(f"the URL of {name!r} names an address that no server has")
     return Upstream(
         name=name,
@@ -87,7 +87,7 @@ def _parse_flag(name: str, key: str, value: object) -> bool:
     return value
 
 
-def _is_nobody(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _is_unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved)
 
 
@@ -120,7 +120,7 @@ class UpstreamTable:
     """
 
     def __init__(self, upstreams: Iterable[Upstream], *, allow_public: bool = False) -> None:
-        # The longest base first: it says most about what it covers.
+        # The longest base first: it is the most specific.
         self._upstreams = sorted(upstreams, key=lambda upstream: -len(upstream.base.path))
         self._hosts = frozenset(upstream.base.host for upstream in self._upstreams)
         self._allow_public = allow_public
@@ -156,9 +156,9 @@ class UpstreamTable:
         return target
 
     def allows(self, host: str, address: str) -> bool:
-        """Tell whether a connection for a host may go to an address.
+        """Return whether a connection for a host may go to an address.
 
-        An operator who names an address, or a name that is nobody's in public, means it. A public name must lead to
+        An operator who names an address, or a name outside public DNS, means it. A public name must lead to
         public addresses.
         """
         if is_literal(host):
@@ -168,5 +168,5 @@ class UpstreamTable:
         return is_public(address)
 
     def lists(self, host: str) -> bool:
-        """Tell whether the operator named a host."""
+        """Return whether the operator named a host."""
         return host in self._hosts

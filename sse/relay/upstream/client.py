@@ -43,7 +43,7 @@ class UpstreamResponse:
 
     def __init__(self, response: requests.Response) -> None:
         self._body: Body = response.raw
-        # requests hands `raw.stream()` through unchanged; None is the size that asks for pieces as they come.
+        # requests hands `raw.stream()` through unchanged; None is the size for pieces as they come.
         self._pieces: Iterator[bytes | None] = response.iter_content(None)
         self.status = self._body.status
         #: All fields as they came, repeated ones apart.
@@ -59,7 +59,7 @@ class UpstreamResponse:
     def read(self) -> bytes | None:
         """Return what has arrived, one piece for a read of the socket; None if nothing has yet, b"" at the end.
 
-        :raises TruncatedBody: if the body ends before its framing says so.
+        :raises TruncatedBody: if the body ends before the end of its framing.
         """
         piece = next(self._pieces, b"")
         if piece == b"" and not self._body.is_complete:
@@ -107,7 +107,7 @@ class UpstreamClient:
         :raises AtCapacity: if there is no socket left for it.
         :raises TargetNotAllowed: if the address is refused.
         :raises UpstreamUnreachable: if there is no connection, or TLS fails.
-        :raises UpstreamBadResponse: if what comes is no HTTP that can be relayed, or a redirect.
+        :raises UpstreamBadResponse: if the response is invalid HTTP, or a redirect.
         :raises UpstreamTimeout: if the connection or the head took too long.
         :raises Draining: if the process stops before there is a response.
         :raises ClientGone: if the client has left.

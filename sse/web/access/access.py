@@ -46,10 +46,10 @@ class Access:
     :param verify: returns the client that a JSON Web Token names, None if it is not valid; None if none are accepted.
     :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
     :param trusted_proxies: how many proxies in front are believed about the client's address.
-    :param authorize: the site's own answer to who calls; asked before the passcodes.
+    :param authorize: the site's callback that returns a client's name; called before the passcodes are checked.
     :param cross_origin: the origins whose pages may use a login of the site's.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
-    :param is_open: whether anybody may call.
+    :param is_open: whether every client may call.
     :param store: what processes share, if they do; the site's own Limiter counts where it counts.
     :param on_unavailable: called each time the store is needed for a call and unavailable.
     """
@@ -152,7 +152,7 @@ class Access:
     def refuse(self, request: Request, call: Call, *, is_failure: bool) -> NoReturn:
         """Count and refuse a request without a valid credential.
 
-        :param is_failure: whether it had one at all: to have none is no guess.
+        :param is_failure: whether it had one at all.
         :raises Throttled: if the address failed too often.
         :raises Unauthenticated: otherwise.
         """
@@ -241,7 +241,7 @@ def bearer(request: Request) -> str | None:
 def client_address(request: Request, *, trusted_proxies: int) -> str:
     """Return the address that the outermost trusted proxy saw; of an IPv6 address its /64, which one network prefix is.
 
-    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by proxies of ours; what
+    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by trusted proxies; what
         is left of them is the client's own invention.
     """
     peer = request.remote_addr or "unknown"

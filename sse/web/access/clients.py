@@ -170,7 +170,7 @@ class Directory:
         return bool(self._fixed) or self._path is not None
 
     def find(self, passcode: bytes) -> Client | None:
-        """Return the client that has a passcode, None if nobody has or it has expired.
+        """Return the client that has a passcode, None if there is none or it has expired.
 
         The digest is looked up, so the time that it takes says nothing about the passcodes.
         """

@@ -109,7 +109,7 @@ def in_two(data: bytes, cut: int, go: threading.Event) -> Script:
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_an_answer_cut_in_every_place_is_whole(plain: Relaying, framing: str) -> None:
+def test_a_response_split_in_every_place_is_whole(plain: Relaying, framing: str) -> None:
     body = "id: 1\r\ndata: ä€😀\r\n\r\n".encode()
     data = framed(body, framing)
     go = threading.Event()
@@ -219,7 +219,7 @@ def test_a_response_that_ends_early_is_truncated(framing: str, relaying: str, re
 
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
-def test_cutting_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequest) -> None:
+def test_cancelling_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequest) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 100"))
@@ -255,7 +255,7 @@ def test_a_cancelled_body_never_looks_complete(relaying: str, framing: str, requ
     ("reason", "error"), [(EndReason.CLIENT_GONE, ClientGone), (EndReason.UPSTREAM_TIMEOUT, UpstreamTimeout)]
 )
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
-def test_cutting_ends_the_wait_for_a_head(
+def test_cancelling_ends_the_wait_for_a_head(
     relaying: str, reason: EndReason, error: type[SSEError], request: pytest.FixtureRequest
 ) -> None:
     ring = request.getfixturevalue(relaying)
@@ -397,7 +397,7 @@ def test_an_early_refusal_of_the_upstream_is_its_response(plain: Relaying, is_ke
 
 
 @pytest.mark.parametrize("ring", ["plain", "tls"])
-def test_what_comes_on_an_idle_connection_is_nobodys_answer(ring: str, request: pytest.FixtureRequest) -> None:
+def test_bytes_on_an_idle_connection_are_no_response(ring: str, request: pytest.FixtureRequest) -> None:
     """TLS had it in the system's hands, where it was not looked for."""
     stray = threading.Event()
     has_read = threading.Event()
@@ -432,7 +432,7 @@ def test_it_is_retried_once_and_over_a_new_connection(plain: Relaying, monkeypat
     assert may_reuse == [True, False]
 
 
-def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstream]) -> None:
+def test_a_refused_address_is_reported_as_refused(upstream: Callable[..., Upstream]) -> None:
     target = upstream()
     refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
     wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
@@ -441,7 +441,7 @@ def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstrea
     assert not target.connections
 
 
-def test_a_kept_connection_is_nobody_else_s(upstream: Callable[..., Upstream], plain: Relaying) -> None:
+def test_a_kept_connection_has_no_other_owner(upstream: Callable[..., Upstream], plain: Relaying) -> None:
     other = upstream(answer(b"data: other\n\n"))
     assert plain.read(answer(EVENT)) == EVENT
     plain.upstream, first = other, plain.upstream
@@ -449,7 +449,7 @@ def test_a_kept_connection_is_nobody_else_s(upstream: Callable[..., Upstream], p
     assert (len(first.connections), len(other.connections)) == (1, 1)
 
 
-def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callable[..., Upstream]) -> None:
+def test_tls_with_a_plain_server_is_unreachable(upstream: Callable[..., Upstream]) -> None:
     def script(connection: Connection) -> None:
         connection.send(b"220 smtp.example ESMTP\r\n")
         connection.wait_closed()
