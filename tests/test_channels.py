@@ -327,6 +327,7 @@ def test_a_thousand_readers_vanish_and_nothing_of_them_is_left(redis_server: Red
     settings = {"SSE_STORAGE_URI": redis_server.url, "SSE_MAX_READERS_PER_CLIENT": most}
     live, leases = "sse:{channel}:live:a", "sse-readers:address:127.0.0.1"
     with Site("stream-worker", "--workers", "1", **settings) as site, redis.Redis.from_url(redis_server.url) as store:
+        site.ask("GET", "/healthz")
         (pid,) = site.children()
         left = []
         # The first ones leave connections to the store, which are kept for the next.
