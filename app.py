@@ -46,8 +46,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     _log_streams(app.extensions["sse"].settings.log_format)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", view_func=readyz)
-    app.register_error_handler(HTTPException, answer_routing)
-    app.register_error_handler(Exception, answer_failure)
+    app.register_error_handler(HTTPException, respond_to_routing)
+    app.register_error_handler(Exception, respond_to_failure)
     return app
 
 
@@ -66,29 +66,29 @@ def _read_file(app: Flask, path: str) -> None:
 
 
 def healthz() -> Response:
-    """Say whether the process serves requests, and goes on to."""
+    """Return 200 while the process serves requests, 503 while it drains."""
     if current_state().drain.phase() is not Phase.SERVING:
-        return _say("draining", 503)
-    return _say("ok")
+        return _plain_text("draining", 503)
+    return _plain_text("ok")
 
 
 def readyz() -> Response:
-    """Say whether the process does all it should: without the shared store it counts for itself alone."""
+    """Return 200 if the process serves requests and its shared store is available, otherwise 503."""
     if current_state().drain.phase() is not Phase.SERVING:
-        return _say("draining", 503)
+        return _plain_text("draining", 503)
     if not current_state().access.has_store():
-        return _say("Redis unavailable", 503)
-    return _say("ok")
+        return _plain_text("Redis unavailable", 503)
+    return _plain_text("ok")
 
 
-def _say(word: str, status: int = 200) -> Response:
+def _plain_text(word: str, status: int = 200) -> Response:
     return Response(
         f"{word}\n", status, content_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"}
     )
 
 
-def answer_routing(error: HTTPException) -> Response:
-    """Answer what Flask itself refuses in the form of all our refusals."""
+def respond_to_routing(error: HTTPException) -> Response:
+    """Return what Flask itself refuses in the form of all refusals."""
     if error.code is not None and 300 <= error.code < 400:
         return Response(status=error.code, headers=error.get_headers())
     kinds: dict[int | None, type[SSEError]] = {404: NotFound, 405: MethodNotAllowed}
@@ -101,14 +101,14 @@ def answer_routing(error: HTTPException) -> Response:
     return current_state().cross_origin.share(response)
 
 
-def answer_failure(error: Exception) -> Response:
-    """Answer a fault of ours: its cause goes into the log, not to the client."""
+def respond_to_failure(error: Exception) -> Response:
+    """Return a 500 for a defect: its cause is logged, and not sent to the client."""
     report_failure(error)
     return current_state().cross_origin.share(problem(SSEError(), current_call()))
 
 
 def _log_streams(form: str) -> None:
-    """Write the `sse` log to standard error, unless somebody has said where it goes."""
+    """Write the `sse` log to standard error, unless it has a handler already."""
     log = logging.getLogger("sse")
     if not log.handlers:
         handler = logging.StreamHandler(in_background(sys.stderr, _report_lost))

@@ -1,7 +1,7 @@
 """gunicorn's settings for the service; gunicorn reads this file by itself.
 
 They are those of `sse.gunicorn.settings`, executed here instead of imported: what the master imports stays in it over a
-SIGHUP, and these settings are to be read again.
+SIGHUP, but these settings must be read again.
 """
 
 from pathlib import Path

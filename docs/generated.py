@@ -42,8 +42,8 @@ def comments(module: str, owner: str) -> dict[str, str]:
 
 def settings() -> str:
     """Return the table of all settings: key, default, meaning."""
-    said = comments("sse.settings", "Settings")
-    rows = [(f"`{PREFIX}{each.name.upper()}`", f"`{_default(each)}`", said[each.name]) for each in fields(Settings)]
+    texts = comments("sse.settings", "Settings")
+    rows = [(f"`{PREFIX}{each.name.upper()}`", f"`{_default(each)}`", texts[each.name]) for each in fields(Settings)]
     return table(("key", "default", "meaning"), rows)
 
 
@@ -56,7 +56,7 @@ def _default(setting: Field[Any]) -> str:
 
 def refusals() -> str:
     """Return the table of our own errors: status, code, meaning."""
-    # Nobody reads the answer to a client that has left.
+    # No client reads the response when it has left.
     listed = sorted((each for each in REFUSALS if each is not ClientGone), key=lambda each: each.status)
     return table(("status", "`code`", "when"), [(str(each.status), f"`{each.code}`", each.title) for each in listed])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flask_limiter import Limiter
@@ -25,10 +27,13 @@ from .relay.redis_error import store_errors
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
+from .relay.upstream.fetch import fetch
 from .relay.upstream.pool import Pool
 from .settings import Settings
-from .web.access.access import Access, Authorize
+from .web.access.access import Access, Authorize, Verify
+from .web.access.clients import Directory, parse_quota
 from .web.access.origin import CrossOrigin
+from .web.access.quota import Quotas
 from .web.state import State
 
 if TYPE_CHECKING:
@@ -46,7 +51,7 @@ def build(
     :param authorize: the site's callback that returns a client's name.
     :param limiter: the site's Limiter, if it keeps the counts.
     :param has_demonstration: whether there is an upstream `demo` while `SSE_UPSTREAMS` is not set.
-    :raises ValueError: if anybody could use the upstreams' keys and `SSE_OPEN` does not say that this is meant.
+    :raises ValueError: if every client could use the upstreams' keys and `SSE_OPEN` does not allow it.
     """
     demonstration = DemonstrationServer() if has_demonstration and settings.upstreams is None else None
     upstreams = settings.upstreams or ()
@@ -82,7 +87,8 @@ def build(
         recordings=_recordings(settings, monitor, metrics),
         cross_origin=cross_origin,
         access=Access(
-            passcodes=settings.passcodes,
+            directory=_directory(settings),
+            verify=_verifier(settings) if settings.jwt else None,
             throttle=settings.throttle,
             trusted_proxies=settings.trusted_proxies,
             authorize=authorize,
@@ -92,8 +98,45 @@ def build(
             store=store,
             on_unavailable=_on_unavailable(metrics, "throttle"),
         ),
+        quota=parse_quota(settings.quota) if settings.quota else None,
+        quotas=Quotas(store, on_unavailable=_on_unavailable(metrics, "quotas")),
         demonstration=demonstration,
     )
+
+
+def _directory(settings: Settings) -> Directory:
+    try:
+        return Directory(settings.passcodes, Path(settings.clients_file) if settings.clients_file else None)
+    except ValueError as error:
+        raise ValueError(f"SSE_CLIENTS_FILE: {error}") from error
+
+
+def _verifier(settings: Settings) -> Verify:
+    """Return what verifies tokens, by keys of a file or of a URL, which is called as any upstream."""
+    try:
+        from .web.access.jwt import KeySet, Rules, Verifier
+    except ImportError as error:
+        raise ValueError(
+            f"SSE_JWT needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[jwt]'"
+        ) from error
+    said = settings.jwt
+    rules = Rules(**{name: value for name, value in said.items() if name not in ("keys", "algorithms")})
+    if said.get("algorithms"):
+        rules = replace(rules, algorithms=tuple(said["algorithms"]))
+    path = Path(said["keys"])
+    if "://" not in said["keys"]:
+        if not path.is_file():
+            raise ValueError("SSE_JWT: keys is neither a URL nor a file that is there")
+        keys = KeySet(path.read_bytes)
+        if not keys.refresh():
+            raise ValueError("SSE_JWT: keys is a file without a set of keys (RFC 7517)")
+        return Verifier(rules, keys).find_client
+    try:
+        entry = parse_upstream("keys", said["keys"])
+    except ValueError as error:
+        raise ValueError("SSE_JWT: keys is not a URL that can be called") from error
+    upstreams = _upstreams(settings, UpstreamTable((entry,)))
+    return Verifier(rules, KeySet(partial(fetch, upstreams, entry.base))).find_client
 
 
 def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:

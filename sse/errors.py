@@ -215,7 +215,7 @@ class UpstreamUnreachable(SSEError):
 class UpstreamBadResponse(SSEError):
     status = 502
     code = "upstream_bad_response"
-    title = "The upstream did not answer in HTTP that can be relayed"
+    title = "The upstream sent an invalid HTTP response"
 
 
 class AtCapacity(SSEError):
@@ -239,7 +239,7 @@ class StoreUnavailable(SSEError):
 class UpstreamTimeout(SSEError):
     status = 504
     code = "upstream_timeout"
-    title = "The upstream did not answer in time"
+    title = "The upstream did not respond in time"
 
 
 class InvalidOffset(SSEError):

@@ -30,7 +30,7 @@ from .web.views import channels_blueprint, metrics_blueprint, relay_blueprint, t
 from .web.views.channels import MayRead
 from .web.views.site import relay_from_site
 
-#: Seconds between two looks at whether the worker is to stop.
+#: Seconds between two looks at whether the worker stops.
 NOTICE_INTERVAL = 0.25
 #: Seconds before gunicorn kills the worker at which recordings end, so that their ends are stored.
 RECORDING_MARGIN = 2.0
@@ -39,9 +39,9 @@ RECORDING_MARGIN = 2.0
 def end_with_worker(app: Flask, worker: Any) -> None:
     """Let an app's streams end politely before gunicorn kills the worker; for `post_worker_init` in gunicorn.conf.py.
 
-    A worker that is to stop (SIGTERM, SIGHUP, `max_requests`) lets streams go on for `graceful_timeout`, and what is
+    A worker that stops (SIGTERM, SIGHUP, `max_requests`) lets streams go on for `graceful_timeout`, and what is
     open then is killed without any clean-up. With this, streams end a few seconds earlier: each with its next event,
-    with an `event: error` that says `draining` and when to come back.
+    with an `event: error` that contains `draining` and the reconnection time.
 
     :param worker: what gunicorn gives the hook.
     :raises RuntimeError: if the app has no SSE.
@@ -161,7 +161,7 @@ class SSE:
         :param path: the path below the upstream's URL, with a query if there is one.
         :param method: of the upstream request.
         :param json: the body, encoded as the app's JSON; None: none.
-        :param data: the body as it is; `Content-Type` is JSON unless `headers` says otherwise.
+        :param data: the body as it is; `Content-Type` is JSON unless `headers` has one.
         :param headers: fields of the upstream request; the table's replace them. `Accept` is `text/event-stream`
             by default.
         :param client: the client's name, by which its streams are counted and logged. None: the name that `authorize`

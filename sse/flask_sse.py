@@ -1,4 +1,4 @@
-"""In place of Flask-SSE: its names and arguments on channels of ours, so that only the import changes.
+"""In place of Flask-SSE: its names and arguments on the channels of this project, so that only the import changes.
 
 Differences: a reader that comes back gets what it has missed; readers take no connection to Redis each; without
 `SSE_REDIS_URL` and `REDIS_URL` it works within one process.

@@ -58,7 +58,10 @@ def load_file(file: BinaryIO, keys: Collection[str]) -> dict[str, Any]:
     """
     settings = tomllib.load(file)
     for name, value in settings.items():
-        key = find_key(name, keys)
+        if isinstance(value, dict) and name.upper() == PREFIX.rstrip("_"):
+            raise SettingError(f"the table {name} in the settings file is not read: write {PREFIX}... above all tables")
+        bare = PREFIX + name.upper()
+        key = bare if bare in keys else find_key(name, keys)
         if key not in (name, None):
             raise SettingError(f"{name} in the settings file is not read: did you mean {key}?")
         check_below(name, value, keys)

@@ -19,6 +19,8 @@ from .setting_name import check_below, find_key
 
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.
+#: Signatures by keys that may be published.
+_ALGORITHMS = frozenset(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {"EdDSA"}
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -49,6 +51,25 @@ def _throttle(value: object) -> str:
     if value:
         limits.parse_many(value)
     return value
+
+
+def _quota(value: object) -> str:
+    if not isinstance(value, str) or (value and len(limits.parse_many(value)) != 1):
+        raise ValueError('must be one amount and one window, such as "2000000 per 1 day", or "" for none')
+    return value
+
+
+def _jwt(value: object) -> Mapping[str, Any]:
+    known = {"keys", "issuer", "audience", "algorithms", "client"}
+    if not isinstance(value, Mapping) or (value and not {"keys", "issuer", "audience"} <= set(value) <= known):
+        raise ValueError("must be an object of keys, issuer and audience and, if need be, algorithms and client")
+    algorithms = value.get("algorithms", [])
+    if not isinstance(algorithms, list | tuple) or not set(algorithms) <= _ALGORITHMS:
+        raise ValueError(f"algorithms must be a list of some of {', '.join(sorted(_ALGORITHMS))}")
+    for name in set(value) - {"algorithms"}:
+        if not isinstance(value[name], str) or not value[name]:
+            raise ValueError(f"{name} must be a string that is not empty")
+    return dict(value)
 
 
 def _storage_uri(value: object) -> str:
@@ -128,15 +149,23 @@ class Settings:
     upstreams: tuple[Upstream, ...] | None = _key(_upstreams, None, secret=True)
     #: Whether any public https target is allowed besides the table.
     allow_public_targets: bool = _key(_flag, False)
-    #: Client name -> passcode. Empty, and no `authorize` callback: everybody may call.
+    #: Client name -> passcode. Empty, and no `authorize` callback: every client may call.
     passcodes: Mapping[str, str] = field(default_factory=dict, repr=False, metadata={"check": _passcodes})
+    #: TOML file of further clients, with what each may do; it is read again when it changes. "": none.
+    clients_file: str = _key(_file, "")
+    #: JSON Web Tokens that are taken as credentials: {"keys": URL or file, "issuer": ..., "audience": ...}. {}: none.
+    jwt: Mapping[str, Any] = field(default_factory=dict, metadata={"check": _jwt})
+    #: Tokens that each client may spend in a fixed window, such as "2000000 per 1 day". "": no limit.
+    quota: str = _key(_quota, "")
+    #: Whether what upstreams report of tokens is read, logged and counted.
+    usage: bool = _key(_flag, False)
     #: Whether it is meant that everybody may call although upstream keys or open targets are at stake.
     open: bool = _key(_flag, False)
     #: Calls of each relay endpoint per client, in the words of Flask-Limiter. "": no throttle.
     throttle: str = _key(_throttle, "60 per 10 second")
     #: Where throttle and leases are kept. "memory://": in this process; redis: shared by processes and hosts.
     storage_uri: str = _key(_storage_uri, "memory://", secret=True)
-    #: Origins whose scripts may read answers, without credentials. Empty: none but the own.
+    #: Origins whose scripts may read responses, without credentials. Empty: none but the own.
     cors_origins: tuple[str, ...] = _key(_origins, ("*",))
     #: How many proxies in front are believed about the client's address. 0: none, the peer is the client.
     trusted_proxies: int = _key(_count, 0)
@@ -168,7 +197,7 @@ class Settings:
     relay_heartbeat: float = _key(_seconds, 0.0)
     #: Seconds for which a recorded response is kept after its end, unless its client wants less. 0: none is recorded.
     resume_ttl: int = _key(_count, 300)
-    #: Seconds for which a recording goes on without any reader, unless its client says otherwise. 0: it ends at once.
+    #: Seconds for which a recording goes on without any reader, unless its client names another. 0: it ends at once.
     resume_leave: float = _key(_seconds, 60.0)
     #: Most seconds for which a client may let a recording go on without any reader.
     resume_leave_max: float = _key(_seconds, 600.0)
@@ -218,18 +247,22 @@ class Settings:
                 raise SettingError(f"{key}: {error}") from error
         return cls(**values)
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there are clients with credentials of the gateway's own."""
+        return bool(self.passcodes or self.clients_file or self.jwt)
+
     def is_open(self, *, has_authorize: bool) -> bool:
         """Return whether requests are admitted without a credential.
 
-        :raises ValueError: if so, and that would give away upstream keys or an open forwarder, and nobody said
-            that it is meant.
+        :raises ValueError: if so, and clients could use upstream keys or any public target, unless `SSE_OPEN` is set.
         """
-        if self.passcodes or has_authorize:
+        if self.has_credentials or has_authorize:
             return False
         at_stake = self.allow_public_targets or any(upstream.headers for upstream in self.upstreams or ())
         if at_stake and not self.open:
             raise ValueError(
-                "SSE_PASSCODES is empty, so anybody could use the upstreams' keys or call any public target: "
+                "SSE_PASSCODES is empty, so every client could use the upstreams' keys or call any public target: "
                 "set SSE_PASSCODES, or SSE_OPEN = True if that is meant"
             )
         return True

@@ -120,7 +120,7 @@ ADMITTED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("credential", REFUSED, ids=lambda credential: repr(credential)[:50])
-def test_nobody_comes_in_without_a_passcode(locked: Service, upstream_: Upstream, credential: dict[str, Any]) -> None:
+def test_no_client_enters_without_a_passcode(locked: Service, upstream_: Upstream, credential: dict[str, Any]) -> None:
     head, problem = ask(locked, upstream_, **credential)
     assert (head.status, problem["code"]) == (401, "unauthenticated")
     # RFC 9110, section 15.5.2: "MUST send a WWW-Authenticate header field".
@@ -133,7 +133,7 @@ def test_a_passcode_is_taken_in_three_places(locked: Service, upstream_: Upstrea
     assert ask(locked, upstream_, **credential)[0].status == 200
 
 
-def test_the_other_endpoints_ask_for_it_too(locked: Service) -> None:
+def test_the_other_endpoints_require_it_too(locked: Service) -> None:
     for fields, status in [
         ({}, 401),
         ({"X-Passcode": "wrong"}, 401),
@@ -335,7 +335,7 @@ def test_failed_logins_lock_their_address_out(upstream_: Upstream) -> None:
         assert ask(service, upstream_, here, passcode=PASSCODES["alice"])[0].status == 200
 
 
-def test_guesses_are_throttled_where_nothing_else_is(upstream_: Upstream) -> None:
+def test_failed_logins_are_throttled_where_nothing_else_is(upstream_: Upstream) -> None:
     with start(upstream_, SSE_THROTTLE="", SSE_PASSCODES=PASSCODES) as service:
         assert statuses(service, upstream_, 61, passcode="guess") == [401] * 60 + [429]
 
@@ -372,7 +372,7 @@ def preflight(service: Service, target: str, origin: str, fields: str = "content
 
 
 @pytest.mark.parametrize("target", ["/forward-sse", "/upstream/test/v1/chat/completions"])
-def test_any_page_may_ask_without_credentials(locked: Service, target: str) -> None:
+def test_any_page_may_call_without_credentials(locked: Service, target: str) -> None:
     head = preflight(locked, target, "https://site.example", "authorization,content-type,last-event-id,x-passcode")
     assert head.status in (200, 204)
     assert head.field("Access-Control-Allow-Origin") == "*"
@@ -388,7 +388,7 @@ def test_any_page_may_ask_without_credentials(locked: Service, target: str) -> N
     assert int(head.field("Access-Control-Max-Age") or 0) > 0
 
 
-def test_a_page_may_read_every_answer_and_its_limits(upstream_: Upstream) -> None:
+def test_a_page_may_read_every_response_and_its_limits(upstream_: Upstream) -> None:
     origin = {"Origin": "https://site.example"}
     with start(upstream_, SSE_THROTTLE="6 per minute", SSE_PASSCODES=PASSCODES) as service:
         seen = set()
@@ -443,7 +443,7 @@ def test_with_an_empty_list_no_other_page_may_read(upstream_: Upstream) -> None:
         assert not [name for name, _ in head.fields if name.lower().startswith("access-control-")]
 
 
-def test_a_store_that_is_away_is_no_way_in_and_no_failure(
+def test_an_unavailable_store_admits_no_client_and_is_no_failure(
     redis_server: Any, upstream_: Upstream, service: Callable[..., Service]
 ) -> None:
     """Flask-Limiter answers 500 where its store is away, or lets everybody in."""

@@ -142,7 +142,7 @@ def test_a_body_of_one_byte_per_segment_is_unchanged(relay: Relay, framing: str)
     assert client.is_complete
 
 
-def test_utf_8_cut_in_every_place_is_unchanged(relay: Relay) -> None:
+def test_utf_8_split_in_every_place_is_unchanged(relay: Relay) -> None:
     body = "data: ä€😀\n\n".encode()
     for cut in range(1, len(body)):
         client = relay.forward(answer(body[:cut], body[cut:]))
@@ -211,7 +211,7 @@ def test_the_chunked_coding_is_understood(relay: Relay, raw: bytes) -> None:
     assert client.head is not None and client.head.field("X-Trailer") is None
 
 
-def test_early_hints_and_continue_are_not_the_answer(relay: Relay) -> None:
+def test_early_hints_and_continue_are_not_the_response(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(103, "Link: </a.css>; rel=preload") + head(100) + head(102))
@@ -239,7 +239,7 @@ class Replayed:
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_an_answer_without_a_body_ends_with_its_head(relay: Relay, status: int) -> None:
+def test_a_response_without_a_body_ends_with_its_head(relay: Relay, status: int) -> None:
     start = len(relay.service.log())
 
     def script(connection: Connection) -> None:
@@ -268,7 +268,7 @@ def test_compressed_bodies_pass_with_their_content_encoding(relay: Relay, coding
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_an_answer_over_tls_is_unchanged(tls: TLSRelay, framing: str) -> None:
+def test_a_response_over_tls_is_unchanged(tls: TLSRelay, framing: str) -> None:
     body = b"data: a\r\n\r\n" + b"data: " + b"x" * 200_000 + b"\n\n"
     with tls.forward(answer(body[:7], body[7:], framing=framing)) as client:
         assert client.read_body() == body
@@ -333,7 +333,7 @@ def test_an_error_of_the_upstream_passes(relay: Relay, status: int, framing: str
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_an_error_body_beyond_64_kib_is_cut_visibly(relay: Relay, framing: str) -> None:
+def test_an_error_body_beyond_64_kib_is_truncated_visibly(relay: Relay, framing: str) -> None:
     """It once looked complete, such as JSON that no client could parse."""
     body = b"e" * 300_000
     client = relay.forward(

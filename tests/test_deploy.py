@@ -169,7 +169,7 @@ def test_a_reload_begins_with_a_check(settings: str, status: int, tmp_path: Path
     assert status == 0 or "SSE_MAX_STREAMS: must be a whole number" in done.stderr
 
 
-def test_the_units_say_nothing_that_systemd_does_not_know(tmp_path: Path) -> None:
+def test_the_units_have_only_keys_of_systemd(tmp_path: Path) -> None:
     """It exits with 0 also where it ignores a line, so what it says is looked at."""
     path = program("systemd-analyze", "systemd")
     text = (DEPLOY / SERVICE).read_text()
@@ -305,7 +305,7 @@ def test_the_image_runs_and_writes_to_tmp_alone(image: Path, tmp_path: Path) -> 
     assert [path for path in written if not path.startswith((str(scratch), "/dev/"))] == []
 
 
-def test_the_healthcheck_asks_the_port_that_is_set() -> None:
+def test_the_healthcheck_requests_the_port_that_is_set() -> None:
     assert f", {image_environment()['PORT']}," in exec_form(instruction("HEALTHCHECK"))[2]
     assert instruction("EXPOSE") == image_environment()["PORT"]
 

@@ -129,7 +129,7 @@ def test_no_hook_handler_route_or_setting_of_the_site_is_changed(site: Callable[
     assert anatomy(site(embed)) == anatomy(site())
 
 
-def test_the_site_answers_everything_as_without(site: Callable[..., Flask]) -> None:
+def test_the_site_responds_to_everything_as_without(site: Callable[..., Flask]) -> None:
     with_it, without = list(answers(site(embed))), list(answers(site()))
     assert with_it == without
     # The calls show what they are meant to.
@@ -201,7 +201,7 @@ def test_site_error_pages_do_not_replace_refusals(
     assert response.content_type == "application/problem+json"
 
 
-def test_what_is_nobodys_below_the_prefix_is_the_sites_404(site: Callable[..., Flask]) -> None:
+def test_an_unknown_path_below_the_prefix_is_the_sites_404(site: Callable[..., Flask]) -> None:
     assert site(embed).test_client().get("/ai/nowhere").text == "the site: not here"
 
 
@@ -339,7 +339,7 @@ ALONE = {"relay": False, "client": False}
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "/ai"])
-def test_only_what_is_asked_for_is_there(parts: Any, config: dict[str, Any], paths: set[str], prefix: str) -> None:
+def test_only_the_chosen_parts_are_there(parts: Any, config: dict[str, Any], paths: set[str], prefix: str) -> None:
     app = Flask(__name__, static_folder=None)
     app.config.from_mapping(config)
     SSE(app, url_prefix=prefix, **parts)

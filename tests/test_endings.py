@@ -502,14 +502,14 @@ def test_a_stream_has_a_time_limit(impatient: Impatient) -> None:
     assert not error or events.endswith(b"\n\n")
 
 
-def test_a_client_that_does_not_read_is_cut(impatient: Impatient) -> None:
+def test_a_client_that_does_not_read_is_disconnected(impatient: Impatient) -> None:
     mark = new_mark()
     with impatient.forward(flooding, **mark, receive_buffer=4096):
         impatient.upstream.wait_connection().wait_closed()
         assert ending(impatient.service, mark) == "send_timeout"
 
 
-def test_a_client_that_reads_slowly_is_not_cut(
+def test_a_client_that_reads_slowly_is_not_disconnected(
     service: Callable[..., Service], upstream: Callable[..., Upstream]
 ) -> None:
     """What counts is that bytes are acknowledged, also while all buffers on the way are full."""
@@ -758,7 +758,7 @@ def test_memory_is_flat_with_stalled_clients_and_a_flood(relay: Relay) -> None:
         pytest.param(answer(b"", framing="length"), id="no body"),
     ],
 )
-def test_a_connection_is_used_again_after_a_whole_answer(relay: Relay, first: Script) -> None:
+def test_a_connection_is_used_again_after_a_whole_response(relay: Relay, first: Script) -> None:
     for _ in range(3):
         relay.forward(first).read_body()
     assert [request.connection for request in relay.upstream.requests] == [0, 0, 0]
@@ -793,7 +793,7 @@ def test_a_connection_is_never_used_again_after_any_other(relay: Relay, raw: byt
     assert [request.connection for request in relay.upstream.requests] == [0, 1]
 
 
-def test_bytes_on_an_idle_connection_are_nobody_s_answer(relay: Relay) -> None:
+def test_bytes_on_an_idle_connection_are_no_response(relay: Relay) -> None:
     planted = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -931,7 +931,7 @@ HOSTILE_HEADS = [
 
 
 @pytest.mark.parametrize("script", HOSTILE_HEADS)
-def test_a_hostile_head_is_a_bad_response_and_disturbs_nobody(relay: Relay, script: Script) -> None:
+def test_a_hostile_head_is_a_bad_response_and_nothing_else(relay: Relay, script: Script) -> None:
     """http.client reads 100 Continue without limit and never yields: one upstream froze the whole process."""
     go = threading.Event()
 
@@ -1007,7 +1007,7 @@ def test_a_huge_chunk_is_passed_in_pieces(relay: Relay) -> None:
     assert peak - before < 20 * 2**20
 
 
-def test_a_stream_s_line_says_what_went_through(relay: Relay) -> None:
+def test_a_stream_s_log_line_counts_what_went_through(relay: Relay) -> None:
     mark = new_mark()
     client = relay.forward(answer(EVENT, EVENT + b"data: \xe2\x82\xac\n\n"), **mark)
     client.read_body()
@@ -1025,7 +1025,7 @@ def test_no_ending_is_a_fault_in_the_log(shared_relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 12, 17, 40, 60])
-def test_a_head_that_breaks_off_is_no_answer(relay: Relay, cut: int) -> None:
+def test_a_truncated_head_is_no_response(relay: Relay, cut: int) -> None:
     """http.client takes the end of the connection for the end of the head, and half a field for a whole one."""
 
     def truncated_head(connection: Connection) -> None:

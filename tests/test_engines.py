@@ -73,7 +73,7 @@ def answer_as_asked(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("browser", BROWSERS)
-def test_no_engine_takes_a_cut_for_an_end(browser: str, relay: Relay, tmp_path: Path) -> None:
+def test_no_engine_takes_a_truncation_for_an_end(browser: str, relay: Relay, tmp_path: Path) -> None:
     """WebKitGTK ends a body that broke off as if it were complete."""
     relay.upstream.script = answer_as_asked
     script = READ % json.dumps(f"{relay.service.url}/upstream/test/")

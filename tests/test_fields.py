@@ -466,7 +466,7 @@ def test_another_method_than_post_is_refused(relay: Relay, method: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["/forward-sse", "/upstream/test/"])
-def test_a_body_that_drips_is_cut_while_other_streams_go_on(narrow: Relay, target: str) -> None:
+def test_a_body_that_drips_is_ended_while_other_streams_go_on(narrow: Relay, target: str) -> None:
     """One byte now and then holds a connection for ever; the whole body has SSE_SEND_TIMEOUT."""
     go_on = threading.Event()
 

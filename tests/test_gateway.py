@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from app import create_app
+
+from .support.ending import error_event
 from .support.relay import Relay
-from .support.service import Service, call
-from .support.upstream import EVENT_STREAM, Connection, head
+from .support.service import RawClient, Service, call, start_refused
+from .support.upstream import EVENT_STREAM, Connection, Upstream, answer, chunk, head
 
 EVENT = b"data: a\n\n"
 STREAM = head(200, EVENT_STREAM, "Transfer-Encoding: chunked")
@@ -62,3 +78,285 @@ def test_no_sdk_repeats_a_stream_that_breaks_before_its_head(relay: Relay) -> No
     client = relay.call(lambda connection: connection.read_request(), "POST", body=b"{}")
     assert (client.read_head().status, client.head and client.head.field("X-Should-Retry")) == (502, "false")
     assert client.json()["error"]["type"] == "api_error"
+
+
+# Usage
+
+USAGE = b'"usage":{"prompt_tokens":20,"completion_tokens":9,"total_tokens":29}'
+CHAT = [
+    b": OPENROUTER PROCESSING\n\n",
+    b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"hi"}}],"usage":null}\n\n',
+    b'data: {"model":"m","choices":[],' + USAGE + b"}\n\ndata: [DONE]\n\n",
+]
+
+
+@pytest.fixture
+def upstream_of_chats(upstream: Callable[..., Upstream]) -> Upstream:
+    return upstream(answer(*CHAT))
+
+
+def post(
+    relay: Service,
+    body: bytes = b'{"model":"m"}',
+    path: str = "v1/chat/completions",
+    *,
+    fields: Mapping[str, str] | None = None,
+    timeout: float = 10,
+) -> RawClient:
+    sent = {"Content-Type": "application/json", **(fields or {})}
+    return call(relay, "POST", f"/upstream/test/{path}", sent, body, timeout=timeout)
+
+
+def test_usage_is_logged_and_counted_and_changes_no_byte(
+    service: Callable[..., Service], upstream_of_chats: Upstream
+) -> None:
+    bodies = []
+    for usage in (False, True):
+        relay = service(SSE_UPSTREAMS={"test": upstream_of_chats.url}, SSE_USAGE=usage, SSE_METRICS=True)
+        with post(relay) as client:
+            bodies.append((client.read_head().fields[0], client.read_body()))
+        line = relay.wait_log("stream end=complete .*")[0]
+        with call(relay, "GET", "/metrics") as client:
+            counted = client.read_body().decode()
+        assert ("usage=" in line, "sse_tokens_total{" in counted) == (usage, usage)
+    assert bodies[0][1] == bodies[1][1] == b"".join(CHAT)
+    assert " usage=final model=m input_tokens=20 output_tokens=9 " in line
+    assert 'sse_tokens_total{type="input",upstream="test"} 20.0' in counted
+    assert 'sse_usage_total{state="final",upstream="test"} 1.0' in counted
+    assert 'sse_first_event_seconds_count{upstream="test"} 1.0' in counted
+
+
+def test_usage_of_a_client_that_leaves_is_partial_or_none(
+    service: Callable[..., Service], upstream: Callable[..., Upstream]
+) -> None:
+    def script(connection: Connection) -> None:
+        usage = connection.read_request().target.endswith("/told")
+        connection.send(STREAM + chunk(b'data: {"choices":[],' + USAGE + b"}\n\n" if usage else EVENT))
+        connection.wait_closed()
+
+    relay = service(SSE_UPSTREAMS={"test": upstream(script).url}, SSE_USAGE=True)
+    for path, state in {"told": "partial", "untold": "none"}.items():
+        with post(relay, path=path, fields={"X-Request-Id": path}) as client:
+            client.read_until(b"\n\n")
+        assert f" usage={state} " in relay.wait_log(f"stream end=client_gone .*request_id={path}")[0]
+
+
+def test_nothing_is_guessed_of_a_coded_body(service: Callable[..., Service], upstream: Callable[..., Upstream]) -> None:
+    coded = upstream(answer(b"\x1f\x8b" + CHAT[2], fields=[EVENT_STREAM, "Content-Encoding: gzip"]))
+    relay = service(SSE_UPSTREAMS={"test": coded.url}, SSE_USAGE=True)
+    with post(relay) as client:
+        client.read_body()
+    assert " usage=encoded request_id" in relay.wait_log("stream end=complete .*")[0]
+
+
+# Clients
+
+
+def entry(name: str, passcode: str, *lines: str) -> str:
+    digest = hashlib.sha256(passcode.encode()).hexdigest()
+    return "\n".join([f"[{name}]", f'sha256 = "{digest}"', *lines, ""])
+
+
+@pytest.mark.parametrize(
+    ("passcode", "path", "body", "expected"),
+    [
+        pytest.param("open", "v1/chat/completions", b'{"model":"any"}', "200", id="free"),
+        pytest.param("wrong", "v1/chat/completions", b'{"model":"any"}', "401 unauthenticated", id="wrong"),
+        pytest.param("old", "v1/chat/completions", b'{"model":"any"}', "401 unauthenticated", id="expired"),
+        pytest.param("bound", "v1/chat/completions", b'{"model":"qwen-max"}', "200", id="allowed"),
+        pytest.param("bound", "v1/chat/completions/x", b'{"model":"qwen-max"}', "200", id="below"),
+        pytest.param("bound", "v1/chat/completionsx", b'{"model":"qwen-max"}', "403 route_not_allowed", id="segment"),
+        pytest.param("bound", "v1/%63hat/completions", b'{"model":"qwen-max"}', "200", id="escaped"),
+        pytest.param("bound", "v1/files", b'{"model":"qwen-max"}', "403 route_not_allowed", id="route"),
+        pytest.param("bound", "v1/chat/completions", b'{"model":"gpt"}', "403 model_not_allowed", id="model"),
+        pytest.param("bound", "v1/chat/completions", b"{}", "403 model_not_allowed", id="no-model"),
+        pytest.param(
+            "bound", "v1/chat/completions", b'{"model":"qwen-a","model":"gpt"}', "403 model_not_allowed", id="twice"
+        ),
+        pytest.param("away", "v1/chat/completions", b'{"model":"any"}', "403 target_not_allowed", id="upstream"),
+        pytest.param("open", "admin/keys", b'{"model":"any"}', "403 route_not_allowed", id="of-the-table"),
+    ],
+)
+def test_a_client_may_do_what_its_file_says(
+    clients: tuple[Service, Upstream], passcode: str, path: str, body: bytes, expected: str
+) -> None:
+    with post(clients[0], body, path, fields={"X-Passcode": passcode}) as client:
+        status = client.read_head().status
+        assert (f"{status}" if status == 200 else f"{status} {client.json()['code']}") == expected
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Upstream]]:
+    path = tmp_path_factory.mktemp("clients") / "clients.toml"
+    path.write_text(
+        entry("open", "open")
+        + entry("old", "old", "expires = 2020-01-01T00:00:00Z")
+        + entry("bound", "bound", 'allow = ["POST v1/chat/completions"]', 'models = ["qwen-*"]')
+        + entry("away", "away", 'upstreams = ["other"]')
+    )
+    with Upstream(answer(*CHAT)) as upstream:
+        table = {"test": {"url": upstream.url, "allow": ["POST v1", "GET v1"]}}
+        with Service(SSE_UPSTREAMS=table, SSE_CLIENTS_FILE=str(path), SSE_THROTTLE="") as service:
+            yield service, upstream
+
+
+def test_a_client_has_limits_of_its_own(
+    service: Callable[..., Service], upstream: Callable[..., Upstream], tmp_path: Path
+) -> None:
+    path = tmp_path / "clients.toml"
+    path.write_text(
+        entry("often", "often", 'throttle = "2 per 1 minute"') + entry("few", "few", "max_streams = 1", 'throttle = ""')
+    )
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(STREAM + chunk(EVENT))
+        connection.wait_closed()
+
+    relay = service(SSE_UPSTREAMS={"test": upstream(script).url}, SSE_CLIENTS_FILE=str(path), SSE_THROTTLE="1 per hour")
+    with ExitStack() as stack:
+        codes: dict[str, list[int]] = {"often": [], "few": []}
+        for name in ("often", "often", "often", "few", "few"):
+            client = stack.enter_context(post(relay, fields={"X-Passcode": name}))
+            codes[name].append(client.read_head().status)
+        assert codes == {"often": [200, 200, 429], "few": [200, 429]}
+        assert client.json()["code"] == "too_many_streams"
+
+
+@pytest.mark.parametrize("how", ["expired", "revoked"])
+def test_a_silent_stream_ends_with_its_credential(
+    service: Callable[..., Service], upstream: Callable[..., Upstream], tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "clients.toml"
+    path.write_text(entry("a", "a"))
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(STREAM + chunk(EVENT))
+        connection.wait_closed(30)
+
+    source = upstream(script)
+    relay = service(SSE_UPSTREAMS={"test": source.url}, SSE_CLIENTS_FILE=str(path))
+    with post(relay, fields={"X-Passcode": "a"}, timeout=20) as client:
+        client.read_until(EVENT)
+        if how == "revoked":
+            (tmp_path / "half-written").write_text(entry("b", "b") + "[c")
+            (tmp_path / "half-written").replace(path)
+            relay.wait_log("SSE_CLIENTS_FILE: is not TOML .*; the clients before stay")
+            assert client.ending is None
+            path.write_text(entry("b", "b"))
+        else:
+            soon = datetime.now(UTC) + timedelta(seconds=6)
+            path.write_text(entry("a", "a", f"expires = {soon.isoformat()}"))
+        assert client.read_body() == EVENT + error_event("credential_expired")
+    relay.wait_log("stream end=credential_expired ")
+    with post(relay, fields={"X-Passcode": "a"}) as client:
+        assert client.read_head().status == 401
+
+
+def test_a_clients_file_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "clients.toml"
+    path.write_text(entry("a", "a", "max_streams = -1"))
+    assert "SSE_CLIENTS_FILE: a.max_streams" in start_refused(SSE_CLIENTS_FILE=str(path))
+    assert "SSE_QUOTA: " in start_refused(SSE_QUOTA="many")
+    assert "SSE_JWT: " in start_refused(SSE_JWT={"keys": str(path), "issuer": "i", "audience": "a"})
+    assert "SSE_JWT: algorithms" in start_refused(
+        SSE_JWT={"keys": str(path), "issuer": "i", "audience": "a", "algorithms": ["HS256"]}
+    )
+
+
+def test_the_passcode_that_the_command_makes_is_valid(tmp_path: Path, service: Callable[..., Service]) -> None:
+    made = (
+        create_app({"SSE_UPSTREAMS": {"x": "http://127.0.0.1:9/"}})
+        .test_cli_runner()
+        .invoke(args=["sse", "passcode", "my-app"])
+    )
+    assert made.exit_code == 0
+    (tmp_path / "clients.toml").write_text(made.output)
+    passcode = made.output.partition("passcode: ")[2].partition("\n")[0]
+    relay = service(SSE_CLIENTS_FILE=str(tmp_path / "clients.toml"), SSE_UPSTREAMS={"test": "http://127.0.0.1:9/"})
+    with post(relay, fields={"X-Passcode": passcode}) as client:
+        assert client.read_head().status == 502
+    assert passcode not in relay.log()
+
+
+def test_a_token_of_an_issuer_is_a_credential(
+    service: Callable[..., Service], upstream: Callable[..., Upstream], upstream_of_chats: Upstream
+) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    document = {**jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "k1", "use": "sig"}
+    keys = upstream(answer(json.dumps({"keys": [document]}).encode(), fields=["Content-Type: application/json"]))
+    said = {"keys": f"{keys.url}/jwks.json", "issuer": "https://site.example", "audience": "gateway"}
+    relay = service(SSE_UPSTREAMS={"test": upstream_of_chats.url}, SSE_JWT=said)
+    claims = {"iss": "https://site.example", "aud": "gateway", "sub": "ann", "exp": int(time.time()) + 60}
+    changes: list[dict[str, Any]] = [{}, {"aud": "other"}, {"exp": int(time.time()) - 60}]
+    for change in changes:
+        token = jwt.encode({**claims, **change}, key, algorithm="RS256", headers={"kid": "k1"})
+        with post(relay, fields={"Authorization": f"Bearer {token}"}) as client:
+            assert client.read_head().status == (401 if change else 200)
+            client.read_body()
+        assert token not in relay.log()
+    relay.wait_log("stream end=complete .* client=ann ")
+    assert [request.target for request in keys.requests] == ["/jwks.json"]
+
+
+# Quotas
+
+
+@pytest.mark.parametrize(
+    ("kind", "spent"),
+    [
+        pytest.param("reported", 29, id="what-is-reported"),
+        pytest.param("silent", 3 + 400 // 4, id="an-estimate-where-nothing-is"),
+        pytest.param("error", 0, id="nothing-for-an-error"),
+    ],
+)
+def test_a_quota_is_charged_at_the_end(
+    service: Callable[..., Service], upstream: Callable[..., Upstream], kind: str, spent: int
+) -> None:
+    bodies = {"reported": answer(*CHAT), "silent": answer(EVENT, EVENT, EVENT), "error": answer(b"{}", status=500)}
+    relay = service(SSE_UPSTREAMS={"test": upstream(bodies[kind]).url}, SSE_QUOTA=f"{spent or 1} per 1 day")
+    statuses = []
+    for _ in range(2):
+        with post(relay, b" " * 400) as client:
+            refusal = client.read_head()
+            statuses.append(refusal.status)
+            client.read_body()
+        relay.wait_log(r"stream end=complete|code=quota_exceeded")
+    assert statuses == ([200, 429] if spent else [500, 500])
+    assert ("charged=estimated" in relay.log()) == (kind == "silent")
+    if spent:
+        assert 0 < int(refusal.field("Retry-After") or 0) <= 86400
+        assert (client.json()["code"], client.json()["error"]["type"]) == ("quota_exceeded", "insufficient_quota")
+
+
+def test_a_quota_holds_over_workers(
+    service: Callable[..., Service], upstream: Callable[..., Upstream], redis_server: Any
+) -> None:
+    """50 calls at once of 29 tokens each spend at most as much too much as the client may have streams."""
+    relay = service(
+        "--workers",
+        "2",
+        SSE_UPSTREAMS={"test": upstream(answer(*CHAT, framing="close")).url},
+        SSE_QUOTA="145 per 1 day",
+        SSE_THROTTLE="",
+        SSE_MAX_STREAMS_PER_CLIENT=4,
+        SSE_STORAGE_URI=redis_server.url,
+    )
+
+    def one(_: int) -> str:
+        while True:
+            with post(relay) as client:
+                if client.read_head().status == 200:
+                    client.read_body()
+                    return "relayed"
+                if (code := client.json()["code"]) != "too_many_streams":
+                    return str(code)
+
+    with ThreadPoolExecutor(50) as pool:
+        seen = Counter(pool.map(one, range(50)))
+    assert seen.keys() == {"relayed", "quota_exceeded"}
+    assert 5 <= seen["relayed"] <= 5 + 4
+    with redis_server.client() as store:
+        spent = [store.hget(key, "spent") for key in store.scan_iter("sse:{quota:*") if store.type(key) == b"hash"]
+    assert [int(each) for each in spent] == [29 * seen["relayed"]]

@@ -52,7 +52,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("query", ["", "?heartbeat=0"], ids=["heartbeat", "no-heartbeat"])
-def test_an_own_stream_holds_up_nobody(port: int, query: str) -> None:
+def test_an_own_stream_delays_no_other(port: int, query: str) -> None:
     """`queue.SimpleQueue`, taken by name, blocked the whole worker."""
     with RawClient("127.0.0.1", port) as stream, RawClient("127.0.0.1", port) as other:
         stream.request("GET", f"/silent{query}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,6 +177,16 @@ def test_no_repr_shows_a_secret() -> None:
     for part in [*parts, state.table.get("test"), state.settings.upstreams]:
         assert WORD not in repr(part)
         assert WORD not in str(part)
+
+
+@pytest.mark.parametrize(
+    "text", ["[a]\nsha256 = {!r}", "[a]\n{} = 1\n[b", "a = {!r}", "[a]\nquota = {!r}\nsha256 = 'x'"]
+)
+def test_a_clients_file_that_cannot_be_used_shows_no_value(tmp_path: Path, text: str) -> None:
+    (tmp_path / "clients.toml").write_text(text.format(PASSCODE))
+    said = start_refused(SSE_CLIENTS_FILE=str(tmp_path / "clients.toml"))
+    assert "SSE_CLIENTS_FILE: " in said
+    assert WORD not in said
 
 
 @pytest.mark.parametrize(

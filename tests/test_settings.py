@@ -334,6 +334,11 @@ def test_other_environment_variables_do_not(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ('passcodes.me = "canary"', "passcodes in the settings file is not read: did you mean SSE_PASSCODES?"),
+        (
+            'sse.passcodes.me = "canary"',
+            "the table sse in the settings file is not read: write SSE_... above all tables",
+        ),
         ('sse_passcodes.me = "canary"', "sse_passcodes in the settings file is not read: did you mean SSE_PASSCODES?"),
         ('FLASK_SSE_PASSCODES.me = "canary"', "FLASK_SSE_PASSCODES .* did you mean SSE_PASSCODES?"),
         ('SSE_PASSCODE.me = "canary"', "SSE_PASSCODE .* did you mean SSE_PASSCODES?"),

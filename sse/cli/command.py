@@ -17,6 +17,7 @@ def register_commands(app: Flask) -> None:
     group.command("doctor")(doctor)
     group.command("publish")(publish)
     group.command("settings")(settings)
+    group.command("passcode")(passcode)
     app.cli.add_command(group)
 
 
@@ -60,3 +61,19 @@ def settings() -> None:
     from .settings import show_settings
 
     show_settings(current_app.config, current_app.extensions["sse"].settings)
+
+
+@click.argument("name")
+def passcode(name: str) -> None:
+    """Make a passcode for the client NAME, and show it with its entry for SSE_CLIENTS_FILE.
+
+    The passcode is shown once; the file holds its digest.
+    """
+    import secrets
+
+    from ..web.access.clients import CLIENT_NAME, digest, encode
+
+    if not CLIENT_NAME.fullmatch(name):
+        raise click.BadParameter("a client name is 1 to 64 of A-Z a-z 0-9 . _ -", param_hint="NAME")
+    made = secrets.token_urlsafe(32)
+    click.echo(f'# passcode: {made}\n["{name}"]\nsha256 = "{digest(encode(made)).hex()}"')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from gunicorn.http.message import Message
 from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers import base_async
+from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 #: What the app returns where the response has been sent: gunicorn goes on with the next request of the connection.
@@ -31,6 +32,30 @@ class EndOfConnection(StopIteration):
 def response_of(start_response: Any) -> Any:
     """Return gunicorn's response, whose method the app is given as `start_response`."""
     return start_response.__self__
+
+
+def replace_app(worker: Any, wrap: Callable[[Any], Any]) -> None:
+    """Replace the app that a worker has loaded by what `wrap` makes of it."""
+    worker.wsgi = wrap(worker.wsgi)
+
+
+def keep_all_fields(cfg: Any) -> None:
+    """Make the parser keep fields whose names have underscores, which it drops by default."""
+    if cfg.header_map == "drop":
+        cfg.set("header_map", "dangerous")
+
+
+def replace_body(req: Any, body: Any) -> None:
+    """Make the app and the parser read another body of a request.
+
+    :param body: its `failed` is true if the connection must not be read any more.
+    """
+    req.body = body
+
+
+def client_of(environ: dict[str, Any]) -> Any:
+    """Return the client's socket, None if environ has none."""
+    return environ.get("gunicorn.socket")
 
 
 def is_http_1(response: Any) -> bool:
@@ -79,7 +104,7 @@ def log_access(log: Any, response: Any, environ: dict[str, Any], sent: int, dura
 
 def unexpected() -> list[str]:
     """Return a sentence for each name that is not as this module, or the worker, expects it."""
-    wanted: list[tuple[Any, str, tuple[str, ...]]] = [
+    expected: list[tuple[Any, str, tuple[str, ...]]] = [
         (wsgi.Response, "start_response", ("status", "headers")),
         (wsgi.Response, "default_headers", ()),
         (wsgi.Response, "force_close", ()),
@@ -91,7 +116,7 @@ def unexpected() -> list[str]:
         (GeventWorker, "handle_request", ("listener_name", "req", "sock", "addr")),
         (GeventWorker, "handle_error", ("req", "client", "addr", "exc")),
     ]
-    found = [sentence for owner, name, arguments in wanted for sentence in _differences(owner, name, arguments)]
+    found = [sentence for owner, name, arguments in expected for sentence in _differences(owner, name, arguments)]
     if getattr(GeventWorker, "server_class", ...) is not None:
         found.append("gunicorn's GeventWorker has no server_class that is None")
     if ALREADY_HANDLED is None:
@@ -101,8 +126,16 @@ def unexpected() -> list[str]:
     for owner, names in ((wsgi.Response, ("req", "sent", "headers")), (Message, ("headers", "body"))):
         source = inspect.getsource(owner)
         found += [f"gunicorn's {owner.__name__} has no {name}" for name in names if f"self.{name} =" not in source]
-    if '"failed"' not in inspect.getsource(getattr(Parser, "finish_body", Parser)):
-        found.append("gunicorn's Parser.finish_body does not look whether a body has failed")
+    texts: list[tuple[Any, str, str, str]] = [
+        (Parser, "finish_body", '"failed"', "does not check whether a body has failed"),
+        (AsyncWorker, "handle", "except StopIteration", "does not end the connection at a StopIteration"),
+        (AsyncWorker, "handle_request", "self.wsgi(environ, resp.start_response)", "does not call worker.wsgi"),
+        (wsgi, "default_environ", '"gunicorn.socket": sock', "does not give the app its client's socket"),
+    ]
+    for owner, name, text, difference in texts:
+        # A method that is not there may be part of another.
+        if text not in inspect.getsource(getattr(owner, name, owner)):
+            found.append(f"gunicorn's {owner.__name__}.{name} {difference}")
     return [f"{sentence} (gunicorn {gunicorn.__version__})" for sentence in found]
 
 

@@ -1,4 +1,4 @@
-"""The built-in demonstration upstream: two dialects of language models, answered with fixed sentences.
+"""The built-in demonstration upstream: two dialects of language models, which respond with fixed sentences.
 
 `POST /v1/chat/completions` is OpenAI's chat completions, `POST /api/v1/services/aigc/text-generation/generation` is
 DashScope's own. The relay reaches it over a real connection, like any upstream.
@@ -29,10 +29,10 @@ TEXT = (
     "这段文字逐个词元生成，经过一条真实的网络连接，到达一个，转发一个。🌊\n\n"
     "Hello! This is the built-in demonstration of flask-sse-relay, and no language model is behind it. "
     "Every token of this text is an event of its own, relayed to you the moment it arrives. "
-    "Name your own upstreams in SSE_UPSTREAMS, restart, and real answers stream here."
+    "Name your own upstreams in SSE_UPSTREAMS, restart, and real responses stream here."
 )
 
-#: The model that every answer names, whichever was asked for.
+#: The model that every response names, whichever was requested.
 MODEL = "demo"
 
 #: The key that is accepted; so is none at all. Any other is refused, to show what a wrong key looks like.
@@ -49,7 +49,7 @@ _TOKEN = re.compile(r"\s*(?:[\u4e00-\u9fff]{1,2}|[^\s\u4e00-\u9fff]+)|\s+")
 
 
 def tokens_of(text: str) -> list[str]:
-    """Return the text cut as a tokenizer might: one or two Chinese characters, or a word with the space before it."""
+    """Return the text split as a tokenizer might: one or two Chinese characters, or a word with the space before it."""
     return _TOKEN.findall(text)
 
 
@@ -87,7 +87,7 @@ def _encode(value: object) -> str:
 
 
 def _refuse(error: HTTPException) -> Response:
-    """Answer an error in the shape of the dialect whose path was called."""
+    """Return an error in the shape of the dialect whose path was called."""
     status, message = error.code or 500, error.description or error.name
     if request.path.startswith("/api/"):
         code = {401: "InvalidApiKey"}.get(status, "InvalidParameter" if status < 500 else "InternalError")
@@ -103,7 +103,7 @@ def _refuse(error: HTTPException) -> Response:
 
 
 def _object(value: object, name: str) -> dict[str, Any]:
-    """Return a JSON object that may be left out; what is none is answered with 400."""
+    """Return a JSON object that may be left out; anything else is refused with 400."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -128,7 +128,7 @@ def _read_body() -> dict[str, Any]:
 
 
 def _count_prompt(messages: object) -> int:
-    """Return how many tokens the messages of a request hold; what are no messages is answered with 400."""
+    """Return how many tokens the messages of a request hold; anything else is refused with 400."""
     if not isinstance(messages, list) or not messages:
         abort(400, "messages must be a list with at least one message.")
     if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
@@ -174,12 +174,12 @@ def _chat_head(kind: str) -> dict[str, Any]:
 
 
 def _iter_chat_events(usage: dict[str, int] | None, delay: float) -> Iterator[bytes]:
-    """Yield the events of a streamed completion; with `usage`, the last chunk tells it and all others say null."""
+    """Yield the events of a streamed completion; with `usage`, the last chunk contains it and all others null."""
     every = _chat_head("chat.completion.chunk")
 
     def encode(choices: list[dict[str, Any]], used: dict[str, int] | None = None) -> bytes:
-        told = {} if usage is None else {"usage": used}
-        return ServerSentEvent(data=_encode({**every, "choices": choices, **told})).encode()
+        reported = {} if usage is None else {"usage": used}
+        return ServerSentEvent(data=_encode({**every, "choices": choices, **reported})).encode()
 
     def choice(delta: dict[str, str], reason: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
@@ -199,7 +199,7 @@ def _iter_chat_events(usage: dict[str, int] | None, delay: float) -> Iterator[by
 
 @dataclass(frozen=True, kw_only=True)
 class _Generation:
-    """One request for a generation, and the values its answers have in common."""
+    """One request for a generation, and the values its responses have in common."""
 
     input_tokens: int
     #: Whether `output` holds a message (as in OpenAI's dialect) or a plain text.
@@ -208,7 +208,7 @@ class _Generation:
     is_incremental: bool
     request_id: str
 
-    def answer(self, text: str, output_tokens: int, reason: str) -> dict[str, Any]:
+    def respond(self, text: str, output_tokens: int, reason: str) -> dict[str, Any]:
         output: dict[str, Any] = {"finish_reason": reason, "text": text}
         if self.has_message:
             output = {"choices": [{"finish_reason": reason, "message": {"role": "assistant", "content": text}}]}
@@ -222,15 +222,15 @@ class _Generation:
 
 def _read_generation() -> _Generation:
     body = _read_body()
-    asked = _object(body.get("input"), "input")
+    given = _object(body.get("input"), "input")
     parameters = _object(body.get("parameters"), "parameters")
-    prompt = asked.get("prompt")
+    prompt = given.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         abort(400, "input.prompt must be a string.")
     if parameters.get("result_format") not in (None, "text", "message"):
         abort(400, 'parameters.result_format must be "text" or "message".')
     return _Generation(
-        input_tokens=len(tokens_of(prompt)) if prompt is not None else _count_prompt(asked.get("messages")),
+        input_tokens=len(tokens_of(prompt)) if prompt is not None else _count_prompt(given.get("messages")),
         has_message=parameters.get("result_format") == "message",
         is_incremental=_flag(parameters.get("incremental_output"), "parameters.incremental_output"),
         request_id=str(uuid.uuid4()),
@@ -238,21 +238,21 @@ def _read_generation() -> _Generation:
 
 
 def _generate(delay: float) -> Response:
-    wanted = _read_generation()
+    generation = _read_generation()
     if request.headers.get("X-DashScope-SSE", "").lower() == "enable":
-        return Response(_iter_generation_events(wanted, delay), content_type="text/event-stream;charset=UTF-8")
-    return _json(wanted.answer(TEXT, len(_TOKENS), "stop"))
+        return Response(_iter_generation_events(generation, delay), content_type="text/event-stream;charset=UTF-8")
+    return _json(generation.respond(TEXT, len(_TOKENS), "stop"))
 
 
-def _iter_generation_events(wanted: _Generation, delay: float) -> Iterator[bytes]:
+def _iter_generation_events(generation: _Generation, delay: float) -> Iterator[bytes]:
     """Yield the events of a streamed generation; before the last one, `finish_reason` is the string "null"."""
     text = ""
     for number, token in enumerate((*_TOKENS, ""), 1):
         if token:
             time.sleep(delay)
         text += token
-        piece = token if wanted.is_incremental else text
-        data = _encode(wanted.answer(piece, min(number, len(_TOKENS)), "null" if token else "stop"))
+        piece = token if generation.is_incremental else text
+        data = _encode(generation.respond(piece, min(number, len(_TOKENS)), "null" if token else "stop"))
         # Written out, for DashScope puts no space after the colons, and the status into a comment.
         yield f"id:{number}\nevent:result\n:HTTP_STATUS/200\ndata:{data}\n\n".encode()
 
@@ -273,7 +273,7 @@ class _QuietHandler(WSGIRequestHandler):
     """Serves HTTP/1.1, for its chunked bodies, and logs no request."""
 
     protocol_version = "HTTP/1.1"
-    # Seconds; for a peer that connects and says nothing.
+    # Seconds; for a peer that connects and sends nothing.
     timeout = 30
 
     def log(self, type: str, message: str, *args: object) -> None:
@@ -316,7 +316,7 @@ class DemonstrationServer:
         self._started, self._started_in = (server, thread), os.getpid()
 
     def close(self) -> None:
-        """Listen no more; answers that have begun go on to their end."""
+        """Stop listening; responses that have begun go on to their end."""
         if self._started is not None and self._started_in == os.getpid():
             server, thread = self._started
             server.shutdown()

@@ -54,5 +54,5 @@ class Balance:
         return False
 
     def leave(self) -> None:
-        """Say that this worker accepts no connections any more."""
+        """Record that this worker accepts no connections any more."""
         self._loads[self._slot] = 0

@@ -71,7 +71,7 @@ def check_app() -> str:
 def _run(arguments: list[str], env: dict[str, str], output: Path) -> int | None:
     """Return the exit status of a Python with these arguments, None if it takes too long.
 
-    Not with `subprocess`: gevent's would take the ends of all children of this process, of which gunicorn must know.
+    Not with `subprocess`: gevent's would take the ends of all children of this process, which gunicorn must get.
     """
     create = os.O_WRONLY | os.O_CREAT
     actions = [(os.POSIX_SPAWN_OPEN, 1, str(output), create, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]

@@ -7,14 +7,14 @@ from typing import Any
 
 from werkzeug.exceptions import BadRequest
 
-from ..compat.gunicorn import BODY_ERRORS
+from ..compat.gunicorn import BODY_ERRORS, replace_body
 
 #: Bytes of an unread body that are read so that the connection can be used again; beyond, it is closed.
 MAX_UNREAD = 64 * 1024
 
 
 class RequestBody:
-    """The body of a request, which knows how much of it has not been read; both the app and gunicorn read from it.
+    """The body of a request, which counts what has not been read; both the app and gunicorn read from it.
 
     :param body: gunicorn's.
     :param length: its bytes; None if it is chunked.
@@ -82,9 +82,12 @@ def track_body(req: Any) -> RequestBody | None:
     """Replace the body of a request of gunicorn's by one that is tracked; return it, None if there is no body."""
     for name, value in req.headers:
         if name == "CONTENT-LENGTH":
-            req.body = RequestBody(req.body, int(value))
-            return req.body  # type: ignore[no-any-return]  # gunicorn leaves it untyped
+            body = RequestBody(req.body, int(value))
+            break
         if name == "TRANSFER-ENCODING":
-            req.body = RequestBody(req.body, None)
-            return req.body  # type: ignore[no-any-return]  # gunicorn leaves it untyped
-    return None
+            body = RequestBody(req.body, None)
+            break
+    else:
+        return None
+    replace_body(req, body)
+    return body

@@ -30,8 +30,8 @@ from gunicorn.errors import AppImportError  # noqa: E402
 from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-#: How the name of a directory of our own making begins.
-OURS = "sse-metrics-"
+#: Prefix of a directory that this file makes.
+TEMP_PREFIX = "sse-metrics-"
 
 
 def _setting(key: str) -> str:
@@ -62,13 +62,13 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _has_shared_store() -> bool:
-    """Tell whether `SSE_STORAGE_URI` names a store that processes share."""
+    """Return whether `SSE_STORAGE_URI` names a store that processes share."""
     uri = _setting("SSE_STORAGE_URI")
     return "://" in uri and "memory://" not in uri
 
 
-def _cores() -> int:
-    # Those that this process may use, where the system tells.
+def _cpu_count() -> int:
+    # Those that this process may use, if the system shows them.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -100,17 +100,17 @@ worker_class = Worker
 
 # With memory:// the counts of throttle and leases are one process's own, so there is one. A store is shared by one
 # process a core. WEB_CONCURRENCY or -w change that.
-workers = int(os.environ.get("WEB_CONCURRENCY") or (_cores() if _has_shared_store() else 1))
+workers = int(os.environ.get("WEB_CONCURRENCY") or (_cpu_count() if _has_shared_store() else 1))
 
 # Connections of a worker. It is a silent wall, health check included, so it stays above SSE_MAX_STREAMS, which
-# refuses with an answer.
+# refuses with a response.
 worker_connections = 10_000
 
-# A stream takes two file descriptors, and shells and systemd give 1,024 unless they are asked for more.
+# A stream takes two file descriptors, and shells and systemd give 1,024 unless more are configured.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-_wanted = min(2 * worker_connections + 1000, _hard if _hard != resource.RLIM_INFINITY else 1 << 20)
-if resource.RLIM_INFINITY != _soft < _wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_wanted, _hard))
+_needed = min(2 * worker_connections + 1000, _hard if _hard != resource.RLIM_INFINITY else 1 << 20)
+if resource.RLIM_INFINITY != _soft < _needed:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_needed, _hard))
 
 # Connections that wait to be accepted: 5,000 at once were all served 2.6 times as soon as with 128.
 backlog = 2048
@@ -136,7 +136,7 @@ max_requests_jitter = 1000
 control_socket_disable = True
 
 
-def _forget_metrics(pid: int) -> None:
+def _delete_metrics(pid: int) -> None:
     # Workers inherit this, and are not whom it is for.
     if os.getpid() == pid:
         shutil.rmtree(os.environ[METRICS_DIRECTORY], ignore_errors=True)
@@ -146,19 +146,19 @@ def _forget_metrics(pid: int) -> None:
 # too, for a reload has two at a time, and should lose no count. It is fresh, for a killed run may have left files; when
 # this file is read again, at a SIGHUP, it is there already.
 if _setting("SSE_METRICS").lower() == "true" and not os.environ.get(METRICS_DIRECTORY):
-    os.environ[METRICS_DIRECTORY] = tempfile.mkdtemp(prefix=OURS)
+    os.environ[METRICS_DIRECTORY] = tempfile.mkdtemp(prefix=TEMP_PREFIX)
     # A master that does not get as far as on_exit: the port is taken, or --check-config.
-    atexit.register(_forget_metrics, os.getpid())
+    atexit.register(_delete_metrics, os.getpid())
 
 
 def _own_metrics() -> str | None:
     """Return the directory of the counts, unless the operator named it or there is none."""
     path = os.environ.get(METRICS_DIRECTORY, "")
-    return path if os.path.basename(path).startswith(OURS) else None
+    return path if os.path.basename(path).startswith(TEMP_PREFIX) else None
 
 
 def on_starting(server: Any) -> None:
-    """Let log lines wait for nobody, and say what to do about a port that is in use."""
+    """Write log lines in the background, and log what to do about a port that is in use."""
     in_background = _load("relay/output.py")["in_background"]
 
     def report(count: int) -> None:
@@ -210,7 +210,7 @@ def when_ready(server: Any) -> None:
     """Guard reloads, let the workers count, and warn of several workers without a shared store."""
     _load("gunicorn/master.py")["guard_reload"](server)
     if path := _own_metrics():
-        # The workers may be somebody else's (-u, -g).
+        # The workers may run as another user (-u, -g).
         os.chown(path, server.cfg.uid, server.cfg.gid)
     if server.cfg.workers > 1 and not _has_shared_store():
         server.log.warning(

@@ -82,7 +82,7 @@ class Stream:
         self._is_taken = False
         self._pump = pump
         self._close = close
-        # What is to be sent, and the step after it where that is known. The head goes out together with what came with
+        # Bytes to send, and the step after them if that is known. The head goes out together with what came with
         # the upstream's.
         self._data = head
         self._step: Step | None = None
@@ -153,7 +153,7 @@ class Stream:
                 self._pump.source.wait(self._pump.patience())
 
     def _pass_on(self) -> Step | None:
-        """Send what there is to pass on now, and return the step after that; None if not all of it fits."""
+        """Send what can be passed on now, and return the step after that; None if not all of it fits."""
         while True:
             step = self._pump.step()
             if isinstance(step, bytes):

@@ -36,7 +36,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
     loads: Any = None
 
     def run(self) -> None:
-        """Serve until the worker is to stop."""
+        """Serve until the worker is stopped."""
         if found := [*compat.unexpected(), *gevent_compat.unexpected()]:
             self.log.warning("Streams are served by gunicorn's own gevent worker: %s", "; ".join(found))
         else:
@@ -45,10 +45,9 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             # Here, because until now it was the app itself, which hooks want to see.
             state = getattr(self.wsgi, "extensions", {}).get("sse")
             self._shares_refusals = state is not None and bool(state.settings.cors_origins)
-            self.wsgi = partial(self._call, self.wsgi)
-            if self.cfg.header_map == "drop":
-                # `separate_fields` drops them.
-                self.cfg.set("header_map", "dangerous")
+            compat.replace_app(self, lambda app: partial(self._call, app))
+            # `separate_fields` drops those that are not allowed.
+            compat.keep_all_fields(self.cfg)
             self.server_class = self._listen
             # What a connection begins with is looked for once more behind a stream, where a client may have written it.
             self._has_prologue = self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols
@@ -123,7 +122,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
     def _stream(self, body: Any, environ: Environ, response: Any) -> Stream | None:
         """Return the stream that a body is, None if gunicorn has to iterate it."""
         handover = environ.pop(HANDOVER, None)
-        connection = self._connections.get(environ.get("gunicorn.socket"))
+        connection = self._connections.get(compat.client_of(environ))
         # Another body is what something between the app and this has made of it.
         if handover is None or handover.body is not body or connection is None or not compat.is_http_1(response):
             return None
@@ -132,7 +131,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             return None
         head = compat.encode_head(response)
         if b"\r\ncontent-length:" in head.lower():
-            # gunicorn keeps to a length that somebody has set.
+            # gunicorn sends no more than a length that the app has set.
             return None
         logged = (response, environ) if self._logs_access else None
         return Stream(connection, handover.pump, handover.body.close, head, self.log, logged)

@@ -1,1 +1,1 @@
-"""What the standards say. Pure: no sockets, no clock, no Flask, no gevent."""
+"""The standards' rules. Pure: no sockets, no clock, no Flask, no gevent."""

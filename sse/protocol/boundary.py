@@ -11,11 +11,11 @@ _BLANK = (b"\n\n", b"\n\r")
 
 
 class Boundary:
-    """Follows an event stream that is fed piece by piece, cut anywhere.
+    """Follows an event stream that is fed piece by piece, split anywhere.
 
     Strategy: only line ends matter, so nothing is parsed and nothing is held but the last two bytes. With every line
     end written as LF, a run of two or more of them is a non-blank line's end and the blank lines behind it: one event.
-    Most streams know no other line end, and most pieces begin inside a line: for those, counting in C is all.
+    Most streams have no other line end, and most pieces begin inside a line: for those, counting in C is all.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ MAX_FIELDS = 100
 MAX_FIELD_BYTES = 32 * 1024
 
 _OWS = " \t"
-# Neither Infinity nor NaN is less, which Python's JSON knows; and Python refuses to write an int of 4,301 digits.
+# Neither Infinity nor NaN is less, which Python's JSON has; and Python refuses to write an int of 4,301 digits.
 _LARGEST = 1e300
 # 5.6.2: "token = 1*tchar".
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -32,7 +32,7 @@ _NEVER_SENT = frozenset(
     "connection content-length expect host http2-settings keep-alive te trailer transfer-encoding upgrade".split()
 )
 _NEVER_BEGINS = "proxy-"
-# W3C Trace Context and Baggage. Of the first two, one says nothing without the other.
+# W3C Trace Context and Baggage. The second is meaningless without the first.
 _TRACE = (("traceparent", "tracestate"), ("baggage",))
 # What SDKs of OpenAI, Anthropic, DashScope and MCP read, beside Content-Type.
 _PASSED_BACK = re.compile(
@@ -58,28 +58,28 @@ _SAFE_TYPES = frozenset(
 
 
 def is_field_name(text: str) -> bool:
-    """Tell whether the text is a field name: a token."""
+    """Return whether the text is a field name: a token."""
     return _FIELD_NAME.fullmatch(text) is not None
 
 
 def is_field_value(text: str) -> bool:
-    """Tell whether the text can be sent as a field value: latin-1 and no control character but HTAB."""
+    """Return whether the text can be sent as a field value: latin-1 and no control character but HTAB."""
     return _FIELD_VALUE.fullmatch(text) is not None
 
 
 def is_event_stream(content_type: str) -> bool:
-    """Tell whether a Content-Type says `text/event-stream`, with whatever parameters."""
+    """Return whether a Content-Type is `text/event-stream`, with whatever parameters."""
     return content_type.partition(";")[0].strip(_OWS).lower() == "text/event-stream"
 
 
 def is_forwardable(name: str) -> bool:
-    """Tell whether a request field of that name may go upstream at all: it is end-to-end and no part of the framing."""
+    """Return whether a request field of that name may go upstream at all: it is end-to-end, and no framing."""
     name = _same(name)
     return name not in _NEVER_SENT and not name.startswith(_NEVER_BEGINS)
 
 
 def is_passable(name: str) -> bool:
-    """Tell whether a response field of that name may pass to clients where an upstream's entry lists it."""
+    """Return whether a response field of that name may pass to clients where an upstream's entry lists it."""
     return is_field_name(name) and not _NEVER_PASSED.fullmatch(_same(name))
 
 
@@ -87,7 +87,7 @@ def parse_fields(obj: object) -> list[tuple[str, str]]:
     """Return the fields that the `header` of a forward request names.
 
     :param obj: an object of strings, numbers, or lists of those; or a string that holds one in JSON, or nothing.
-    :raises InvalidRequest: it is something else, or a field cannot be sent; says which.
+    :raises InvalidRequest: it is something else, or a field cannot be sent; the message names it.
     """
     if isinstance(obj, str):
         try:
@@ -114,8 +114,8 @@ def encode_request_fields(
 
     :param pairs: the client's fields, repeated ones apart.
     :param replace: the upstream's own fields, which take the place of those of the same name.
-    :param has_body: a body follows; it is JSON where no field says otherwise.
-    :param accept: the one media type that is asked for; None leaves the client's choice.
+    :param has_body: a body follows; it is JSON unless a field has another type.
+    :param accept: the one media type that is requested; None leaves the client's choice.
     :raises InvalidRequest: a field is invalid, or occurs twice although it has one value, or there are too many.
     """
     given = _checked(pairs)
@@ -145,13 +145,13 @@ def encode_request_fields(
 
 
 def with_trace(pairs: list[tuple[str, str]], find: Callable[[str], str | None]) -> list[tuple[str, str]]:
-    """Return the fields, and those of the request that tell which trace it is part of, unless they tell it themselves.
+    """Return the fields, with those of the request's trace unless they have a trace themselves.
 
     :param find: returns the value of the request's field of a name.
     """
     named = {_same(name) for name, _ in pairs}
-    wanted = [name for group in _TRACE if named.isdisjoint(group) for name in group]
-    return [*pairs, *((name, value) for name in wanted if (value := find(name)) is not None)]
+    added = [name for group in _TRACE if named.isdisjoint(group) for name in group]
+    return [*pairs, *((name, value) for name in added if (value := find(name)) is not None)]
 
 
 def response_fields(pairs: Iterable[tuple[str, str]], *, listed: Container[str] = ()) -> list[tuple[str, str]]:

@@ -50,7 +50,7 @@ class ParsedEvent:
 
 
 class EventParser:
-    """Takes the bytes of an event stream, cut anywhere, and returns the events that they complete.
+    """Takes the bytes of an event stream, split anywhere, and returns the events that they complete.
 
     :param offset: position of the first byte that will be fed, in the whole stream.
     :param max_event: bytes of the longest event that is kept.

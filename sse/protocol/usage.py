@@ -66,18 +66,29 @@ COUNTS = ("input", "cached", "cache_write", "output", "reasoning")
 
 
 class UsageTap:
-    """Keeps a response's first and last bytes as they pass; see `Tap` of the relay."""
+    """Keeps a response's first and last bytes as they pass; see `Tap` of the relay.
 
-    def __init__(self) -> None:
+    :param clock: returns the time of the first event, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = float) -> None:
+        self._clock = clock
         self._head = b""
         self._pieces: list[bytes] = []
         self._size = 0
         self._limit = HEAD_SIZE + TAIL_SIZE
+        #: Pieces that passed.
+        self.pieces = 0
+        #: When the first piece with data passed by the clock; comments and pings are none.
+        self.first_event: float | None = None
 
     def feed(self, piece: bytes) -> None:
         """Keep a piece; now and then, drop what is neither at the beginning nor at the end."""
         self._pieces.append(piece)
         self._size += len(piece)
+        self.pieces += 1
+        if self.first_event is None and b"data:" in piece:
+            self.first_event = self._clock()
         if self._size > self._limit:
             self._compact()
 
@@ -216,7 +227,7 @@ def _model(document: Object) -> str | None:
 
 
 def _read_object(usage: Object) -> Usage:
-    """Return what a `usage` object says; its keys tell which dialect it is of."""
+    """Return the numbers of a `usage` object; its keys determine its dialect."""
     if "prompt_tokens" in usage or "completion_tokens" in usage:
         return _openai_chat(usage)
     if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:

@@ -9,7 +9,7 @@ import time
 DRAIN_EVENT_WINDOW = 2.0
 #: Seconds for sending the error event to a client that reads slowly.
 DRAIN_WRITE_WINDOW = 1.0
-#: Seconds that a gunicorn worker may take to see that it is to stop, and then that nothing is open any more: it looks
+#: Seconds that a gunicorn worker may take to see that it must stop, and then that nothing is open any more: it looks
 #: once a second.
 WORKER_POLLS = 2.0
 

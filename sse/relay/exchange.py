@@ -12,6 +12,7 @@ import math
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,7 +70,7 @@ class Side:
         self.since = time.monotonic()
         self.reason: EndReason | None = None
         self._attached: Cancellable | None = None
-        # Held while a connection is cancelled or given away: a kept one is another exchange's in the next moment.
+        # Held while a connection is cancelled or released: a kept one is another exchange's in the next moment.
         self._lock = threading.Lock()
 
     def enter(self, stage: Stage) -> None:
@@ -126,7 +127,7 @@ class Client(Side):
         self._moved = 0.0
 
     def cancel(self, reason: EndReason) -> None:
-        """Shut the client's connection down; its request can still be answered if it has not arrived whole."""
+        """Shut the client's connection down; a request that has not arrived whole still gets its response."""
         super().cancel(reason)
         tcp.shut_down_client(self.connection, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
 
@@ -193,7 +194,18 @@ class Exchange:
     :param connection: the client's, where the server shows it.
     """
 
-    __slots__ = ("_limits", "boundary", "client", "drains_from", "ends_at_boundary", "min_wait", "started", "upstream")
+    __slots__ = (
+        "_limits",
+        "boundary",
+        "client",
+        "drains_from",
+        "end_reason",
+        "ends_at_boundary",
+        "is_admitted",
+        "min_wait",
+        "started",
+        "upstream",
+    )
 
     def __init__(self, connection: socket.socket | None, limits: Limits) -> None:
         self.client = Client(connection)
@@ -203,6 +215,10 @@ class Exchange:
         self.boundary: Boundary | None = None
         #: Whether the stream ends as soon as an event has ended.
         self.ends_at_boundary = False
+        #: Why it does.
+        self.end_reason = EndReason.DRAINING
+        #: Returns whether the client's credential is still valid; None for one that stays valid.
+        self.is_admitted: Callable[[], bool] | None = None
         #: The phase of the process's stopping from which on `drain()` is called.
         self.drains_from = Phase.FINISHING
         self.started = self.client.since
@@ -251,14 +267,27 @@ class Exchange:
         if phase is Phase.DRAINING:
             self.cancel(EndReason.DRAINING)
         elif phase is Phase.FINISHING:
-            self.ends_at_boundary = True
-            is_read = self.upstream.stage is Stage.READ and self.upstream.since != STOPPED
-            if is_read and self.boundary is not None and self.boundary.at_boundary:
-                self.cancel(EndReason.DRAINING)
+            self._end_at_boundary(EndReason.DRAINING)
         elif phase is Phase.CLOSED and self.reason is not None:
             tcp.shut_down_client(self.client.connection)
         elif phase >= Phase.ABORTING:
             self.cancel(EndReason.DRAINING)
+
+    def check_credential(self) -> None:
+        """End the stream at its next boundary if the client's credential is valid no more."""
+        if self.is_admitted is None or self.upstream.stage is not Stage.READ or self.is_admitted():
+            return
+        if self.boundary is None:
+            self.cancel(EndReason.CREDENTIAL_EXPIRED)
+        else:
+            self._end_at_boundary(EndReason.CREDENTIAL_EXPIRED)
+
+    def _end_at_boundary(self, reason: EndReason) -> None:
+        if not self.ends_at_boundary:
+            self.ends_at_boundary, self.end_reason = True, reason
+        is_read = self.upstream.stage is Stage.READ and self.upstream.since != STOPPED
+        if is_read and self.boundary is not None and self.boundary.at_boundary:
+            self.cancel(self.end_reason)
 
     def check(self, now: float) -> None:
         """Cancel the exchange if a deadline has passed or, where only polling shows it, the client has left."""

@@ -1,4 +1,4 @@
-"""How many streams may be open: leases, given back on every ending there is."""
+"""How many streams may be open: leases, released at every end of a stream."""
 
 from __future__ import annotations
 
@@ -50,17 +50,19 @@ class Leases:
     def __len__(self) -> int:
         return self._count
 
-    def take(self, client: str) -> Callable[[], None]:
+    def take(self, client: str, most: int | None = None) -> Callable[[], None]:
         """Return what gives the lease back; calling it again does nothing.
 
         :param client: whose stream it is.
+        :param most: streams that this client may have; None for what all may.
         :raises AtCapacity: if the process has as many as it may have.
         :raises TooManyStreams: if the client has.
         """
         with self._lock:
             if self._total and self._count >= self._total:
                 raise AtCapacity(retry_after=RETRY_AFTER)
-            if self._per_client and self._open[client] >= self._per_client:
+            most = self._per_client if most is None else most
+            if most and self._open[client] >= most:
                 raise TooManyStreams(retry_after=RETRY_AFTER)
             self._count += 1
             self._open[client] += 1
@@ -109,13 +111,14 @@ class SharedLeases(Leases):
         self._held: dict[str, str] = {}
         self._renewing = False
 
-    def take(self, client: str) -> Callable[[], None]:
-        give_back = super().take(client)
-        if not self._per_client:
+    def take(self, client: str, most: int | None = None) -> Callable[[], None]:
+        most = self._per_client if most is None else most
+        give_back = super().take(client, most)
+        if not most:
             return give_back
         lease, key = uuid.uuid4().hex, f"sse-{self._kind}:{client}"
         self._hold(lease, key)
-        if self._call(lambda store: store.eval(_TAKE, 1, key, lease, self._per_client, self._lifetime)) == 0:
+        if self._call(lambda store: store.eval(_TAKE, 1, key, lease, most, self._lifetime)) == 0:
             self._held.pop(lease)
             give_back()
             raise TooManyStreams(retry_after=RETRY_AFTER)
@@ -156,7 +159,7 @@ class SharedLeases(Leases):
                 # A Cluster's pipeline has no eval().
                 pipeline.execute_command("EVAL", _TAKE, 1, key, lease, 0, self._lifetime)
             pipeline.execute()
-            # A lease that was given back meanwhile has been taken again by that.
+            # That has taken a lease again that was released meanwhile.
             for lease, key in held:
                 if lease not in self._held:
                     pipeline.zrem(key, lease)

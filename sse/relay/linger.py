@@ -49,15 +49,15 @@ def linger(client: Any) -> None:
 def discard(body: Any, client: socket.socket | None) -> None:
     """Discard the rest of a refused request body; end the connection if that is too long, or malformed.
 
-    gunicorn's own gevent worker would read the rest without a bound and without a pause, and an app cannot tell it
-    that the connection is not to be used again.
+    gunicorn's own gevent worker would read the rest without a bound and without a pause, and an app cannot mark
+    the connection as unusable.
 
     :param body: the server's `wsgi.input`.
     :param client: the connection, whose response has been sent; None or not gevent's: the server is left to itself.
     """
     if not isinstance(client, gevent_socket.socket):
         return
-    # What a server raises for a malformed body is its own affair; the response has said so already.
+    # What a server raises for a malformed body does not matter here; the response has been sent.
     with contextlib.suppress(Exception):
         # `failed` is gunicorn's: read again, a malformed body seems to be at its end.
         if _drain(body.read, client) and not getattr(body, "failed", False):
@@ -78,6 +78,6 @@ def _drain(read: Callable[[int], bytes], client: Any) -> bool:
             return True
         left -= len(data)
         give_way()
-    # The client may wait for ever to send more: nothing tells it of a close while its window is full, but a reset does.
+    # The client may wait for ever to send more: a close does not reach it while its window is full, but a reset does.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return False

@@ -73,5 +73,7 @@ class Monitor:
                 or now - upstream.since > exchange.min_wait
             ):
                 exchange.check(now)
+            if exchange.is_admitted is not None:
+                exchange.check_credential()
             if phase >= exchange.drains_from:
                 exchange.drain(phase)

@@ -130,7 +130,7 @@ def _writer(fd: int) -> Callable[[bytes], int]:
         except BlockingIOError:
             return 0
         except OSError:
-            # Its reader is gone, or a disk is full: there is no one to tell.
+            # Its reader is gone, or a disk is full: there is no place to log it.
             return len(data)
 
     return write

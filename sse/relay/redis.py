@@ -38,7 +38,7 @@ def nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreAddress:
-    """Where the store is, as `SSE_STORAGE_URI` says it.
+    """Where the store is, from `SSE_STORAGE_URI`.
 
     :param kind: `single`, `cluster` or `sentinel`.
     :param url: of a single server, in the form that redis-py reads.

@@ -20,7 +20,7 @@ _BY_CLASS = {
     "OutOfMemoryError": ("out of memory", "raise its maxmemory"),
     "BusyLoadingError": ("still loading its data", "wait until it has started"),
     "MasterNotFoundError": (
-        "the Sentinels know no primary of that name, or none answers",
+        "the Sentinels have no primary of that name, or none responds",
         f"check the hosts and the name at the end of {_URI}",
     ),
     "ClusterDownError": ("the Cluster does not serve all slots", "check its nodes with CLUSTER INFO"),

@@ -1,4 +1,4 @@
-"""What the operating system knows of a connection, and how one is shut down or reset.
+"""What the operating system shows of a connection, and how one is shut down or reset.
 
 The facts are Linux's; where a system does not have them, the functions return what is safe.
 """
@@ -83,7 +83,7 @@ def shut_down(connection: socket.socket | None, how: int = socket.SHUT_RDWR) -> 
     """Shut down one or both directions of a connection, waking whatever is blocked on it."""
     if connection is None:
         return
-    # SSLSocket.shutdown() would take the TLS state away from under a blocked read; the class below it does not.
+    # SSLSocket.shutdown() would remove the TLS state under a blocked read; the class below it does not.
     below: Any = super(ssl.SSLSocket, connection) if isinstance(connection, ssl.SSLSocket) else connection
     try:
         below.shutdown(how)

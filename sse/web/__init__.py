@@ -1,1 +1,1 @@
-"""The only ring that knows Flask's request and current_app."""
+"""The only ring that uses Flask's request and current_app."""

@@ -6,12 +6,13 @@ import os
 import re
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Request, request
 
 from ..relay.stream.end import StreamEnd
 from ..relay.stream.pump import Pump
+from .access.clients import Client
 from .access.limit_storage import Limit, Verdict
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Call:
     name: str | None = None
     #: The upstream's name in the table, or what stands for one in the log and the metrics.
     upstream: str = UNKNOWN
+    #: What the client may do besides, None if the settings say all of it.
+    rules: Client | None = None
+    #: More that is logged of the stream.
+    log_fields: dict[str, Any] = field(default_factory=dict)
     #: How the stream ended, if it did before its response was made.
     end: StreamEnd | None = None
     #: The limit that is being counted, and what was counted last.

@@ -1,4 +1,4 @@
-"""What the endpoints take and answer, as OpenAPI 3.1 at `/openapi.json`, and a page that shows it at `/docs`."""
+"""The endpoints' requests and responses, as OpenAPI 3.1 at `/openapi.json`, and a page that shows it at `/docs`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ASSETS = ("docs.css", "playground.css")
 
 #: The parts of the document, in the order of the page.
 _TAGS = {
-    "Relay": "Calls upstreams, and returns what they answer as it comes.",
+    "Relay": "Calls upstreams, and returns their responses as they arrive.",
     "Recordings": "Responses that were recorded, to go on with after a lost connection.",
     "Channels": "What the site publishes.",
     "Demonstration": "A stream to try a front end with.",
@@ -265,7 +265,7 @@ def openapi(
         "components": {
             "schemas": schemas["$defs"],
             "headers": _HEADERS,
-            "securitySchemes": _SECURITY_SCHEMES if state.settings.passcodes else {},
+            "securitySchemes": _SECURITY_SCHEMES if state.settings.has_credentials else {},
         },
     }
 
@@ -563,7 +563,7 @@ def _metrics(url: str) -> dict[str, Any]:
 
 
 def _security(state: State) -> list[dict[str, list[str]]]:
-    return [{name: []} for name in _SECURITY_SCHEMES] if state.settings.passcodes else []
+    return [{name: []} for name in _SECURITY_SCHEMES] if state.settings.has_credentials else []
 
 
 def _refer(*names: str) -> dict[str, Any]:
@@ -571,7 +571,7 @@ def _refer(*names: str) -> dict[str, Any]:
 
 
 def _relayed(state: State, refusals: Iterable[type[SSEError]]) -> dict[str, Any]:
-    """Return the responses of a relayed call: an upstream may answer with any status, also with one of ours."""
+    """Return the responses of a relayed call: an upstream may send any status, also one that the gateway sends."""
     if state.access.is_open:
         refusals = [refusal for refusal in refusals if refusal is not Unauthenticated]
     common = (

@@ -38,23 +38,23 @@ def _escape(control: re.Match[str]) -> str:
 class JSONFormatter(logging.Formatter):
     """One JSON object for each record: `time`, `level`, `logger`, `message`, what came by `extra`, and `exception`.
 
-    A record that has an `event` says with its fields all that is in its text, so the event is the message.
+    A record that has an `event` has all of its text in its fields, so the event is the message.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        said = {
+        entry = {
             "time": time.isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": given.pop("event", None) or record.getMessage(),
         }
-        # What is ours is said last as well, so that no field can take its place.
-        said = {**said, **given, **said}
+        # These come last as well, so that no field can replace them.
+        entry = {**entry, **given, **entry}
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, default=str)
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
 
 
 #: The values of SSE_LOG_FORMAT.

@@ -15,12 +15,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
 from ..errors import ClientGone
+from ..protocol.usage import COUNTS, Usage
 from ..relay.durable import RecordingEnd
 from ..relay.stream.end import StreamEnd
 
-#: Seconds to the first byte that are told apart: from a kept connection to a model that thinks.
+#: Buckets of the seconds to the first byte: from a kept connection to a model that thinks.
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-#: Seconds of a stream's longest gap that are told apart: from token to token, up to the idle time-out.
+#: Buckets of the seconds of a stream's longest gap: from token to token, up to the idle time-out.
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 _STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
@@ -36,7 +37,7 @@ class Metrics:
         self._open = Gauge(
             "sse_streams_open", "Streams that are open", ["upstream"], multiprocess_mode="livesum", registry=registry
         )
-        self._requests = counter("sse_requests", "Requests by what was answered", ["upstream", "status", "code"])
+        self._requests = counter("sse_requests", "Requests by their response", ["upstream", "status", "code"])
         self._ended = counter("sse_streams_ended", "Streams by why they ended", ["upstream", "reason"])
         self._bytes = counter("sse_bytes", "Bytes of the streams that have ended", ["upstream"])
         self._events = counter("sse_events", "Events of the streams that have ended", ["upstream"])
@@ -59,6 +60,17 @@ class Metrics:
         self._recordings_ended = counter("sse_recordings_ended", "Recordings by why they ended", ["upstream", "reason"])
         self._recorded_bytes = counter("sse_recorded_bytes", "Bytes of the recordings that have ended", ["upstream"])
         self.resumes = counter("sse_resumes", "Requests that read a recording", ["view"])
+        # Without labels: names of channels come from clients.
+        self.channel_events = counter("sse_channel_events", "Events that were published to channels")
+        self.channel_readers = gauge("sse_channel_readers", "Open streams of channels")
+        self._first_event = histogram(
+            "sse_first_event_seconds",
+            "Seconds from the request to the first event with data, where usage is read",
+            ["upstream"],
+            buckets=FIRST_BYTE_BUCKETS,
+        )
+        self._usage = counter("sse_usage", "Responses by how far their usage was reported", ["upstream", "state"])
+        self._tokens = counter("sse_tokens", "Tokens that upstreams reported; some are parts", ["upstream", "type"])
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
         self._of = cache(labelled)
@@ -72,7 +84,7 @@ class Metrics:
         self._of(self._open, upstream).dec()
 
     def count_request(self, upstream: str, status: int, code: str) -> None:
-        """Count a request when it is answered.
+        """Count a request when its response starts.
 
         :param code: of our refusal, or what it was if none.
         """
@@ -101,6 +113,18 @@ class Metrics:
         self._of(self._recordings_ended, upstream, str(end.reason)).inc()
         self._of(self._recorded_bytes, upstream).inc(end.bytes)
 
+    def observe_usage(self, upstream: str, state: str, usage: Usage | None, first_event: float | None) -> None:
+        """Count what an upstream reported of a response.
+
+        :param first_event: seconds from the request to the first event with data.
+        """
+        self._of(self._usage, upstream, state).inc()
+        if first_event is not None:
+            self._of(self._first_event, upstream).observe(first_event)
+        for name in COUNTS if usage is not None else ():
+            if count := getattr(usage, name):
+                self._of(self._tokens, upstream, name).inc(count)
+
     def expose(self) -> bytes:
         """Return what was counted: in this app, or by all processes together."""
         if not IS_SHARED:
@@ -112,7 +136,7 @@ class Metrics:
 
 
 def _status(status: int) -> str:
-    """Return the status if it is one that is known: an upstream may say any number."""
+    """Return the status if it is one that is known: an upstream may send any number."""
     return str(status) if status in _STATUSES else f"{status // 100}xx"
 
 

@@ -1,4 +1,4 @@
-"""`sse.js` and its types, the page at `/`, and what the page has to know of the gateway."""
+"""`sse.js` and its types, the page at `/`, and what the page shows of the gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATIC = Path(__file__).parent.parent / "static"
 #: What is served without the page: the browser client and its types.
 CLIENT_FILES = ("sse.js", "sse.d.ts")
 
-#: Set here, because a machine's own table may say something else: `.ts` is a video for many.
+#: Set here, because a machine's own table may differ: `.ts` is a video for many.
 CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".ts": "text/plain; charset=utf-8",
@@ -66,7 +66,7 @@ def index() -> Response:
 
 
 def playground() -> Response:
-    """Return what the page has to know: the names of the upstreams only for a client that may call them."""
+    """Return what the page shows: the names of the upstreams only for a client that may call them."""
     state = current_state()
     return jsonify(
         upstreams=list(state.table.names) if may_call(state) else [],
@@ -80,7 +80,7 @@ def playground() -> Response:
 
 @cache
 def _source_url() -> str:
-    """Return where the source code is, if the package is installed and says so."""
+    """Return where the source code is, if the package is installed and names it."""
     try:
         urls = metadata.metadata("flask-sse-relay").get_all("Project-URL") or []
     except metadata.PackageNotFoundError:
@@ -101,7 +101,7 @@ def may_call(state: State) -> bool:
 
 
 def protect(response: Response) -> Response:
-    """Set the fields that keep a page of ours to our own files."""
+    """Set the fields that restrict the page to the project's own files."""
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"

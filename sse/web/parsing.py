@@ -37,7 +37,7 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
     """
     length, is_chunked = request.content_length, "chunked" in request.headers.get("Transfer-Encoding", "").lower()
     if is_chunked and not request.environ.get("wsgi.input_terminated"):
-        # Such a server gives an empty body, and an upstream would answer, and charge for, an empty request.
+        # Such a server gives an empty body, and an upstream would serve, and charge for, an empty request.
         raise LengthRequired
     # The site has read from it before, for example because it looked at `request.form`.
     was_taken = "stream" in vars(request) and getattr(request, "_cached_data", None) is None
@@ -109,7 +109,7 @@ def _depth(document: Any) -> int:
     return depth
 
 
-def parse_call(document: Any) -> ForwardRequest:
+def parse_forward_request(document: Any) -> ForwardRequest:
     """Return the forward request that the JSON describes.
 
     :raises InvalidRequest: if it describes none; the message names the field, and never shows its value.
@@ -134,7 +134,7 @@ def raw_path(request: Request, name: str, path: str) -> str:
     return rest if found else urllib.parse.quote(path, safe="/:@!$&'()*+,;=~")
 
 
-#: Fields for the gateway or the site: credentials, the browser's page, CSRF tokens, and what proxies say of the client.
+#: Fields for the gateway or the site: credentials, the browser's page, CSRF tokens, and what proxies add.
 _OWN = re.compile(
     "x-passcode|cookie|origin|referer|x-request-id|x-csrf-?token|x-xsrf-token"
     "|forwarded|x-forwarded-.*|x-real-ip|true-client-ip|cf-.*|via|cdn-loop"
@@ -144,7 +144,7 @@ _OWN = re.compile(
 def client_fields(request: Request, *, is_open: bool, records: bool) -> list[tuple[str, str]]:
     """Return a request's fields without those that are for the gateway or the site.
 
-    :param records: whether those are for the gateway that ask for a recording.
+    :param records: whether fields that request a recording are for the gateway.
     """
     dropped = RECORDING_FIELDS if records else ()
     # Without a passcode it is for the upstream; but Basic is what a browser sends to a proxy in front, or to the site.

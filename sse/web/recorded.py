@@ -133,12 +133,12 @@ class Reading:
         report = StreamReport(call, self._state.metrics)
         report.begin(self.exchange)
         self.stack.callback(report.finish)
-        report.answer(status)
+        report.count(status)
         held = self.stack.pop_all()
 
         def on_end(end: StreamEnd) -> None:
             held.close()
-            report.tell(end)
+            report.log_end(end)
 
         pump = Pump(
             self.source,
@@ -176,14 +176,14 @@ class Attempt:
     """
 
     def __init__(
-        self, resume: Resume, wanted: UpstreamRequest, call: Call, state: State, recordings: Recordings
+        self, resume: Resume, outgoing: UpstreamRequest, call: Call, state: State, recordings: Recordings
     ) -> None:
         self._resume = resume
         self._call = call
         self._state = state
         self._recordings = recordings
         self._key = claim_key(call.client, resume.key) if resume.key else ""
-        self._claim = Claim(id=secrets.token_urlsafe(24), fingerprint=fingerprint(wanted) if resume.key else "")
+        self._claim = Claim(id=secrets.token_urlsafe(24), fingerprint=fingerprint(outgoing) if resume.key else "")
         self._is_mine = self._is_watched = False
 
     def __enter__(self) -> Self:
@@ -283,7 +283,7 @@ class Attempt:
 
         def on_end(end: RecordingEnd) -> None:
             held.close()
-            report.tell(end)
+            report.log_end(end)
 
         report.begin()
         # Before, because the recording may end at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from functools import partial
 
 from flask import Request, Response
 
@@ -17,8 +18,10 @@ from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
+from .access.policy import check_call
 from .call import Call
 from .connection import client_connection
+from .meter import Meter
 from .recorded import Attempt, usable_recordings
 from .report import StreamReport
 from .response import stream_response
@@ -54,23 +57,31 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def respond(self, wanted: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
+    def respond(self, outgoing: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
 
         :param entry: the upstream's in the table; None for a public target.
-        :param resume: how the response is to be recorded, None if it is not.
+        :param resume: how to record the response, None if it is not recorded.
         :raises SSEError: if there are too many streams, or the upstream cannot be reached.
         """
+        check_call(self._call, entry, outgoing)
         if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
-            return self._relay(wanted, entry, None)
-        with Attempt(resume, wanted, self._call, self._state, recordings) as attempt:
-            return attempt.attach(self.exchange, self._stack) or self._relay(wanted, entry, attempt)
+            return self._relay(outgoing, entry, None)
+        with Attempt(resume, outgoing, self._call, self._state, recordings) as attempt:
+            return attempt.attach(self.exchange, self._stack) or self._relay(outgoing, entry, attempt)
 
-    def _relay(self, wanted: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
+    def _relay(self, outgoing: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
         report = StreamReport(self._call, self._state.metrics)
         # What a recorder takes over: the lease, and the upstream.
         taken = self._stack.enter_context(ExitStack())
-        taken.callback(self._state.leases.take(self._call.client))
+        rules = self._call.rules
+        meter = Meter(outgoing, self._call, self._state, self.exchange)
+        meter.check()
+        taken.callback(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
+        # The charge comes before the lease is released, so that the client's next call finds it.
+        taken.callback(meter.settle)
+        if rules is not None and rules.is_temporary:
+            self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         report.begin(self.exchange)
         self._stack.callback(report.finish)
         if self._state.demonstration is not None:
@@ -78,18 +89,19 @@ class Relay:
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
         try:
-            upstream = taken.enter_context(self._state.upstreams.open(wanted, self.exchange.upstream))
+            upstream = taken.enter_context(self._state.upstreams.open(outgoing, self.exchange.upstream))
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise
-        report.answer(upstream.status)
+        report.count(upstream.status)
         fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
-        if wanted.method == "HEAD":
+        if outgoing.method == "HEAD":
             # RFC 9110, section 9.3.2: the fields of a HEAD "as if the request method had been GET".
             lengths = [value for name, value in upstream.fields if name.lower() == "content-length"]
             # Values that are repeated are equal.
             fields.extend([("Content-Length", value.partition(",")[0].strip(" \t")) for value in lengths[:1]])
         named = {name.lower(): value for name, value in fields}
+        meter.attach(upstream, named)
         reader = None
         if attempt is not None:
             reader = attempt.record(upstream, fields, self.exchange, taken)
@@ -116,7 +128,7 @@ class Relay:
 
         def on_end(end: StreamEnd) -> None:
             held.close()
-            report.tell(end)
+            report.log_end(end)
 
         pump = Pump(
             reader or upstream,

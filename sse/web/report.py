@@ -33,6 +33,7 @@ class StreamReport:
 
     def __init__(self, call: Call, metrics: Metrics | None) -> None:
         self._upstream, self._client, self._request_id = call.upstream, call.name, call.id
+        self._call_fields = call.log_fields
         self._metrics = metrics
         #: The app, if a site wants to know of streams.
         self._app = _sender() if stream_opened.receivers or stream_ended.receivers else None
@@ -44,7 +45,7 @@ class StreamReport:
         if self._app is not None:
             stream_opened.send(self._app, **self._named(), cancel=partial(exchange.cancel, EndReason.CLIENT_GONE))
 
-    def answer(self, status: int) -> None:
+    def count(self, status: int) -> None:
         """Count the request as relayed.
 
         :param status: the upstream's.
@@ -57,12 +58,12 @@ class StreamReport:
         if self._metrics is not None:
             self._metrics.finish_stream(self._upstream)
 
-    def tell(self, end: StreamEnd) -> None:
+    def log_end(self, end: StreamEnd) -> None:
         """Log and count how the stream ended."""
         if self._metrics is not None:
             self._metrics.observe(self._upstream, end)
         fields = _stream_fields(end, self._upstream, self._client)
-        fields["request_id"] = self._request_id
+        fields |= {**self._call_fields, "request_id": self._request_id}
         log_event(log, logging.INFO, "stream", fields)
         if self._app is not None:
             stream_ended.send(self._app, **self._named(), end=end)
@@ -86,6 +87,7 @@ class RecordingReport:
     def __init__(self, call: Call, metrics: Metrics | None, id: str) -> None:
         self._names = _names(call)
         self._fields = {"recording": id[:6], "request_id": call.id}
+        self._call_fields = call.log_fields
         self._metrics = metrics
 
     def begin(self) -> None:
@@ -98,13 +100,13 @@ class RecordingReport:
         if self._metrics is not None:
             self._metrics.finish_recording(self._names["upstream"])
 
-    def tell(self, end: RecordingEnd) -> None:
+    def log_end(self, end: RecordingEnd) -> None:
         """Log and count how the recording ended."""
         self.finish()
         if self._metrics is not None:
             self._metrics.observe_recording(self._names["upstream"], end)
         fields = {"end": str(end.reason), **self._names, "bytes": end.bytes, "total": round(end.total, 3)}
-        log_event(log, logging.INFO, "recording", {**fields, **self._fields})
+        log_event(log, logging.INFO, "recording", {**fields, **self._call_fields, **self._fields})
 
 
 def report_refusal(error: SSEError) -> None:
@@ -119,7 +121,7 @@ def report_refusal(error: SSEError) -> None:
             metrics.observe(call.upstream, call.end)
     if error.cause:
         fields["cause"] = error.cause
-    log_event(log, logging.INFO, event, {**fields, "code": error.code, "request_id": call.id})
+    log_event(log, logging.INFO, event, {**fields, **call.log_fields, "code": error.code, "request_id": call.id})
 
 
 def report_failure(cause: Exception) -> None:

@@ -32,7 +32,18 @@ class PumpResponse(Response):
     # A stream has no length, so nothing (an `after_request` that measures, say) may try to read it whole.
     implicit_sequence_conversion = False
 
+    _held: tuple[Pump, Call] | None = None
+
+    def close_if_dropped(self, pump: Pump, call: Call) -> None:
+        """Let the pump be closed behind the request if the server does not get this response; Flask does not."""
+        self._held = (pump, call)
+        call.unsent.append(pump)
+
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        held, self._held = self._held, None
+        if held is not None:
+            pump, call = held
+            call.unsent.remove(pump)
         body = super().get_app_iter(environ)
         if body is self.response:
             # werkzeug leaves what is passed through as it is, and `call_on_close` without effect.
@@ -45,19 +56,10 @@ class PumpResponse(Response):
 class RelayedResponse(PumpResponse):
     """A response whose fields are final; werkzeug would copy them, to correct what an upstream's never need."""
 
-    #: The request's, which has the pump until the server gets the response.
-    call: Call
-    pump: Pump
-
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         # RFC 9110, sections 15.3.5 and 15.4.5: a response without content has no fields that describe it.
         has_content = self.status_code not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
         return self.headers if has_content else super().get_wsgi_headers(environ)
-
-    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
-        if self.pump in self.call.unsent:
-            self.call.unsent.remove(self.pump)
-        return super().get_app_iter(environ)
 
 
 def stream_response(pump: Pump, *, status: int, fields: Iterable[tuple[str, str]], call: Call) -> Response:
@@ -69,8 +71,7 @@ def stream_response(pump: Pump, *, status: int, fields: Iterable[tuple[str, str]
     fields = [("X-Upstream-Request-Id" if name.lower() == "x-request-id" else name, value) for name, value in fields]
     headers = Headers([*fields, *STREAM_FIELDS, ("X-Request-Id", call.id)])
     response = RelayedResponse(pump, status, headers, direct_passthrough=True)
-    response.call, response.pump = call, pump
-    call.unsent.append(pump)
+    response.close_if_dropped(pump, call)
     return response
 
 

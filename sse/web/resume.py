@@ -1,4 +1,4 @@
-"""What a client says to have its response recorded, and how it names a position in a recording."""
+"""How a client requests a recording of its response, and names a position in one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parse_resume(environ: Mapping[str, Any], settings: Settings, *, ttl: int | N
     """Return how a request wants to be recorded, None if it does not.
 
     :param environ: the request's.
-    :param ttl: seconds that its JSON asks for.
+    :param ttl: seconds in its JSON.
     :raises InvalidRequest: if a field is malformed.
     """
     given, key = environ.get("HTTP_STREAM_TTL"), environ.get("HTTP_IDEMPOTENCY_KEY", "")
@@ -87,7 +87,7 @@ def claim_key(owner: str, key: str) -> str:
 
 
 def fingerprint(request: UpstreamRequest) -> str:
-    """Return what tells one upstream request from another."""
+    """Return a digest that distinguishes one upstream request from another."""
     digest = hashlib.sha256()
     for part in (request.method.encode(), str(request.target.url).encode(), request.body or b""):
         digest.update(b"%d:" % len(part))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from flask import Flask, current_app
+from limits import RateLimitItem
 
 from ..protocol.target.table import UpstreamTable
 from ..relay.channel.hub import Channels
@@ -18,6 +19,7 @@ from ..relay.upstream.client import UpstreamClient
 from ..settings import Settings
 from .access.access import Access
 from .access.origin import CrossOrigin
+from .access.quota import Quotas
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -53,6 +55,9 @@ class State:
     metrics: Metrics | None
     #: None if nothing is recorded.
     recordings: Recordings | None
+    #: What each client may spend; None if there is no limit.
+    quota: RateLimitItem | None
+    quotas: Quotas
     demonstration: Demonstration | None
 
 

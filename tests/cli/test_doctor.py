@@ -125,7 +125,7 @@ def test_a_sound_deployment_has_no_findings(
     assert (request.method, request.target, request.field("Authorization")) == ("HEAD", "/", None)
 
 
-def test_its_lines_are_aligned_and_plain_where_nobody_looks() -> None:
+def test_its_lines_are_aligned_and_plain_without_a_terminal() -> None:
     report = doctor()
     assert all(re.match(r"(ok  |warn|fail)  \S.{18} \S|( {26})\S", line) for line in report.output.splitlines())
     assert "\x1b" not in report.output
@@ -134,7 +134,7 @@ def test_its_lines_are_aligned_and_plain_where_nobody_looks() -> None:
 def test_what_is_only_to_look_at_leaves_the_status_alone() -> None:
     report = doctor(SSE_MAX_STREAMS=100)
     assert report.status == 0
-    assert re.match("warn .*everybody may call .*SSE_PASSCODES", report.finding("access"))
+    assert re.match("warn .*every client may call .*SSE_PASSCODES", report.finding("access"))
     assert re.match("warn .*only upstream .*SSE_UPSTREAMS", report.finding("demonstration"))
 
 
@@ -209,7 +209,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
         pytest.param("-c /dev/null -k gevent", {}, "control socket", "warn .*_disable = True", id="control-socket"),
     ],
 )
-def test_what_is_wrong_with_gunicorn_is_said(arguments: str, settings: dict[str, Any], what: str, said: str) -> None:
+def test_what_is_wrong_with_gunicorn_is_named(arguments: str, settings: dict[str, Any], what: str, said: str) -> None:
     report = doctor(env={"GUNICORN_CMD_ARGS": arguments}, **{**SOUND, **settings})
     assert re.match(said, report.finding(what))
     assert report.status == said.startswith("fail")
@@ -346,7 +346,7 @@ def test_a_store_that_forgets_is_named_and_nothing_of_ours_stays(redis_server: R
     assert client.keys() == []
 
 
-def test_a_store_that_is_far_away_is_named(redis_server: RedisServer) -> None:
+def test_a_slow_store_is_named(redis_server: RedisServer) -> None:
     def relay(one: socket.socket, other: socket.socket, delay: float) -> None:
         with suppress(OSError), one, other:
             while data := one.recv(65536):
@@ -434,14 +434,14 @@ def upstreams_report() -> Iterator[Report]:
         ("no-tls", "fail .*(TLS handshake failed.*port|no connection in time)"),
         ("ahead", "warn .*clock is 36.. s ahead of .*timedatectl"),
         ("behind", "warn .*clock is 3[56].. s behind .*timedatectl"),
-        ("mute", "fail .*no answer in time"),
+        ("mute", "fail .*no response in time"),
         ("garbage", "fail .*not an HTTP server.*scheme and port"),
         ("unknown-name", "fail .*name does not resolve.*resolver"),
         ("closed", "fail .*no connection: connection refused check that it is running"),
         ("unanswered", "fail .*no connection in time.*firewall.*SSE_CONNECT_TIMEOUT"),
     ],
 )
-def test_what_is_wrong_with_an_upstream_is_said(upstreams_report: Report, name: str, said: str) -> None:
+def test_what_is_wrong_with_an_upstream_is_named(upstreams_report: Report, name: str, said: str) -> None:
     assert re.match(said, upstreams_report.finding(f"upstream {name}"))
 
 
@@ -450,7 +450,7 @@ def test_a_broken_upstream_is_a_failure(upstreams_report: Report) -> None:
     assert len(upstreams_report.lines("fail")) == 8
 
 
-def test_an_authority_that_nobody_named_is_a_failure(upstream: Callable[..., Upstream]) -> None:
+def test_an_unknown_authority_is_a_failure(upstream: Callable[..., Upstream]) -> None:
     report = doctor(**SOUND, **table(upstream(tls=True).url))
     assert re.match("fail .*untrusted authority.*SSE_CA_FILE", report.finding("upstream test"))
 
@@ -506,7 +506,7 @@ def test_a_proxy_that_compresses_is_a_failure(nginx: Callable[..., str], shared_
     assert report.finding("stream").startswith("ok")
 
 
-def test_a_proxy_that_nobody_told_of_is_named(nginx: Callable[..., str], shared_service: Service) -> None:
+def test_a_proxy_that_is_not_configured_is_named(nginx: Callable[..., str], shared_service: Service) -> None:
     url = nginx(shared_service)
     report = public(url, SSE_TRUSTED_PROXIES=0)
     assert re.match("warn .*share its address.*SSE_TRUSTED_PROXIES = 1", report.finding("proxies"))
@@ -602,7 +602,7 @@ def _events(*bursts: int, fields: Sequence[str] = FIELDS, version: str = "HTTP/1
         pytest.param(answer(status=404), "stream", "fail .*neither .*/sse nor .*event streams", id="nothing"),
     ],
 )
-def test_what_is_wrong_with_the_stream_is_said(
+def test_what_is_wrong_with_the_stream_is_named(
     upstream: Callable[..., Upstream], front: Any, what: str, said: str
 ) -> None:
     report = public(upstream(front).url)
@@ -613,11 +613,11 @@ def test_what_is_wrong_with_the_stream_is_said(
         assert report.status == 1
 
 
-def test_nobody_at_the_url_is_a_failure() -> None:
+def test_a_refused_connection_to_the_url_is_a_failure() -> None:
     report = public(f"http://user:{WORD}@127.0.0.1:{free_port()}")
-    assert re.match("fail .*http://127.0.0.1:.* no answer check that", report.finding("public URL"))
+    assert re.match("fail .*http://127.0.0.1:.* no response check that", report.finding("public URL"))
     with SilentListener() as silent:
-        assert re.match("fail .*no answer in time", public(silent.url).finding("public URL"))
+        assert re.match("fail .*no response in time", public(silent.url).finding("public URL"))
 
 
 def test_a_stream_of_ones_own_can_be_looked_at(upstream: Callable[..., Upstream], tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_wrong_file_is_one_line_under_flask(case: str, tmp_path: Path) -> None
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_a_port_in_use_is_said_with_what_to_do() -> None:
+def test_a_port_in_use_is_logged_with_its_remedy() -> None:
     with Process([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0"]) as other:
         port = other.wait_log(r"port (\d+)")[1]
         command = [sys.executable, "-m", "gunicorn", "app:app"]

@@ -10,6 +10,7 @@ from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import Unreader
+from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 from sse.compat import gunicorn as compat
@@ -39,6 +40,9 @@ def other(self: Any, given: Any) -> None:
         pytest.param(Logger, "access_log_enabled", True, id="no property"),
         pytest.param(compat, "ALREADY_HANDLED", None, id="already handled"),
         pytest.param(Parser, "finish_body", other, id="failed body"),
+        pytest.param(AsyncWorker, "handle", other, id="end of a connection"),
+        pytest.param(AsyncWorker, "handle_request", other, id="call of the app"),
+        pytest.param(wsgi, "default_environ", other, id="client's socket"),
     ],
 )
 def test_what_differs_is_named(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: Any) -> None:

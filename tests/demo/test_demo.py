@@ -66,7 +66,7 @@ def test_tokens_make_up_the_text_and_are_small() -> None:
 # OpenAI's dialect
 
 
-def test_a_streamed_chat_is_told_token_by_token(server: DemonstrationServer, session: requests.Session) -> None:
+def test_a_streamed_chat_is_sent_token_by_token(server: DemonstrationServer, session: requests.Session) -> None:
     chunks = chat_chunks(session.post(server.url + CHAT, json={"model": "x", "messages": HELLO, "stream": True}))
     first, *middle, last = [chunk["choices"][0] for chunk in chunks]
     assert first["delta"]["role"] == "assistant"
@@ -88,7 +88,7 @@ def test_a_streamed_chat_ends_with_its_usage_on_request(server: DemonstrationSer
 
 
 @pytest.mark.parametrize("stream", [{}, {"stream": False}, {"stream": None}], ids=str)
-def test_a_chat_that_is_not_streamed_is_one_answer(
+def test_a_chat_that_is_not_streamed_is_one_response(
     server: DemonstrationServer, session: requests.Session, stream: dict[str, Any]
 ) -> None:
     response = session.post(server.url + CHAT, json={"model": "x", "messages": HELLO, **stream})
@@ -140,7 +140,7 @@ def test_a_streamed_generation_grows_by_default(server: DemonstrationServer, ses
     assert len({value["request_id"] for value in values}) == 1
 
 
-def test_an_incremental_generation_tells_only_what_is_new(
+def test_an_incremental_generation_sends_only_what_is_new(
     server: DemonstrationServer, session: requests.Session
 ) -> None:
     values = generation_events(generate(server, session, incremental_output=True))
@@ -149,9 +149,7 @@ def test_an_incremental_generation_tells_only_what_is_new(
     assert values[-1]["usage"]["output_tokens"] == len(tokens_of(TEXT))
 
 
-def test_a_generation_is_told_as_messages_where_that_is_asked(
-    server: DemonstrationServer, session: requests.Session
-) -> None:
+def test_a_generation_is_sent_as_messages_if_requested(server: DemonstrationServer, session: requests.Session) -> None:
     values = generation_events(generate(server, session, incremental_output=True, result_format="message"))
     choices = [value["output"]["choices"][0] for value in values]
     assert "".join(choice["message"]["content"] for choice in choices) == TEXT
@@ -159,7 +157,7 @@ def test_a_generation_is_told_as_messages_where_that_is_asked(
     assert [choice["finish_reason"] for choice in choices] == ["null"] * (len(choices) - 1) + ["stop"]
 
 
-def test_a_generation_that_is_not_streamed_is_one_answer(
+def test_a_generation_that_is_not_streamed_is_one_response(
     server: DemonstrationServer, session: requests.Session
 ) -> None:
     response = session.post(server.url + GENERATION, json={"input": {"prompt": "a b c"}})
@@ -270,7 +268,7 @@ def ask_for_stream(client: RawClient) -> None:
     client.request("POST", f"/{CHAT}", {"Content-Type": "application/json"}, body)
 
 
-def test_each_token_arrives_when_it_is_told() -> None:
+def test_each_token_arrives_when_it_is_sent() -> None:
     delay = 0.01
     server = DemonstrationServer(delay=delay)
     server.ensure_started()
@@ -289,7 +287,7 @@ def test_each_token_arrives_when_it_is_told() -> None:
     assert told >= 0.9 * delay * len(tokens_of(TEXT)), "they came all at once"
 
 
-def test_several_are_answered_at_the_same_time() -> None:
+def test_several_are_served_at_the_same_time() -> None:
     server = DemonstrationServer(delay=0.02)
     server.ensure_started()
     with connect(server) as first, connect(server) as second:

@@ -95,7 +95,7 @@ def test_streams_and_time_outs_do_not_notice(hours: int, clock: Clock) -> None:
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
 @pytest.mark.parametrize("hours", [HOURS, -HOURS])
-def test_nobody_is_locked_out_for_longer(hours: int, store: str, clock: Clock, request: pytest.FixtureRequest) -> None:
+def test_no_client_is_locked_out_longer(hours: int, store: str, clock: Clock, request: pytest.FixtureRequest) -> None:
     """limits counts by the wall clock: set back, it refused all who had called, until it was where it had been."""
     settings: dict[str, Any] = {"SSE_THROTTLE": "3 per 2 second"}
     if store == "redis":

@@ -39,7 +39,7 @@ from service_app import app
 
 @pytest.mark.parametrize("where", [pytest.param(FULL, id="a full disk"), pytest.param(UNREAD, id="a closed pipe")])
 @pytest.mark.parametrize("unbuffered", ["1", ""])
-def test_a_log_that_cannot_be_written_harms_nobody(where: str, unbuffered: str, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_harms_no_stream(where: str, unbuffered: str, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(where + REST)
     for name, source in [("sse", "sse"), ("gunicorn.conf.py", "gunicorn.conf.py"), ("service_app.py", "app.py")]:
         (tmp_path / name).symlink_to(ROOT / source)

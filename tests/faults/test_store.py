@@ -204,7 +204,7 @@ def loading(connection: Connection) -> None:
         connection.send(b"-LOADING Redis is loading the dataset in memory\r\n")
 
 
-def test_a_store_that_is_still_loading_is_away() -> None:
+def test_a_store_that_is_still_loading_is_unavailable() -> None:
     with Upstream(loading) as store, Upstream(answer(EVENT)) as upstream:
         with using(f"redis://127.0.0.1:{store.port}/0", upstream.url, SSE_THROTTLE="2 per hour") as service:
             assert [status(service, "/upstream/test/") for _ in range(3)] == [200, 200, 429]

@@ -100,7 +100,7 @@ def test_a_connection_carries_one_stream_after_another(relay: Relay) -> None:
 
 
 @pytest.mark.parametrize("is_early", [True, False], ids=["together", "later"])
-def test_a_request_behind_a_stream_is_answered_in_its_turn(relay: Relay, is_early: bool) -> None:
+def test_a_request_behind_a_stream_is_served_in_its_turn(relay: Relay, is_early: bool) -> None:
     """One that came with the request before it is in gunicorn's hands, a later one still in the system's."""
     relay.upstream.script = held = Held()
     first, second = (
@@ -122,7 +122,7 @@ def test_a_request_behind_a_stream_is_answered_in_its_turn(relay: Relay, is_earl
     assert rest.endswith(b"\r\n\r\nok\n")
 
 
-def test_the_access_log_tells_of_a_stream_when_it_has_ended(
+def test_the_access_log_has_a_stream_when_it_has_ended(
     upstream: Callable[..., Upstream], service: Callable[..., Service], held: Held
 ) -> None:
     server = upstream(held)
@@ -256,7 +256,7 @@ def test_a_view_that_is_killed_with_the_worker_still_ends(
 
 
 @pytest.mark.parametrize("parks", [True, False], ids=["parked", "at once"])
-def test_a_site_is_told_when_a_relayed_response_is_closed(
+def test_call_on_close_runs_when_a_relayed_response_is_closed(
     upstream: Callable[..., Upstream], serve: Callable[..., Service], held: Held, parks: bool
 ) -> None:
     """It never was: the response was not built as others are."""

@@ -72,7 +72,7 @@ STREAMS = [
 
 
 @pytest.mark.parametrize(("stream", "at_boundary", "events"), STREAMS)
-def test_the_place_is_known_wherever_the_stream_is_cut(stream: bytes, at_boundary: bool, events: int) -> None:
+def test_the_place_is_right_wherever_the_stream_is_split(stream: bytes, at_boundary: bool, events: int) -> None:
     singles = [stream[at : at + 1] for at in range(len(stream))]
     with_empty_ones = [part for single in singles for part in (b"", single)]
     for pieces in (

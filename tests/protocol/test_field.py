@@ -203,7 +203,7 @@ def test_the_upstreams_own_fields_take_the_place_of_the_clients(name: str) -> No
     assert encode_request_fields(pairs, replace=ours, has_body=False) == [("X-A", "b"), *FORCED, *ours]
 
 
-def test_the_client_cannot_take_away_an_upstreams_own_field() -> None:
+def test_the_client_cannot_remove_an_upstreams_own_field() -> None:
     ours = [("Authorization", "Bearer ours")]
     pairs = [("Connection", "authorization, accept, content-type")]
     fields = encode_request_fields(pairs, replace=ours, has_body=True)
@@ -325,7 +325,7 @@ def test_no_other_field_comes_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\nb", "a\0", "\u010a"])
-def test_a_value_that_would_split_the_answer_does_not_come_back(value: str) -> None:
+def test_a_value_that_would_split_the_response_is_dropped(value: str) -> None:
     pairs = [("Retry-After", value), ("Content-Type", value)]
     assert response_fields(pairs) == [("Content-Type", "application/octet-stream")]
 
@@ -407,7 +407,7 @@ def test_a_hostile_type_costs_no_more_than_its_length(tail: str) -> None:
         ("", False),
     ],
 )
-def test_an_event_stream_is_known_by_its_type_alone(content_type: str, expected: bool) -> None:
+def test_an_event_stream_is_recognised_by_its_type_alone(content_type: str, expected: bool) -> None:
     assert is_event_stream(content_type) is expected
 
 
@@ -443,7 +443,7 @@ def test_an_object_and_the_string_that_holds_it_mean_the_same(document: dict[str
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), max_size=6))
-def test_whatever_an_upstream_says_one_safe_type_comes_back(pairs: Pairs) -> None:
+def test_whatever_an_upstream_sends_one_safe_type_comes_back(pairs: Pairs) -> None:
     fields = response_fields([("content-type", "text/html"), *pairs])
     assert [value for name, value in fields if name.lower() == "content-type"] == ["application/octet-stream"]
     assert all(is_field_value(value) for _, value in fields)

@@ -111,7 +111,7 @@ PARTS = [b"data: a", b"id: 1", b":", b"", b"\r", b"\n", b"\r\n", b"\xef\xbb\xbf"
 
 
 @given(st.lists(st.sampled_from(PARTS), max_size=12), st.data())
-def test_any_cuts_give_the_same_events(parts: list[bytes], data: st.DataObject) -> None:
+def test_any_splits_give_the_same_events(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]

@@ -283,7 +283,7 @@ def test_the_first_reason_stays(pair: Pair) -> None:
     assert exchange.reason is EndReason.IDLE_TIMEOUT
 
 
-def test_a_client_can_still_be_told_of_a_silent_upstream(pair: Pair) -> None:
+def test_a_client_still_gets_the_error_of_a_silent_upstream(pair: Pair) -> None:
     exchange = opened(pair[0])
     enter(exchange, Stage.READ)
     exchange.cancel(EndReason.IDLE_TIMEOUT)
@@ -291,14 +291,14 @@ def test_a_client_can_still_be_told_of_a_silent_upstream(pair: Pair) -> None:
     assert pair[1].recv(12) == b"event: error"
 
 
-def test_cutting_shuts_the_upstream_down(pair: Pair) -> None:
+def test_cancelling_shuts_the_upstream_down(pair: Pair) -> None:
     exchange = opened()
     exchange.upstream.attach(Connection(pair[0]))
     exchange.lose_client(EndReason.CLIENT_GONE)
     assert pair[1].recv(1) == b""
 
 
-def test_a_connection_that_was_given_away_is_not_shut_down(pair: Pair) -> None:
+def test_a_connection_that_was_released_is_not_shut_down(pair: Pair) -> None:
     """It is in its pool, and carries somebody else's answer in the next moment."""
     exchange = opened()
     exchange.upstream.attach(Connection(pair[0]))
@@ -308,14 +308,14 @@ def test_a_connection_that_was_given_away_is_not_shut_down(pair: Pair) -> None:
     assert pair[1].recv(15) == b"somebody else's"
 
 
-def test_nothing_is_opened_for_an_exchange_that_was_cut(pair: Pair) -> None:
+def test_nothing_is_opened_for_a_cancelled_exchange(pair: Pair) -> None:
     exchange = opened()
     exchange.lose_client(EndReason.CLIENT_GONE)
     with pytest.raises(ConnectionAbortedError):
         exchange.upstream.attach(Connection(pair[0]))
 
 
-def test_a_client_is_polled_where_nothing_else_tells(pair: Pair) -> None:
+def test_a_client_is_polled_where_nothing_else_notifies(pair: Pair) -> None:
     exchange = opened(pair[0])
     exchange.watch_client()
     exchange.check(0)
@@ -326,7 +326,7 @@ def test_a_client_is_polled_where_nothing_else_tells(pair: Pair) -> None:
     assert exchange.reason is EndReason.CLIENT_GONE
 
 
-def test_the_sweep_cuts_without_being_asked(pair: Pair) -> None:
+def test_the_sweep_cancels_by_itself(pair: Pair) -> None:
     monitor = Monitor(Drain())
     exchange = opened(idle=0.01)
     enter(exchange, Stage.READ)
@@ -409,9 +409,7 @@ def streaming(pair: Pair, fed: bytes) -> Exchange:
         pytest.param(b"data: a\n\n", Phase.ABORTING, True, id="between events, late"),
     ],
 )
-def test_a_stopping_process_cuts_a_silent_stream_between_events(
-    pair: Pair, fed: bytes, phase: Phase, is_cut: bool
-) -> None:
+def test_draining_ends_a_silent_stream_between_events(pair: Pair, fed: bytes, phase: Phase, is_cut: bool) -> None:
     exchange = streaming(pair, fed)
     exchange.drain(phase)
     assert exchange.reason is (EndReason.DRAINING if is_cut else None)
@@ -421,7 +419,7 @@ def test_a_stopping_process_cuts_a_silent_stream_between_events(
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.READ])
-def test_what_is_no_stream_yet_or_being_sent_is_cut_last(pair: Pair, stage: Stage) -> None:
+def test_what_is_no_stream_yet_or_being_sent_is_cancelled_last(pair: Pair, stage: Stage) -> None:
     exchange = streaming(pair, b"data: a\n\n")
     enter(exchange, stage)
     exchange.drain(Phase.FINISHING)

@@ -25,7 +25,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> SharedStore:
     return store
 
 
-def test_a_store_that_is_away_is_left_alone_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unavailable_store_is_not_called_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
     store, asked, missed = SharedStore("redis://127.0.0.1:1/0"), [], []
     assert store.call(broken, on_unavailable=lambda: missed.append(1)) is None
     assert store.call(lambda _: asked.append(1), on_unavailable=lambda: missed.append(2)) is None
@@ -35,13 +35,13 @@ def test_a_store_that_is_away_is_left_alone_for_a_while(caplog: pytest.LogCaptur
     ]
 
 
-def test_it_is_back_with_the_first_answer(away: SharedStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_has_recovered_with_the_first_response(away: SharedStore, caplog: pytest.LogCaptureFixture) -> None:
     assert [away.call(lambda _: 1) for _ in range(2)] == [1, 1]
     messages = [record.message for record in caplog.records if "recovered" in record.message]
     assert messages == ["Redis recovered; limits are shared again"]
 
 
-def test_one_alone_asks_whether_it_is_back(away: SharedStore) -> None:
+def test_one_caller_alone_checks_whether_it_has_recovered(away: SharedStore) -> None:
     """All whose calls came while it hung waited for it: with five seconds in between, one in six."""
     asking, answering, answers = threading.Event(), threading.Event(), []
 

@@ -154,12 +154,12 @@ def test_without_the_store_each_process_counts_for_itself(
     third.take("a")
 
 
-def test_what_processes_share_says_where_they_are() -> None:
+def test_what_processes_share_names_their_host() -> None:
     assert type(leases_in(None, total=1, per_client=1)) is Leases
     assert type(leases_in(SharedStore("redis://127.0.0.1:1/0"), total=1, per_client=1)) is SharedLeases
 
 
-def test_a_store_that_says_nothing_holds_nobody_up(upstream: Callable[..., Upstream]) -> None:
+def test_a_silent_store_delays_no_request(upstream: Callable[..., Upstream]) -> None:
     silent = upstream(lambda connection: connection.wait_closed())
     leases = leases_in(SharedStore(f"redis://127.0.0.1:{silent.port}/0"), total=0, per_client=1)
     done = threading.Event()

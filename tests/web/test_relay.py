@@ -20,7 +20,7 @@ from ..support.upstream import Upstream, answer
         pytest.param((sse.web.relay, "response_fields"), id="fields"),
         pytest.param((sse.web.relay, "Pump"), id="body"),
         pytest.param((sse.web.relay, "stream_response"), id="response"),
-        pytest.param((StreamReport, "answer"), id="metrics"),
+        pytest.param((StreamReport, "count"), id="metrics"),
     ],
 )
 def test_a_stream_whose_response_cannot_be_made_is_released(

@@ -1,4 +1,4 @@
-"""What a certificate says, and what is wrong when it is refused."""
+"""Describe a certificate, and why it is refused."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ from .certificate import RENEWAL, days_left, explain
 from .finding import Finding, fail, ok, warn
 from .stream import Stream, check_stream, held_back
 
-#: Seconds for a connection, and for an answer's head.
+#: Seconds for a connection, and for a response's head.
 PATIENCE = 5
 
-#: By what proxies give themselves away in `Server`; most others leave a `Via`.
+#: Names of proxies in `Server`; most others leave a `Via`.
 _PROXIES = re.compile(
     r"nginx|openresty|caddy|cloudflare|cloudfront|envoy|apache|haproxy|traefik|awselb|varnish|litespeed|gws|Google",
     re.I,
@@ -65,7 +65,7 @@ def split_url(text: str) -> Base:
 def check_public(base: Base, *, trusted_proxies: int) -> Iterator[Finding]:
     """Yield what clients would find.
 
-    :param trusted_proxies: how many are said to be in front.
+    :param trusted_proxies: how many are configured in front of the service.
     """
     yield from _tls(base)
     with requests.Session() as session:
@@ -73,18 +73,18 @@ def check_public(base: Base, *, trusted_proxies: int) -> Iterator[Finding]:
         session.trust_env = False
         session.verify = _authorities()
         try:
-            yield from _answers(session, base, trusted_proxies)
+            yield from _responses(session, base, trusted_proxies)
         except requests.RequestException as error:
             # Its text holds the URL.
             text = (
-                f"{base.shown}: no answer in time"
+                f"{base.shown}: no response in time"
                 if isinstance(error, requests.Timeout)
-                else f"{base.shown}: no answer"
+                else f"{base.shown}: no response"
             )
             yield fail("public URL", text, "check that the service and each proxy are running, and which port is open")
 
 
-def _answers(session: requests.Session, base: Base, trusted_proxies: int) -> Iterator[Finding]:
+def _responses(session: requests.Session, base: Base, trusted_proxies: int) -> Iterator[Finding]:
     try:
         stream = _open(session, base)
     except requests.ReadTimeout:
@@ -106,21 +106,23 @@ def _authorities() -> str:
 def _open(session: requests.Session, base: Base) -> Stream:
     """Return the demonstration, or what is at the URL itself where there is none."""
 
-    def ask(url: str, coding: str) -> requests.Response:
+    def get(url: str, coding: str) -> requests.Response:
         fields = {"Accept": "text/event-stream", "Accept-Encoding": coding}
         return session.get(url, headers=fields, stream=True, timeout=PATIENCE, allow_redirects=False)
 
-    stream = Stream(lambda coding: ask(f"{base.url}/sse", coding), is_own=False, shown=f"{base.shown}/sse")
+    stream = Stream(lambda coding: get(f"{base.url}/sse", coding), is_own=False, shown=f"{base.shown}/sse")
     if stream.response.status_code != 404:
         return stream
     stream.response.close()
-    return Stream(lambda coding: ask(base.url, coding), is_own=True, shown=base.shown)
+    return Stream(lambda coding: get(base.url, coding), is_own=True, shown=base.shown)
 
 
 def _tls(base: Base) -> Iterator[Finding]:
     if not base.is_tls:
         if not _is_here(base.host):
-            yield warn("public TLS", "none: passcodes and answers can be read on their way", "TLS is the proxy's work")
+            yield warn(
+                "public TLS", "none: passcodes and responses can be read on their way", "TLS is the proxy's work"
+            )
         return
     try:
         context = ssl.create_default_context(cafile=_authorities())
@@ -135,7 +137,7 @@ def _tls(base: Base) -> Iterator[Finding]:
         yield fail("public TLS", text, remedy)
         return
     except (OSError, UnicodeError):
-        # What comes next says so too.
+        # The next check reports it too.
         return
     days = days_left(certificate)
     text = f"the certificate ends in {days:.0f} days"
@@ -172,11 +174,11 @@ def _endpoints(session: requests.Session, base: Base) -> Iterator[Finding]:
     if status == 200:
         yield ok("health", f"{base.shown}/healthz is 200")
     else:
-        yield fail("health", f"{base.shown}/healthz is {status}", "let it through: a load balancer asks for it")
+        yield fail("health", f"{base.shown}/healthz is {status}", "let it through: a load balancer requests it")
     with session.get(f"{base.url}/metrics", timeout=PATIENCE, allow_redirects=False, stream=True) as response:
         if response.status_code == 200:
             yield warn(
                 "metrics",
-                f"{base.shown}/metrics can be read by whoever is where this runs",
+                f"{base.shown}/metrics can be read from where this runs",
                 "let this machine alone in; nginx: location = /metrics { allow 127.0.0.1; deny all; ... }",
             )

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flask import current_app
+
 from ...relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, WORKER_POLLS
 from ...settings import Settings
 from .finding import Finding, fail, ok, warn
@@ -23,7 +25,7 @@ FILE_ROOM = 200
 #: gunicorn's workers that can do it, and what it costs.
 _COSTS = {
     "ThreadWorker": "each stream holds a thread",
-    "GeventPyWSGIWorker": "an answer's head waits for the first bytes of its body",
+    "GeventPyWSGIWorker": "a response's head waits for the first bytes of its body",
 }
 #: Seconds to read a configuration.
 PATIENCE = 30
@@ -124,11 +126,11 @@ def _patching(plan: Plan, settings: Settings) -> Finding:
 
 def _workers(plan: Plan, settings: Settings) -> Finding:
     if plan.workers > 1 and settings.storage_uri == "memory://":
-        return warn(
-            "workers",
-            f"{plan.workers} with separate counts: each client's limits are {plan.workers} times as high",
-            "set SSE_STORAGE_URI to redis://..., or use one worker (-w 1, WEB_CONCURRENCY=1)",
-        )
+        remedy = "set SSE_STORAGE_URI to redis://..., or use one worker (-w 1, WEB_CONCURRENCY=1)"
+        if "sse_channels.channels" in current_app.view_functions:
+            return fail("workers", f"{plan.workers} with separate channels: most readers get nothing", remedy)
+        text = f"{plan.workers} with separate counts: each client's limits are {plan.workers} times as high"
+        return warn("workers", text, remedy)
     return ok("workers", f"{plan.workers}, counting {'alone' if plan.workers == 1 else 'together'}")
 
 
@@ -153,7 +155,7 @@ def _connections(plan: Plan, settings: Settings) -> Finding:
     if streams:
         remedy = f"worker_connections = {streams + CONNECTION_ROOM} or more, or a lower SSE_MAX_STREAMS"
     else:
-        remedy = f"set SSE_MAX_STREAMS to {max(room - CONNECTION_ROOM, 1)} or less: then it is refused with an answer"
+        remedy = f"set SSE_MAX_STREAMS to {max(room - CONNECTION_ROOM, 1)} or less: then it is refused with a response"
     return warn("worker connections", f"with {room} open, the next hangs unanswered, health checks too", remedy)
 
 

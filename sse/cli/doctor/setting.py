@@ -15,10 +15,11 @@ def check_settings(state: State) -> Iterator[Finding]:
     settings = state.settings
     yield ok("settings", "each key is known, and its value valid")
     if state.access.is_open:
-        stake = "everybody may call, with the upstreams' keys" if settings.open else "everybody may call"
+        stake = "every client may call, with the upstreams' keys" if settings.open else "every client may call"
         yield warn("access", stake, 'set SSE_PASSCODES, such as {"my-front-end": "a long random text"}')
-    elif settings.passcodes:
-        yield ok("access", f"by passcode, {len(settings.passcodes)} of them")
+    elif settings.has_credentials:
+        more = [key for key, value in (("SSE_CLIENTS_FILE", settings.clients_file), ("SSE_JWT", settings.jwt)) if value]
+        yield ok("access", ", ".join([f"by passcode, {len(settings.passcodes)} of them", *more]))
     else:
         yield ok("access", "by the site's own callback")
     if state.demonstration is not None:

@@ -1,4 +1,4 @@
-"""Check the shared store: whether it takes writes, how far away it is, and whether it evicts counts."""
+"""Check the shared store: whether it takes writes, how long it takes, and whether it evicts counts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _round_trip(client: Any) -> float:
 
 
 def _policy(client: Any) -> str:
-    """Return how the server evicts keys, empty if it does not say."""
+    """Return how the server evicts keys, empty if that is not readable."""
     try:
         return str(client.config_get("maxmemory-policy").get("maxmemory-policy", ""))
     except store_errors():

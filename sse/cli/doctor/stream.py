@@ -19,7 +19,7 @@ BURSTS = 3
 GAP = 0.05
 #: Seconds that the events may take altogether.
 PATIENCE = 5.0
-#: Heads looked at before one is said to be late: a busy machine may see head and event at once.
+#: Heads looked at before one counts as late: a busy machine may see head and event at once.
 HEADS = 3
 
 READ_SIZE = 64 * 1024
@@ -31,22 +31,22 @@ _BUFFERING = (
 
 
 class Stream:
-    """An event stream that can be asked for again.
+    """An event stream that can be requested again.
 
-    :param ask: gives a new answer, unread, for an `Accept-Encoding`.
-    :param is_own: whether it is one of the operator's, of which nobody knows what it should send.
+    :param request: returns a new response, unread, for an `Accept-Encoding`.
+    :param is_own: whether it is one of the operator's, whose events are unknown.
     """
 
-    def __init__(self, ask: Callable[[str], requests.Response], *, is_own: bool, shown: str) -> None:
-        self.ask = ask
+    def __init__(self, request: Callable[[str], requests.Response], *, is_own: bool, shown: str) -> None:
+        self.request = request
         self.is_own = is_own
         self.shown = shown
-        self.response = ask("gzip, br")
+        self.response = request("gzip, br")
         self.begun = time.monotonic()
 
 
 def check_stream(stream: Stream) -> Iterator[Finding]:
-    """Yield how the stream arrives; its answers are closed then."""
+    """Yield how the stream arrives; then close its responses."""
     with stream.response as response:
         if (wrong := _unusable(stream)) is not None:
             yield wrong
@@ -61,12 +61,12 @@ def check_stream(stream: Stream) -> Iterator[Finding]:
             f"a proxy on the way compresses it ({coding}), and waits for more before it sends",
             "nginx: gzip off; Caddy: no encode; Apache: SetEnv no-gzip 1; leave text/event-stream out elsewhere",
         )
-        with stream.ask("identity") as response:
+        with stream.request("identity") as response:
             begun = time.monotonic()
             times = _arrivals(response, EVENTS)
     yield _judge(stream, times)
     if times and not stream.is_own and not _has_early_head(stream, times[0] - begun):
-        yield warn("head", "it waits for the first event: until then a client does not know", _BUFFERING)
+        yield warn("head", "it waits for the first event, and the client with it", _BUFFERING)
 
 
 def _unusable(stream: Stream) -> Finding | None:
@@ -128,7 +128,7 @@ def _judge(stream: Stream, times: list[float]) -> Finding:
         text = f"{len(times)} events came in {bursts} burst{'' if bursts == 1 else 's'}"
     else:
         text = f"{len(times)} events came within {PATIENCE:g} s"
-    # Nobody but the operator knows what a stream of theirs should have sent by now.
+    # Only the operator knows what such a stream should have sent by now.
     return held_back(stream.shown, text, level=Level.WARN if stream.is_own else Level.FAIL)
 
 
@@ -145,7 +145,7 @@ def _has_early_head(stream: Stream, first: float) -> bool:
     for _ in range(HEADS - 1):
         if first > GAP:
             return True
-        with stream.ask("identity") as response:
+        with stream.request("identity") as response:
             begun = time.monotonic()
             times = _arrivals(response, 1)
             first = times[0] - begun if times else 0

@@ -32,7 +32,7 @@ class Call:
     """What an upstream showed of itself.
 
     :param days: for which its certificate is valid; None without TLS.
-    :param skew: seconds that our clock is ahead of the upstream's; None if it tells no time.
+    :param skew: seconds that our clock is ahead of the upstream's; None if it sends no time.
     """
 
     days: float | None
@@ -76,26 +76,26 @@ def _days(connection: Connection) -> float | None:
 
 
 def _skew(connection: Connection, authority: str, side: Side) -> float | None:
-    """Return the seconds that our clock is ahead, None if the upstream tells no time.
+    """Return the seconds that our clock is ahead, None if the upstream sends no time.
 
-    It is asked without the fields of its entry, for it gives the time to everybody.
+    The request has no fields of its entry, because every response has a time.
     """
-    asked = [("Host", authority), ("User-Agent", USER_AGENT), ("Connection", "close")]
-    head, _ = connection.exchange(encode_request_head("HEAD", "/", asked), side)
+    request = [("Host", authority), ("User-Agent", USER_AGENT), ("Connection", "close")]
+    head, _ = connection.exchange(encode_request_head("HEAD", "/", request), side)
     fields = {name.lower(): value for name, value in head.fields}
     try:
-        # RFC 9111, section 4.2.3: an answer that a cache kept is `Age` seconds older than now.
-        told = parsedate_to_datetime(fields["date"]).timestamp() + int(fields.get("age", 0))
+        # RFC 9111, section 4.2.3: a response that a cache kept is `Age` seconds older than now.
+        sent = parsedate_to_datetime(fields["date"]).timestamp() + int(fields.get("age", 0))
     except (KeyError, TypeError, ValueError):
         return None
-    return time.time() - told
+    return time.time() - sent
 
 
 def _explain(error: Exception, side: Side) -> tuple[str, str]:
-    """Return what went wrong, and what to do; in words of ours, for those of others may hold anything."""
+    """Return what went wrong, and what to do; in fixed words, because an upstream's text may contain anything."""
     reach = "check that it is running and that no firewall is between"
     if side.reason is not None or isinstance(error, UpstreamTimeout):
-        stage = "answer" if side.stage is Stage.HEAD else "connection"
+        stage = "response" if side.stage is Stage.HEAD else "connection"
         return f"no {stage} in time", f"{reach}; or a higher SSE_CONNECT_TIMEOUT"
     if isinstance(error, TargetNotAllowed):
         remedy = "a public name must resolve to public addresses; write the address itself into SSE_UPSTREAMS"

@@ -78,7 +78,7 @@ def _members(value: str) -> list[str]:
 
 def _is_chunked(codings: list[str]) -> bool:
     # RFC 2616, section 3.6: "identity" is no coding at all; RFC 9112 dropped it, and some servers did not. A field that
-    # a proxy has repeated says the same twice: 7.1 forbids to apply `chunked` more than once.
+    # a proxy has repeated means the same twice: 7.1 forbids to apply `chunked` more than once.
     names = {coding.lower() for coding in codings} - {"identity"}
     if names - {"chunked"}:
         raise InvalidResponse(f"unsupported Transfer-Encoding {', '.join(codings)[:64]!r}")
@@ -98,7 +98,7 @@ def _parse_length(lengths: list[str]) -> int | None:
 
 
 class MalformedBody(ValueError):
-    """The upstream's body is not what its framing says.
+    """The upstream's body does not match its framing.
 
     :param payload: what the same data held before the fault, so that what came can be delivered.
     """

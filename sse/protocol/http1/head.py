@@ -15,7 +15,7 @@ MAX_FIELDS = 100
 #: Bytes of heads, interim (1xx) ones included, before the final head must be whole.
 MAX_HEAD = 64 * 1024
 
-# 2.3: "HTTP-version is case-sensitive", and a recipient knows by the first digit whether it understands the rest.
+# 2.3: "HTTP-version is case-sensitive", and its first digit decides whether a recipient understands the rest.
 _START = b"HTTP/1."
 # 2.2: "a recipient MAY recognize a single LF as a line terminator".
 _END = re.compile(rb"\n\r?\n")
@@ -51,8 +51,8 @@ class Head:
     @property
     def persists(self) -> bool:
         """Whether the upstream keeps the connection open after the response (9.3)."""
-        # HTTP/1.0 keeps it only if both sides say so, and 6.1 wants it closed after a Transfer-Encoding there; few
-        # speak it, so none of theirs is kept.
+        # HTTP/1.0 keeps it only if both sides send `keep-alive`, and 6.1 requires a close after a Transfer-Encoding;
+        # few speak it, so no such connection is kept.
         if not self.minor:
             return False
         # "If the "close" connection option is present, the connection will not persist after the current response".

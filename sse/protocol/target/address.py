@@ -59,7 +59,7 @@ def parse_literal(text: str) -> str | None:
 
 
 def is_literal(host: str) -> bool:
-    """Tell whether a host in its normal form is an address."""
+    """Return whether a host in its normal form is an address."""
     return _parse(host) is not None
 
 
@@ -74,7 +74,7 @@ def _parse(text: str) -> _Address | None:
 
 @lru_cache(maxsize=4096)
 def is_public(text: str) -> bool:
-    """Tell whether an address is one that anybody on the internet may be sent to."""
+    """Return whether an address is a public one."""
     address = _parse(text)
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _REFUSED_4)
@@ -84,7 +84,7 @@ def is_public(text: str) -> bool:
 
 
 def is_local(text: str) -> bool:
-    """Tell whether an address is private or loopback, and no metadata service."""
+    """Return whether an address is private or loopback, and no metadata service."""
     address = _parse(text)
     if address is None or any(address in network for network in _NEVER):
         return False

@@ -19,7 +19,7 @@ MAX_NAME = 254
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
-#: Names that are nobody's in public (RFC 6761, 6762, 7686, 8375, 9476, ICANN's .internal), and common ones inside.
+#: Names that do not exist in public DNS (RFC 6761, 6762, 7686, 8375, 9476, ICANN's .internal), and common ones inside.
 _PRIVATE_DOMAINS = frozenset(
     "alt arpa corp example home internal intranet invalid lan local localdomain localhost onion private test".split()
 )
@@ -34,7 +34,7 @@ def parse_host(text: str) -> str:
 
 
 def is_dns(host: str) -> bool:
-    """Tell whether a name is one of the public DNS: of two labels at least, below no domain that is private."""
+    """Return whether a name is one of the public DNS: of two labels at least, below no domain that is private."""
     *parents, domain = host.split(".")
     return bool(parents) and domain not in _PRIVATE_DOMAINS
 
@@ -81,7 +81,7 @@ def _to_ascii(text: str) -> str:
 
 
 def _stays(character: str) -> bool:
-    """Tell whether UTS 46 leaves a character on its side of ASCII; full-width digits and other dots it does not."""
+    """Return whether UTS 46 leaves a character on its side of ASCII; full-width digits and other dots it does not."""
     if character.isascii():
         return True
     mapped = idna.uts46_remap(character, std3_rules=True, transitional=False)

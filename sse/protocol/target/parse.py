@@ -109,7 +109,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _parse_path(text: str) -> str:
-    # WHATWG URL takes a backslash in a path for a slash, RFC 3986 does not know it, and many clients escape it. In a
+    # WHATWG URL takes a backslash in a path for a slash, RFC 3986 does not allow it, and many clients escape it. In a
     # query it is data to all of them.
     if "\\" in text:
         raise TargetNotAllowed

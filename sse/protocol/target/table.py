@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ...errors import InvalidRequest, TargetNotAllowed
 from ..field import is_field_name, is_field_value, is_forwardable, is_passable
+from ..policy import Route, parse_route
 from .address import is_literal, is_local, is_public, parse_literal
 from .host import is_dns
 from .parse import Target, join_target, parse_target
@@ -27,9 +28,13 @@ class Upstream:
     base: Target
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     response_headers: frozenset[str] = frozenset()
+    #: What may be called below the base; none are all.
+    routes: tuple[Route, ...] = ()
+    #: Whether streams of OpenAI's chat dialect have to be asked for with their usage.
+    require_usage: bool = False
 
     def covers(self, target: Target) -> bool:
-        """Tell whether scheme, host, port and whole path segments match."""
+        """Return whether scheme, host, port and whole path segments match."""
         base = self.base
         if (base.scheme, base.host, base.port) != (target.scheme, target.host, target.port):
             return False
@@ -46,26 +51,43 @@ def parse_upstream(name: object, entry: object) -> Upstream:
         raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -, or begins with a dot")
     if isinstance(entry, str):
         entry = {"url": entry}
-    keys = {"url", "headers", "response_headers"}
+    keys = {"url", "headers", "response_headers", "allow", "require_usage"}
     if not isinstance(entry, Mapping) or not set(entry) <= keys or not isinstance(entry.get("url"), str):
-        raise ValueError(f"{name!r} must be a URL, or an object of url, headers and response_headers")
+        raise ValueError(f"{name!r} must be a URL, or an object of url and, if need be, {', '.join(sorted(keys))}")
     try:
         base = parse_target(entry["url"])
     except (InvalidRequest, TargetNotAllowed) as error:
         raise ValueError(f"the URL of {name!r} is not one that can be called") from error
     if base.query:
         raise ValueError(f"the URL of {name!r} must have no query")
-    if is_literal(base.host) and _is_nobody(ipaddress.ip_address(base.host)):
+    if is_literal(base.host) and _is_unusable(ipaddress.ip_address(base.host)):
         raise ValueError(f"the URL of {name!r} names an address that no server has")
     return Upstream(
         name=name,
         base=base,
         headers=_parse_headers(name, entry.get("headers", {})),
         response_headers=_parse_response_headers(name, entry.get("response_headers", [])),
+        routes=_parse_allow(name, entry.get("allow", [])),
+        require_usage=_parse_flag(name, "require_usage", entry.get("require_usage", False)),
     )
 
 
-def _is_nobody(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _parse_allow(name: str, allow: object) -> tuple[Route, ...]:
+    if not isinstance(allow, list | tuple) or not all(isinstance(route, str) for route in allow):
+        raise ValueError(f"allow of {name!r} must be a list of methods with paths")
+    try:
+        return tuple(map(parse_route, allow))
+    except ValueError as error:
+        raise ValueError(f"allow of {name!r}: {error}") from error
+
+
+def _parse_flag(name: str, key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} of {name!r} must be true or false")
+    return value
+
+
+def _is_unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved)
 
 
@@ -98,7 +120,7 @@ class UpstreamTable:
     """
 
     def __init__(self, upstreams: Iterable[Upstream], *, allow_public: bool = False) -> None:
-        # The longest base first: it says most about what it covers.
+        # The longest base first: it is the most specific.
         self._upstreams = sorted(upstreams, key=lambda upstream: -len(upstream.base.path))
         self._hosts = frozenset(upstream.base.host for upstream in self._upstreams)
         self._allow_public = allow_public
@@ -134,9 +156,9 @@ class UpstreamTable:
         return target
 
     def allows(self, host: str, address: str) -> bool:
-        """Tell whether a connection for a host may go to an address.
+        """Return whether a connection for a host may go to an address.
 
-        An operator who names an address, or a name that is nobody's in public, means it. A public name must lead to
+        An operator who names an address, or a name outside public DNS, means it. A public name must lead to
         public addresses.
         """
         if is_literal(host):
@@ -146,5 +168,5 @@ class UpstreamTable:
         return is_public(address)
 
     def lists(self, host: str) -> bool:
-        """Tell whether the operator named a host."""
+        """Return whether the operator named a host."""
         return host in self._hosts

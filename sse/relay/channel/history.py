@@ -66,7 +66,7 @@ def check_channel(name: str) -> str:
 def parse_event_id(text: str) -> tuple[str, int]:
     """Return the epoch and the sequence number of an id.
 
-    :raises ValueError: if it is not one of ours.
+    :raises ValueError: if it is not an ID of this history.
     """
     match = _EVENT_ID.fullmatch(text)
     if match is None:

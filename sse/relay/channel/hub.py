@@ -1,4 +1,4 @@
-"""Publish and subscribe: a log for each channel that nobody closes; a reader is a cursor and a bell.
+"""Publish and subscribe: a log for each channel that stays open; a reader is a cursor and a bell.
 
 An event is framed once, whatever the number of readers, and nothing is queued for any of them: what a reader is behind
 is in the history, and goes out in one piece. All channels share one sequence of numbers, so one last event ID covers

@@ -165,16 +165,16 @@ class RedisFeed:
 
     def _listen(self) -> None:
         """Keep a connection for as long as the process lives."""
-        heard, is_logged = time.monotonic(), False
+        last_seen, is_logged = time.monotonic(), False
         while True:
-            listener = _Listener(self, is_late=time.monotonic() - heard >= self._limits.seconds)
+            listener = _Listener(self, is_late=time.monotonic() - last_seen >= self._limits.seconds)
             try:
                 listener.run()
             except self._errors as error:
-                if not is_logged or listener.heard > heard:
+                if not is_logged or listener.last_seen > last_seen:
                     log.warning("Redis unavailable (%s); channels resume when it recovers", type(error).__name__)
                     is_logged = True
-                heard = max(heard, listener.heard)
+                last_seen = max(last_seen, listener.last_seen)
             finally:
                 listener.close()
             time.sleep(RETRY_INTERVAL)
@@ -245,7 +245,7 @@ class _Listener:
         self._has_pinged = False
         self._updated = 0.0
         #: When something came last, by time.monotonic().
-        self.heard = 0.0
+        self.last_seen = 0.0
 
     def run(self) -> None:
         """Take what comes until the connection fails."""
@@ -258,7 +258,7 @@ class _Listener:
             if message is None:
                 self._ping()
                 continue
-            self._has_pinged, self.heard = False, now
+            self._has_pinged, self.last_seen = False, now
             self._handle(message["type"], message["channel"], message["data"])
 
     def close(self) -> None:

@@ -388,7 +388,7 @@ class RedisLog:
                 time.sleep(timing.retry)
 
     def _postpone(self) -> None:
-        """Append later, and give recorders of other processes time to be heard of again."""
+        """Append later, and give recorders of other processes time to report again."""
         self._uploads.renew()
         for reader in list(self._readers.values()):
             reader.heard_at = time.monotonic() + self._timing.retry

@@ -149,7 +149,7 @@ class Uploads:
             self._wake(0.0)
 
     def _entries(self, upload: Upload) -> Iterable[_Entry]:
-        """Return what is to be appended, an entry of nothing if nothing is."""
+        """Return the entries to append, an entry of nothing if there are none."""
         recording, upload.due = upload.recording, None
         # In this order, for bytes may be appended in between.
         reason, end = recording.reason, recording.end

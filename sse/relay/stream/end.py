@@ -22,11 +22,11 @@ class EndReason(enum.StrEnum):
     STOPPED = "stopped"  #: a client stopped what was recorded
     RECORDER_LOST = "recorder_lost"  #: the process that recorded has gone
     TOO_SLOW = "too_slow"  #: what the client reads next is not kept any more
-    UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response says why
+    UPSTREAM_FAILED = "upstream_failed"  #: no stream began; the response has the reason
     INTERNAL_ERROR = "internal_error"
 
 
-#: What the error event says to people.
+#: The text of the error event, for people.
 MESSAGES = {
     EndReason.UPSTREAM_TRUNCATED: "the upstream's response broke off",
     EndReason.IDLE_TIMEOUT: "the upstream sent nothing for too long",

@@ -172,7 +172,7 @@ class ThreadProducer(Producer):
         #: Whether the piece that was produced last has been read, but not yet been passed on.
         self._is_read = False
         #: Wakes the thread to produce the next item.
-        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[None] = queue.SimpleQueue()
         #: What the thread has produced.
         self._ready: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
@@ -185,7 +185,7 @@ class ThreadProducer(Producer):
             threading.Thread(target=run, args=(self._run,), name="sse-producer", daemon=True).start()
         if self._is_read:
             self._is_read = False
-            self._wanted.put(None)
+            self._requests.put(None)
         if self._piece is None:
             self.wait(0)
         piece = super().read()
@@ -212,7 +212,7 @@ class ThreadProducer(Producer):
 
     def cancel(self) -> None:
         super().cancel()
-        self._wanted.put(None)
+        self._requests.put(None)
         self._put(b"")
 
     def close(self) -> None:
@@ -250,7 +250,7 @@ class ThreadProducer(Producer):
             self._put(piece)
             if not piece or isinstance(piece, BaseException):
                 return
-            self._wanted.get()
+            self._requests.get()
 
 
 def _close(iterable: object) -> None:

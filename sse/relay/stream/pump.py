@@ -67,14 +67,14 @@ class End:
     error: BaseException | None
 
 
-#: What is to be done next; bytes are to be sent.
+#: The next thing to do; bytes must be sent.
 Step = bytes | Wait | Pause | End
 
 
 class Pump:
     """The body of a response: iterate it once, then close it; closing without iterating is fine too.
 
-    `step()` decides and never waits. What it says is done by an iterator that blocks (here, for any server), or by an
+    `step()` decides and never waits. A driver acts on it: an iterator that blocks (here, for any server), or by an
     event loop that does not (gunicorn's worker).
 
     :param source: closed by the pump.
@@ -145,7 +145,7 @@ class Pump:
         if upstream.since == STOPPED:
             upstream.since = self._last = time.monotonic()
             if exchange.ends_at_boundary and boundary is not None and boundary.at_boundary:
-                exchange.cancel(EndReason.DRAINING)
+                exchange.cancel(exchange.end_reason)
         try:
             piece = self.source.read()
         except TruncatedBody as error:
@@ -174,8 +174,8 @@ class Pump:
             self._gap = now - upstream.since
         # The client is waited for now, not the upstream.
         upstream.since = STOPPED
-        is_cut = 0 < self._limit < self._bytes + len(piece)
-        if is_cut:
+        is_limited = 0 < self._limit < self._bytes + len(piece)
+        if is_limited:
             piece = piece[: self._limit - self._bytes]
         if boundary is not None and self.exchange.ends_at_boundary:
             piece = _rest_of_event(piece, boundary)
@@ -183,7 +183,7 @@ class Pump:
         self._bytes += len(piece)
         for tap in self._taps:
             tap.feed(piece)
-        if is_cut:
+        if is_limited:
             # So that what is missing is seen.
             end = self._abort(EndReason.UPSTREAM_TRUNCATED)
             return piece or end
@@ -269,7 +269,7 @@ class Pump:
         return self._pieces
 
     def _drive(self) -> Generator[bytes, None, None]:
-        """Yield what is to be sent, waiting where it has to."""
+        """Yield the bytes to send, waiting where it has to."""
         client = self.exchange.client
         # A server sends the head together with the first piece, so an empty one sends it now.
         client.enter(Stage.WRITE)
@@ -371,7 +371,7 @@ def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
 def encode_error(reason: EndReason, id: str | None = None, *, is_spaced: bool = True) -> bytes:
     """Return the event that precedes the abort where one can be sent.
 
-    :param is_spaced: whether a space stands behind colons. DashScope's stream has none, and its SDK knows no other.
+    :param is_spaced: whether a space stands behind colons. DashScope's stream has none, and its SDK accepts no other.
     """
     retry = random.choice(RETRY_TIMES) if reason is EndReason.DRAINING else None
     message = MESSAGES.get(reason, SSEError.title)

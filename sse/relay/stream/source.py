@@ -9,7 +9,7 @@ from .end import EndReason
 
 
 class TruncatedBody(Exception):
-    """A source ended, or became malformed, before its own framing said that it ends."""
+    """A source ended, or became malformed, before the end of its own framing."""
 
     reason: EndReason = EndReason.UPSTREAM_TRUNCATED
     #: The id of the error event, so that an EventSource comes back behind it; None for none.
@@ -28,7 +28,7 @@ class Source(Protocol):
         None may come although more has arrived meanwhile: then `wait()` returns, and `wake()` is called, at once. So a
         source that always has bytes gives way to others after each piece.
 
-        :raises TruncatedBody: if the source ended before its own framing said so.
+        :raises TruncatedBody: if the source ended before the end of its own framing.
         """
 
     def wait(self, timeout: float | None) -> None:

@@ -80,7 +80,7 @@ def tls_context(ca_file: str = "") -> ssl.SSLContext:
         context.load_verify_locations(cafile=ca_file)
     # RFC 9525, section 6.3: a name in the subject's CN is no reference identity any more.
     context.hostname_checks_common_name = False
-    # Python 3.11.2, Debian 12's, sets it: a connection that was cut would look like one that was closed.
+    # Python 3.11.2, Debian 12's, sets it: a truncated connection would look like one that was closed.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     return context
 

@@ -5,6 +5,7 @@ urllib3's yields one piece for each chunk, or holds everything back until the en
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from ...protocol.http1.framing import MalformedBody, parse_framing
@@ -16,6 +17,8 @@ from .transport import READ_SIZE
 
 #: Full reads after which the body pauses, because where there is always something to read nothing else would run.
 READS_PER_TURN = 16
+#: Seconds after which it pauses although there were fewer: a full read of the smallest chunks takes 40 ms.
+TURN = 0.01
 
 
 class Body:
@@ -69,7 +72,7 @@ class Body:
         read, decoder = self._transport.reader(), self._decoder
         received: bytes | None = self._rest
         self._rest = b""
-        reads = 0
+        reads, end_of_turn = 0, time.monotonic() + TURN
         try:
             while True:
                 if received and (piece := decoder.feed(received)):
@@ -78,8 +81,10 @@ class Body:
                     break
                 reads += 1
                 # After a read that brought less than it might have, another one would find nothing.
-                if received is None or len(received) < READ_SIZE or not reads % READS_PER_TURN:
+                is_full = received is not None and len(received) == READ_SIZE
+                if not is_full or not reads % READS_PER_TURN or time.monotonic() > end_of_turn:
                     yield None
+                    end_of_turn = time.monotonic() + TURN
                 try:
                     received = read(READ_SIZE)
                 except BlockingIOError:

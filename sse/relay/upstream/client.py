@@ -19,7 +19,7 @@ from ...errors import (
 from ...protocol.http1.head import InvalidResponse
 from ..exchange import Side, Stage
 from ..stream.end import EndReason
-from ..stream.source import TruncatedBody
+from ..stream.source import Tap, TruncatedBody
 from .adapter import PreparedUpstreamRequest, UpstreamAdapter, UpstreamRequest
 from .body import Body
 from .connection import NoResponse, StaleConnection
@@ -39,24 +39,33 @@ _USERINFO = re.compile(r"//[^/]*@")
 class UpstreamResponse:
     """An upstream's response, whose head has come; a `Source` that its owner closes."""
 
-    __slots__ = ("_body", "_pieces", "fields", "status")
+    __slots__ = ("_body", "_pieces", "fields", "status", "tap")
 
     def __init__(self, response: requests.Response) -> None:
         self._body: Body = response.raw
-        # requests hands `raw.stream()` through unchanged; None is the size that asks for pieces as they come.
+        # requests hands `raw.stream()` through unchanged; None is the size for pieces as they come.
         self._pieces: Iterator[bytes | None] = response.iter_content(None)
         self.status = self._body.status
         #: All fields as they came, repeated ones apart.
         self.fields = self._body.fields
+        #: What looks at the bytes as they are read.
+        self.tap: Tap | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the body has been read to the end that its framing promised."""
+        return self._body.is_complete
 
     def read(self) -> bytes | None:
         """Return what has arrived, one piece for a read of the socket; None if nothing has yet, b"" at the end.
 
-        :raises TruncatedBody: if the body ends before its framing says so.
+        :raises TruncatedBody: if the body ends before the end of its framing.
         """
         piece = next(self._pieces, b"")
         if piece == b"" and not self._body.is_complete:
             raise TruncatedBody("the body was closed, or has ended early before")
+        if self.tap is not None and piece:
+            self.tap.feed(piece)
         return piece
 
     def wait(self, timeout: float | None = None) -> None:
@@ -98,7 +107,7 @@ class UpstreamClient:
         :raises AtCapacity: if there is no socket left for it.
         :raises TargetNotAllowed: if the address is refused.
         :raises UpstreamUnreachable: if there is no connection, or TLS fails.
-        :raises UpstreamBadResponse: if what comes is no HTTP that can be relayed, or a redirect.
+        :raises UpstreamBadResponse: if the response is invalid HTTP, or a redirect.
         :raises UpstreamTimeout: if the connection or the head took too long.
         :raises Draining: if the process stops before there is a response.
         :raises ClientGone: if the client has left.

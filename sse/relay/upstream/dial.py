@@ -89,7 +89,7 @@ class Dialer:
         return addresses
 
     def _unresolved(self, host: str, error: SSEError) -> SSEError:
-        # Whether a name exists is told to no client, unless the operator wrote the name down.
+        # No client learns whether a name exists, unless the operator named it.
         return error if self._lists(host) else TargetNotAllowed()
 
 

@@ -1,4 +1,4 @@
-"""Looks up host names, in bounds that keep one client's slow names from delaying everybody's.
+"""Looks up host names, in bounds that keep one client's slow names from delaying others'.
 
 getaddrinfo(3) has no time-out and blocks its thread, so each look-up has a thread of its own; gevent's resolver would
 share ten of them with the rest of the process.
@@ -35,10 +35,10 @@ class LookUpTimeout(Exception):
 
 
 class _LookUp:
-    """One look-up of a name, for all who wait for it."""
+    """One look-up of a name, for all its waiters."""
 
     def __init__(self, client: str | None) -> None:
-        #: Who is charged for it; None for a name of the upstream table.
+        #: The client that is charged for it; None for a name of the upstream table.
         self.client = client
         self.waiters: set[_Waiter] = set()
 
@@ -74,7 +74,7 @@ class Resolver:
 
         :param deadline: by time.monotonic().
         :param side: its cancelling ends the wait.
-        :param client: who is charged for it; None for a name of the upstream table, which goes first.
+        :param client: the client that is charged for it; None for a name of the upstream table, which goes first.
         :raises LookUpTimeout: after the deadline.
         :raises OSError: if the name does not resolve.
         :raises UnicodeError: if it cannot be looked up.

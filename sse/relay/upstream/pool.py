@@ -15,7 +15,7 @@ from .connection import Connection, Key
 from .dial import Dialer
 from .transport import TLSTransport, Transport
 
-#: Seconds after which an idle connection is not used again: NATs and load balancers forget it without a word.
+#: Seconds after which an idle connection is not used again: NATs and load balancers drop it silently.
 IDLE_LIMIT = 30.0
 
 
@@ -63,7 +63,7 @@ class Pool:
     def connect(self, target: Target, side: Side, *, client: str = "") -> Connection:
         """Return a new connection to a target.
 
-        :param client: who waits for it.
+        :param client: the name of the client that waits for it.
         :raises SSEError: if there is none; see `Dialer.dial`.
         :raises OSError: if TLS fails, or the side is cancelled.
         """

@@ -34,7 +34,7 @@ def traced(method: str, target: Target, fields: Fields, send: Callable[[Fields],
     :param fields: of the request; those that carry the trace are replaced.
     :param send: gets the fields that are sent.
     """
-    # The proxy stands for a provider that nobody has set up: there is nothing that would take a span.
+    # The proxy stands for a provider that is not set up: there is nothing that would take a span.
     if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return send(fields)
     tracer = trace.get_tracer("sse")

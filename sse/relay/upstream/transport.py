@@ -6,6 +6,7 @@ Both use the system's own sockets: gevent's would prepare for waiting at every r
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -195,7 +196,7 @@ class TLSTransport(Transport):
     def handshake(self) -> None:
         """Agree on keys and verify the peer.
 
-        :raises OSError: if that fails; an ssl.SSLError where TLS itself says no.
+        :raises OSError: if that fails; an ssl.SSLError if TLS itself refuses.
         """
         while True:
             try:
@@ -204,8 +205,9 @@ class TLSTransport(Transport):
                 self._flush_all()
                 self._take_more()
             except ssl.SSLError:
-                # The alert that tells the peer why.
-                self._flush()
+                # The alert that gives the peer the reason, unless the peer has gone: the first error is the cause.
+                with contextlib.suppress(OSError):
+                    self._flush()
                 raise
             else:
                 return self._flush_all()
@@ -252,7 +254,7 @@ class TLSTransport(Transport):
         return b"".join(pieces)
 
     def _acknowledge(self) -> None:
-        """Send what TLS has to say itself, such as that it has changed its keys too."""
+        """Send TLS's own records, such as that it has changed its keys too."""
         try:
             if self._written.pending:
                 self._flush()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import NoReturn
 
 from flask import Request
@@ -17,6 +15,7 @@ from flask_limiter import Limiter
 from ...errors import Unauthenticated
 from ...relay.redis import SharedStore, nothing
 from ..call import Call
+from .clients import Client, Directory, encode
 from .limit_storage import Limit
 from .origin import CrossOrigin
 from .throttle import Throttle
@@ -24,6 +23,9 @@ from .unknown import UnknownBodies
 
 #: A site's callback. It returns the client's name; any value but a string that is not empty means an unknown client.
 Authorize = Callable[[Request], "str | None"]
+
+#: Returns the client that a JSON Web Token names, None if it is not valid.
+Verify = Callable[[bytes], Client | None]
 
 log = logging.getLogger("sse")
 
@@ -40,13 +42,14 @@ KEPT_ADDRESSES = 1024
 class Access:
     """Decides which requests are admitted.
 
-    :param passcodes: client name -> passcode.
+    :param directory: clients by their passcodes.
+    :param verify: returns the client that a JSON Web Token names, None if it is not valid; None if none are accepted.
     :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
     :param trusted_proxies: how many proxies in front are believed about the client's address.
-    :param authorize: the site's own answer to who calls; asked before the passcodes.
+    :param authorize: the site's callback that returns a client's name; called before the passcodes are checked.
     :param cross_origin: the origins whose pages may use a login of the site's.
     :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
-    :param is_open: whether anybody may call.
+    :param is_open: whether every client may call.
     :param store: what processes share, if they do; the site's own Limiter counts where it counts.
     :param on_unavailable: called each time the store is needed for a call and unavailable.
     """
@@ -54,7 +57,8 @@ class Access:
     def __init__(
         self,
         *,
-        passcodes: Mapping[str, str],
+        directory: Directory,
+        verify: Verify | None,
         throttle: str,
         trusted_proxies: int,
         authorize: Authorize | None,
@@ -68,10 +72,13 @@ class Access:
         self._cross_origin = cross_origin
         self.is_open = is_open
         self._trusted_proxies = trusted_proxies
-        # Digests have one length for all passcodes, and are bytes: `compare_digest` takes no str that is not ASCII.
-        self._digests = [(name, _digest(_encode(passcode))) for name, passcode in passcodes.items()]
+        self._directory = directory
+        self._verify = verify
+        self._has_credentials = bool(directory) or verify is not None
         self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
         self._calls = counts.limit(throttle, "client") if throttle else None
+        #: The limits of clients that have their own, of which there are few.
+        self._calls_of = cache(lambda value: counts.limit(value, "client") if value else None)
         failures = throttle or FAILED_LOGINS
         # One count for all endpoints. A request without a credential is no failed login.
         self._anonymous = counts.limit(failures, "address", scope="sse-anonymous")
@@ -126,7 +133,7 @@ class Access:
         :raises Throttled: if the client called too often, or failed too often.
         :raises Unauthenticated: if it is no passcode.
         """
-        self._admit_by(request, call, [_encode(passcode)] if passcode else [])
+        self._admit_by(request, call, [encode(passcode)] if passcode else [])
 
     def confirm(self, request: Request, call: Call, passcode: str | None) -> None:
         """Check the passcode in the body of a request that was admitted by another one in its fields.
@@ -134,13 +141,18 @@ class Access:
         :raises Throttled: if the client failed too often.
         :raises Unauthenticated: if it is no passcode.
         """
-        if passcode and self._digests and _field_credentials(request) and self._find([_encode(passcode)]) is None:
+        if (
+            passcode
+            and self._has_credentials
+            and _field_credentials(request)
+            and self._find([encode(passcode)]) is None
+        ):
             self.refuse(request, call, is_failure=True)
 
     def refuse(self, request: Request, call: Call, *, is_failure: bool) -> NoReturn:
         """Count and refuse a request without a valid credential.
 
-        :param is_failure: whether it had one at all: to have none is no guess.
+        :param is_failure: whether it had one at all.
         :raises Throttled: if the address failed too often.
         :raises Unauthenticated: otherwise.
         """
@@ -150,10 +162,11 @@ class Access:
         raise Unauthenticated
 
     def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
-        name = self._find(credentials) if credentials else None
-        if name is None and not self.is_open:
+        found = self._find(credentials) if credentials else None
+        if found is None and not self.is_open:
             self.refuse(request, call, is_failure=bool(credentials))
-        if credentials and self._digests and not self.is_open and self._may_have_failures():
+        name, call.rules = found.name if found is not None else None, found
+        if credentials and self._has_credentials and not self.is_open and self._may_have_failures():
             # While locked out, correct credentials are refused too.
             self._count(request, call, name, self._failed_before)
         else:
@@ -173,8 +186,10 @@ class Access:
 
     def _count(self, request: Request, call: Call, name: str | None, *limits: Limit) -> None:
         self._set(call, name)
-        if self._calls is not None:
-            limits = (*limits, self._calls)
+        rules = call.rules
+        calls = self._calls if rules is None or rules.throttle is None else self._calls_of(rules.throttle)
+        if calls is not None:
+            limits = (*limits, calls)
         if limits:
             # All at once, because with a shared store each count is a round trip.
             self._throttle.count(request, call, *limits)
@@ -191,22 +206,18 @@ class Access:
         # The check costs as much as the throttle itself, and failed logins are rare.
         return self._shares_failures or time.monotonic() < self._failures_until
 
-    def _find(self, credentials: list[bytes]) -> str | None:
-        found = None
-        for digest in map(_digest, credentials):
-            for name, known in self._digests:
-                # All are compared, whether one matches or not, so that the time reveals nothing.
-                if hmac.compare_digest(digest, known):
-                    found = name
-        return found
+    def is_valid(self, client: Client) -> bool:
+        """Return whether the credential of a client that was admitted is still valid."""
+        return self._directory.is_valid(client)
 
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _digest(passcode: bytes) -> bytes:
-    return hashlib.sha256(passcode).digest()
+    def _find(self, credentials: list[bytes]) -> Client | None:
+        for credential in credentials:
+            found = self._directory.find(credential)
+            if found is None and self._verify is not None:
+                found = self._verify(credential)
+            if found is not None:
+                return found
+        return None
 
 
 def _field_credentials(request: Request) -> list[bytes]:
@@ -218,7 +229,7 @@ def _field_credentials(request: Request) -> list[bytes]:
     if not value:
         return []
     # As latin-1 (all that `fetch` can send in a field), and as UTF-8 (all that curl can).
-    return [_encode(value), value.encode("latin-1", "replace")]
+    return [encode(value), value.encode("latin-1", "replace")]
 
 
 def bearer(request: Request) -> str | None:
@@ -230,7 +241,7 @@ def bearer(request: Request) -> str | None:
 def client_address(request: Request, *, trusted_proxies: int) -> str:
     """Return the address that the outermost trusted proxy saw; of an IPv6 address its /64, which one network prefix is.
 
-    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by proxies of ours; what
+    :param trusted_proxies: so many values at the right end of X-Forwarded-For were written by trusted proxies; what
         is left of them is the client's own invention.
     """
     peer = request.remote_addr or "unknown"

@@ -41,7 +41,8 @@ def parse_quota(text: str) -> RateLimitItem:
 
 
 def _check_throttle(text: str) -> str:
-    limits.parse_many(text)
+    if text:
+        limits.parse_many(text)
     return text
 
 
@@ -81,10 +82,17 @@ class Client:
     max_streams: int | None = None
     #: Tokens in a fixed window.
     quota: RateLimitItem | None = None
+    #: Whether its credential may end while a stream is open.
+    is_temporary: bool = True
 
     def has_expired(self) -> bool:
         """Return whether its credential has ended."""
         return self.expires is not None and time.time() >= self.expires
+
+
+def encode(passcode: str) -> bytes:
+    """Return a passcode's bytes."""
+    return passcode.encode("utf-8", "surrogatepass")
 
 
 def digest(passcode: bytes) -> bytes:
@@ -145,7 +153,9 @@ class Directory:
     """
 
     def __init__(self, passcodes: Mapping[str, str], path: Path | None) -> None:
-        self._fixed = [Client(name=name, digest=digest(code.encode())) for name, code in passcodes.items()]
+        self._fixed = [
+            Client(name=name, digest=digest(encode(code)), is_temporary=False) for name, code in passcodes.items()
+        ]
         self._path = path
         self._lock = threading.Lock()
         self._version: tuple[int, ...] = ()
@@ -160,7 +170,7 @@ class Directory:
         return bool(self._fixed) or self._path is not None
 
     def find(self, passcode: bytes) -> Client | None:
-        """Return the client that has a passcode, None if nobody has or it has expired.
+        """Return the client that has a passcode, None if there is none or it has expired.
 
         The digest is looked up, so the time that it takes says nothing about the passcodes.
         """
@@ -170,6 +180,8 @@ class Directory:
 
     def is_valid(self, client: Client) -> bool:
         """Return whether a client's credential still stands; for streams that are open."""
+        if not client.digest:
+            return not client.has_expired()
         self._refresh()
         known = self._by_digest.get(client.digest)
         return known is not None and known.name == client.name and not known.has_expired()

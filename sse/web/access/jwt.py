@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jwt
 
-from .clients import CLIENT_NAME
+from .clients import CLIENT_NAME, Client
 
 #: Bytes of the longest token that is looked at.
 MAX_TOKEN = 8 * 1024
@@ -65,16 +65,17 @@ class KeySet:
         """Return the key of that id, None if there is none; a set of one key without an id serves all."""
         age = time.monotonic() - self._fetched
         if age >= KEYS_AGE or (key_id not in self._keys and age >= UNKNOWN_KEY_INTERVAL):
-            self._refresh()
+            self.refresh()
         return self._keys.get(key_id) or (self._keys.get(None) if len(self._keys) == 1 else None)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> bool:
+        """Fetch the keys, unless they have just been; return whether there are any."""
         # One caller fetches; the others go on with what is there.
         if not self._lock.acquire(blocking=not self._keys):
-            return
+            return True
         try:
             if time.monotonic() - self._fetched < UNKNOWN_KEY_INTERVAL:
-                return
+                return bool(self._keys)
             self._fetched = time.monotonic()
             keys = jwt.PyJWKSet.from_json(self._fetch().decode()).keys
             self._keys = {key.key_id: key for key in keys if key.public_key_use in (None, "sig")}
@@ -82,6 +83,7 @@ class KeySet:
             log.error("SSE_JWT: the keys cannot be read (%s); the keys before stay", type(error).__name__)
         finally:
             self._lock.release()
+        return bool(self._keys)
 
 
 class Verifier:
@@ -110,6 +112,11 @@ class Verifier:
                 self._verified.clear()
             self._verified[digest] = time.monotonic() + VERIFIED_AGE, token
         return token
+
+    def find_client(self, credential: bytes) -> Client | None:
+        """Return the client that a token names, None if it is none that the rules take."""
+        token = self.verify(credential.decode("latin-1"))
+        return None if token is None else Client(name=token.client, expires=token.expires + LEEWAY)
 
     def _decode(self, text: str) -> Token | None:
         try:

@@ -43,7 +43,7 @@ class CrossOrigin:
         self._named = frozenset(origins) - {"*"}
 
     def names(self, origin: str) -> bool:
-        """Tell whether an origin is named; `*` names none."""
+        """Return whether an origin is named; `*` names none."""
         return origin in self._named
 
     def check_site(self, request: Request) -> None:
@@ -54,7 +54,7 @@ class CrossOrigin:
         fields = request.headers
         scheme = fields.get("Authorization", "").partition(" ")[0].lower()
         if "Cookie" not in fields and scheme not in _AMBIENT_SCHEMES:
-            # A page must know such a credential to send it.
+            # A page must have such a credential to send it.
             return
         origin, site = fields.get("Origin", ""), fields.get("Sec-Fetch-Site")
         is_foreign = site == "cross-site" if site else origin and origin.partition("://")[2] != request.host
@@ -62,7 +62,7 @@ class CrossOrigin:
             raise CrossSite
 
     def share(self, response: Response) -> Response:
-        """Let scripts of the allowed origins read a response; if it answers a preflight, let them send the request."""
+        """Let scripts of the allowed origins read a response; after a preflight, let them send the request."""
         headers, environ = response.headers, request.environ
         names = {name.lower(): name for name, _ in headers}
         if "access-control-allow-origin" in names:
@@ -82,10 +82,10 @@ class CrossOrigin:
         return response
 
     def _preflight_fields(self, origin: str, methods: str) -> Iterator[tuple[str, str]]:
-        asked = request.headers
+        headers = request.headers
         yield "Access-Control-Allow-Methods", methods
-        yield "Access-Control-Allow-Headers", asked.get("Access-Control-Request-Headers", "")
+        yield "Access-Control-Allow-Headers", headers.get("Access-Control-Request-Headers", "")
         yield "Access-Control-Max-Age", PREFLIGHT_AGE
         # `*` is not enough: it would open a private network to every page of the public one.
-        if asked.get("Access-Control-Request-Private-Network") == "true" and self.names(origin):
+        if headers.get("Access-Control-Request-Private-Network") == "true" and self.names(origin):
             yield "Access-Control-Allow-Private-Network", "true"

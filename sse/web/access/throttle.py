@@ -162,7 +162,7 @@ class Throttle:
                 raise Throttled(retry_after=_retry_after(verdict))
 
     def fields(self, call: Call, *, only_exceeded: bool) -> list[tuple[str, str]]:
-        """Return what the limit says that a request was counted in last, as response fields.
+        """Return the limit that a request was counted in last, as response fields.
 
         :param only_exceeded: whether a limit that allows the request is left out.
         """

@@ -1,4 +1,4 @@
-"""How much is read and parsed of bodies that only tell who sent them, and turn out to come from strangers."""
+"""Bound what is read and parsed of a body that contains the credential, before that is checked."""
 
 from __future__ import annotations
 

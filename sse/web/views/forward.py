@@ -14,7 +14,7 @@ from ...relay.upstream.adapter import UpstreamRequest
 from ..access.access import Access
 from ..access.unknown import MAX_BODY
 from ..call import Call, current_request
-from ..parsing import parse_call, read_document
+from ..parsing import parse_forward_request, read_document
 from ..relay import Relay
 from ..report import PUBLIC
 from ..resume import parse_resume
@@ -31,18 +31,18 @@ def forward() -> Response:
     (request, call), state = current_request(), current_state()
     with Relay(request, call, state) as relay:
         document = _read(request, call, state, relay.exchange)
-        asked = parse_call(document)
-        target = parse_target(asked.targetUrl.strip(" \t\r\n"))
+        given = parse_forward_request(document)
+        target = parse_target(given.targetUrl.strip(" \t\r\n"))
         upstream = state.table.match(target)
         call.upstream = upstream.name if upstream else PUBLIC
-        body = asked.encode_body()
+        body = given.encode_body()
         fields = encode_request_fields(
-            with_trace(parse_fields(asked.header), request.headers.get),
+            with_trace(parse_fields(given.header), request.headers.get),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", call.id)),
             has_body=bool(body),
         )
-        wanted = UpstreamRequest(method=asked.method, target=target, fields=fields, body=body, client=call.client)
-        return relay.respond(wanted, upstream, parse_resume(request.environ, state.settings, ttl=asked.resume))
+        outgoing = UpstreamRequest(method=given.method, target=target, fields=fields, body=body, client=call.client)
+        return relay.respond(outgoing, upstream, parse_resume(request.environ, state.settings, ttl=given.resume))
 
 
 def _read(request: Request, call: Call, state: State, exchange: Exchange) -> Any:

@@ -63,7 +63,7 @@ def stream(id: str) -> Response:
 
 
 def _end(request: Request, call: Call, recordings: Recordings, id: str) -> Response:
-    """Stop a recording, and erase it if that is wanted; doing it again is no error."""
+    """Stop a recording, and erase it if requested; doing it again is no error."""
     erase = request.method == "DELETE"
     if not erase and request.args.get("action") != "abort":
         raise InvalidRequest("action: must be abort")

@@ -35,14 +35,14 @@ def upstream(target: str) -> Response:
             has_body=bool(body),
             accept=None,
         )
-        wanted = UpstreamRequest(
+        outgoing = UpstreamRequest(
             method=request.method,
             target=state.table.join(entry, raw_path(request, name, path), request.query_string.decode("latin-1")),
             fields=fields,
             body=body,
             client=call.client,
         )
-        return relay.respond(wanted, entry, resume)
+        return relay.respond(outgoing, entry, resume)
 
 
 def refuse_websocket(target: str) -> Response:

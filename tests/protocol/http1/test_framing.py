@@ -87,7 +87,7 @@ def cut(wire: bytes, places: list[int]) -> list[bytes]:
         pytest.param("GET", 103, [], Framing(kind="none"), id="informational"),
     ],
 )
-def test_the_fields_say_where_the_body_ends(method: str, status: int, pairs: Pairs, framing: Framing) -> None:
+def test_the_fields_determine_where_the_body_ends(method: str, status: int, pairs: Pairs, framing: Framing) -> None:
     assert parse_framing(pairs, method=method, status=status) == framing
 
 
@@ -144,7 +144,7 @@ WIRES = [
 
 
 @pytest.mark.parametrize(("wire", "payload", "rest"), WIRES)
-def test_chunks_are_decoded_wherever_they_are_cut(wire: bytes, payload: bytes, rest: bytes) -> None:
+def test_chunks_are_decoded_wherever_they_are_split(wire: bytes, payload: bytes, rest: bytes) -> None:
     splits = [[wire], every_single_byte(wire), *([wire[:at], wire[at:]] for at in range(len(wire) + 1))]
     for pieces in splits:
         out, decoder, faulty = feed_all(pieces)

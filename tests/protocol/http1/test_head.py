@@ -116,7 +116,7 @@ def test_a_malformed_head_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\n\r\n", b"\r\n\n"])
-def test_the_end_is_found_wherever_the_head_is_cut(end: bytes) -> None:
+def test_the_end_is_found_wherever_the_head_is_split(end: bytes) -> None:
     data = b"HTTP/1.1 200 OK\r\nA: b" + end
     for cut in range(len(data)):
         assert find_head_end(data[:cut]) == 0
@@ -200,7 +200,7 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n
 
 
 @pytest.mark.parametrize("before", [b"", INTERIM], ids=["final", "interim-first"])
-def test_the_reader_finds_the_final_head_however_it_is_cut(before: bytes) -> None:
+def test_the_reader_finds_the_final_head_however_it_is_split(before: bytes) -> None:
     data = before + OK + b"A: b\r\n\r\n"
     for cut in range(len(data)):
         reader = HeadReader()

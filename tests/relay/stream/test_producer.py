@@ -156,7 +156,7 @@ def test_a_stream_cancelled_at_its_start_takes_no_item(kind: Kind) -> None:
     assert items.taken == 0
 
 
-def test_a_cut_ends_the_wait_for_a_silent_thread_at_once() -> None:
+def test_cancelling_ends_the_wait_for_a_silent_thread_at_once() -> None:
     gate, waits = threading.Event(), threading.Event()
 
     def wait() -> None:

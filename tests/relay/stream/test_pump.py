@@ -157,7 +157,7 @@ def test_what_is_no_event_stream_is_only_aborted(item: Exception | EndReason) ->
     assert stream.sent == [b"", b"{}\n\n"]
 
 
-def test_a_client_that_left_is_told_nothing() -> None:
+def test_a_client_that_left_is_sent_nothing() -> None:
     stream = Stream(EVENT, EndReason.CLIENT_GONE)
     with pytest.raises(StreamAborted):
         stream.serve()
@@ -256,7 +256,7 @@ def test_a_heartbeat_is_no_sign_of_life() -> None:
 
 
 @pytest.mark.parametrize("cut", [[b"x" * 100], [b"x" * 60, b"x" * 40], [b"x"] * 100])
-def test_what_is_beyond_the_limit_is_cut_visibly(cut: list[bytes]) -> None:
+def test_what_is_beyond_the_limit_is_truncated_visibly(cut: list[bytes]) -> None:
     stream = Stream(*cut, is_event_stream=False, limit=70)
     with pytest.raises(StreamAborted):
         stream.serve()
@@ -349,7 +349,7 @@ def test_draining_spreads_the_reconnection_times() -> None:
     assert all(b"retry:" not in encode_error(reason) for reason in EndReason if reason is not EndReason.DRAINING)
 
 
-def test_an_answer_that_is_no_event_stream_is_not_ended_early() -> None:
+def test_a_response_that_is_no_event_stream_is_not_ended_early() -> None:
     stream = Stream(b"{", end_soon, b'"a": "\n\n"', b"}", is_event_stream=False)
     stream.serve()
     assert stream.sent == [b"", b"{", b'"a": "\n\n"', b"}"]
@@ -396,7 +396,7 @@ def test_a_client_that_is_slow_makes_no_gap() -> None:
     assert stream.ends[0].longest_gap is not None and stream.ends[0].longest_gap < 2
 
 
-def test_a_step_says_what_comes_next() -> None:
+def test_a_step_returns_what_comes_next() -> None:
     stream = Stream(EVENT, b"", TruncatedBody())
     step, exchange = stream.pump.step, stream.exchange
     assert (step(), exchange.upstream.since) == (EVENT, STOPPED)

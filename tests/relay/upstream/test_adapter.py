@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +29,7 @@ from sse.relay.upstream.client import UpstreamClient, UpstreamResponse
 from sse.relay.upstream.connection import StaleConnection
 from sse.relay.upstream.dial import Dialer
 from sse.relay.upstream.pool import Pool
-from sse.relay.upstream.transport import Transport
+from sse.relay.upstream.transport import TLSTransport, Transport
 
 from ...support.source import pieces
 from ...support.upstream import (
@@ -107,7 +109,7 @@ def in_two(data: bytes, cut: int, go: threading.Event) -> Script:
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_an_answer_cut_in_every_place_is_whole(plain: Relaying, framing: str) -> None:
+def test_a_response_split_in_every_place_is_whole(plain: Relaying, framing: str) -> None:
     body = "id: 1\r\ndata: ä€😀\r\n\r\n".encode()
     data = framed(body, framing)
     go = threading.Event()
@@ -172,8 +174,17 @@ def test_one_read_of_the_socket_is_one_piece(plain: Relaying) -> None:
         assert list(pieces(response)) == [EVENT * 50]
 
 
-def test_a_large_body_gives_way(plain: Relaying) -> None:
+@pytest.mark.parametrize(
+    ("turn", "most"),
+    [
+        pytest.param(3600.0, 16, id="many reads"),
+        # Chunks of a byte or two at full speed delayed other streams by 300 ms.
+        pytest.param(0.0, 1, id="slow reads"),
+    ],
+)
+def test_a_large_body_gives_way(plain: Relaying, monkeypatch: pytest.MonkeyPatch, turn: float, most: int) -> None:
     """Where there is always something to read, nothing else would run."""
+    monkeypatch.setattr("sse.relay.upstream.body.TURN", turn)
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -186,7 +197,7 @@ def test_a_large_body_gives_way(plain: Relaying) -> None:
             longest = max(longest, reads)
             if piece is None:
                 response.wait(None)
-    assert longest <= 16
+    assert longest <= most
 
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
@@ -208,7 +219,7 @@ def test_a_response_that_ends_early_is_truncated(framing: str, relaying: str, re
 
 
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
-def test_cutting_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequest) -> None:
+def test_cancelling_wakes_a_blocked_read(relaying: str, request: pytest.FixtureRequest) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Content-Length: 100"))
@@ -244,7 +255,7 @@ def test_a_cancelled_body_never_looks_complete(relaying: str, framing: str, requ
     ("reason", "error"), [(EndReason.CLIENT_GONE, ClientGone), (EndReason.UPSTREAM_TIMEOUT, UpstreamTimeout)]
 )
 @pytest.mark.parametrize("relaying", ["plain", "tls"])
-def test_cutting_ends_the_wait_for_a_head(
+def test_cancelling_ends_the_wait_for_a_head(
     relaying: str, reason: EndReason, error: type[SSEError], request: pytest.FixtureRequest
 ) -> None:
     ring = request.getfixturevalue(relaying)
@@ -386,7 +397,7 @@ def test_an_early_refusal_of_the_upstream_is_its_response(plain: Relaying, is_ke
 
 
 @pytest.mark.parametrize("ring", ["plain", "tls"])
-def test_what_comes_on_an_idle_connection_is_nobodys_answer(ring: str, request: pytest.FixtureRequest) -> None:
+def test_bytes_on_an_idle_connection_are_no_response(ring: str, request: pytest.FixtureRequest) -> None:
     """TLS had it in the system's hands, where it was not looked for."""
     stray = threading.Event()
     has_read = threading.Event()
@@ -421,7 +432,7 @@ def test_it_is_retried_once_and_over_a_new_connection(plain: Relaying, monkeypat
     assert may_reuse == [True, False]
 
 
-def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstream]) -> None:
+def test_a_refused_address_is_reported_as_refused(upstream: Callable[..., Upstream]) -> None:
     target = upstream()
     refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
     wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
@@ -430,7 +441,7 @@ def test_a_refused_address_is_said_to_be_refused(upstream: Callable[..., Upstrea
     assert not target.connections
 
 
-def test_a_kept_connection_is_nobody_else_s(upstream: Callable[..., Upstream], plain: Relaying) -> None:
+def test_a_kept_connection_has_no_other_owner(upstream: Callable[..., Upstream], plain: Relaying) -> None:
     other = upstream(answer(b"data: other\n\n"))
     assert plain.read(answer(EVENT)) == EVENT
     plain.upstream, first = other, plain.upstream
@@ -438,7 +449,7 @@ def test_a_kept_connection_is_nobody_else_s(upstream: Callable[..., Upstream], p
     assert (len(first.connections), len(other.connections)) == (1, 1)
 
 
-def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callable[..., Upstream]) -> None:
+def test_tls_with_a_plain_server_is_unreachable(upstream: Callable[..., Upstream]) -> None:
     def script(connection: Connection) -> None:
         connection.send(b"220 smtp.example ESMTP\r\n")
         connection.wait_closed()
@@ -448,6 +459,27 @@ def test_tls_with_somebody_who_does_not_speak_it_is_unreachable(upstream: Callab
     with pytest.raises(UpstreamUnreachable):
         ring.open(script)
     assert ring.side.stage is Stage.OPEN
+
+
+def test_the_cause_of_a_failed_handshake_is_its_first_error() -> None:
+    """Sending the alert to a peer that had gone hid why."""
+    ours, peer = socket.socketpair()
+    with peer:
+        transport = TLSTransport(ours, tls_context(), "localhost")
+        ours.setblocking(False)
+
+        def respond() -> None:
+            peer.recv(65536)
+            peer.shutdown(socket.SHUT_RD)
+            # A ServerHello without content, which is an alert's matter.
+            peer.sendall(bytes.fromhex("16 0303 0004 02 000000"))
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        with pytest.raises(ssl.SSLError):
+            transport.handshake()
+        thread.join()
+    transport.close()
 
 
 def test_the_head_is_bounded(plain: Relaying) -> None:

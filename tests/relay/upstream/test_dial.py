@@ -119,7 +119,7 @@ def test_a_private_name_leads_to_no_metadata_service(
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("bad", [*PRIVATE, *NEVER])
-def test_one_bad_answer_condemns_all(
+def test_one_bad_address_condemns_all(
     resolve: Callable[..., Resolver], dialled: list[str], bad: str, place: int
 ) -> None:
     """requests-hardened judges the first answer alone."""
@@ -202,7 +202,7 @@ def test_only_listed_names_are_reported_as_unresolved(resolve: Callable[..., Res
             dialer()(host, 80)
 
 
-def test_the_next_address_is_tried_where_nobody_listens(
+def test_the_next_address_is_tried_after_a_refusal(
     resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]
 ) -> None:
     inside = upstream()
@@ -302,14 +302,15 @@ def test_names_of_the_table_go_first(slow: SlowResolver, upstream: Callable[...,
     table = UpstreamTable(
         [parse_upstream(name, f"http://{name}:{inside.port}/") for name in [*names, "ollama"]], allow_public=True
     )
-    shared = dialer(table, timeout=0.5)
+    shared = dialer(table, timeout=5)
     public = [(f"slow{number}.example.org", f"client {number}") for number in range(MAX_PUBLIC_LOOKUPS)]
     with calls(shared, [(name, "one") for name in names] + public):
         for _ in range(len(names) + MAX_PUBLIC_LOOKUPS):
             assert slow.asked.acquire(timeout=5)
-        began = time.monotonic()
+        # Without room for one more look-up it would end with its time.
         shared("ollama", inside.port, client="one").close()
-        assert time.monotonic() - began < 0.3
+        assert not slow.released.is_set()
+        slow.released.set()
 
 
 def test_a_name_is_looked_up_once_for_all_that_wait(slow: SlowResolver) -> None:
@@ -344,7 +345,7 @@ def test_a_silent_address_leaves_time_for_the_others(resolve: Callable[..., Reso
     assert time.monotonic() - began < 0.9
 
 
-def test_an_exchange_that_was_cut_dials_nobody(upstream: Callable[..., Upstream]) -> None:
+def test_a_cancelled_exchange_opens_no_connection(upstream: Callable[..., Upstream]) -> None:
     inside = upstream()
     side = Side(Stage.OPEN)
     side.cancel(EndReason.CLIENT_GONE)
