@@ -30,6 +30,7 @@ TIERS = {
     "test_sdk_refusals.py": "sdk",
     "docs/test_sdks.py": "sdk",
     "test_deploy.py": "deploy",
+    "test_grafana.py": "deploy",
     "test_proxies.py": "deploy",
     "test_packaging.py": "deploy",
     "test_servers.py": "deploy",
