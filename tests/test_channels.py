@@ -456,7 +456,7 @@ def test_what_is_published_and_read_is_counted() -> None:
     assert b"sse_channel_readers 0.0" in client.get("/metrics").data
 
 
-def test_several_workers_with_channels_of_their_own_are_warned_of_once() -> None:
+def test_workers_with_separate_channels_are_warned_of_once() -> None:
     with Site("stream-worker", "--workers", "2") as site:
         for _ in range(8):
             site.publish("a", "x")
