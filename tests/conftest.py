@@ -91,6 +91,8 @@ def chromium() -> Iterator[Browser]:
     One for each module: playwright keeps an event loop running, in which the tests of other modules cannot run theirs.
     """
     path = program("chromium", "chromium")
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("playwright")
     from playwright.sync_api import sync_playwright
 
     quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]

@@ -8,12 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import redis
 from flask import Flask
 
 from sse import SSE, ServerSentEvent
@@ -270,7 +273,7 @@ def test_workers_read_what_any_of_them_publishes(shared: Site) -> None:
 def command(*arguments: str, input: str | None = None, **settings: object) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "flask", "--app", "tests.apps.channels", "sse", "publish", *arguments]
     env = environment(settings, {})
-    return subprocess.run(line, cwd=ROOT, env=env, input=input, capture_output=True, text=True, timeout=30)
+    return subprocess.run(line, cwd=ROOT, env=env, input=input, capture_output=True, text=True)
 
 
 def test_the_command_publishes(shared: Site, redis_server: RedisServer) -> None:
@@ -303,6 +306,88 @@ def test_a_killed_workers_readers_miss_nothing(shared: Site) -> None:
         shared.publish("a", "meanwhile")
     with shared.read("c=a", last) as client:
         client.read_until(b"data: meanwhile\n\n")
+
+
+def test_a_store_that_is_full_is_a_refusal(redis_server: RedisServer) -> None:
+    with Site("stream-worker", SSE_STORAGE_URI=redis_server.url) as site, site.read("c=a") as client:
+        first_id(client)
+        site.publish("a", "before")
+        with redis.Redis.from_url(redis_server.url) as store:
+            store.config_set("maxmemory", 1)
+            status, text = site.ask("POST", "/publish/a", b"lost")
+            assert (status, json.loads(text)["code"]) == (503, "store_unavailable")
+            store.config_set("maxmemory", 0)
+        site.publish("a", "after")
+        client.read_until(b"data: after\n\n")
+        assert re.findall(rb"data: (\w+)", client.body) == [b"before", b"after"]
+
+
+def test_a_thousand_readers_vanish_and_nothing_of_them_is_left(redis_server: RedisServer) -> None:
+    most = 1000
+    settings = {"SSE_STORAGE_URI": redis_server.url, "SSE_MAX_READERS_PER_CLIENT": most}
+    live, leases = "sse:{channel}:live:a", "sse-readers:address:127.0.0.1"
+    with Site("stream-worker", "--workers", "1", **settings) as site, redis.Redis.from_url(redis_server.url) as store:
+        site.ask("GET", "/healthz")
+        (pid,) = site.children()
+        left = []
+        # The first ones leave connections to the store, which are kept for the next.
+        for _ in range(2):
+            with ExitStack() as stack:
+                clients = []
+                for _ in range(most):
+                    clients.append(stack.enter_context(site.read("c=a", timeout=60)))
+                    first_id(clients[-1])
+                assert dict(store.pubsub_numsub(live)) == {live.encode(): 1}
+                site.publish("a", "all")
+                for client in clients:
+                    client.read_until(b"data: all\n\n")
+            eventually(lambda: '"readers":0' in site.ask("GET", "/info/a")[1], "readers are left")
+            eventually(lambda: store.zcard(leases) == 0, "leases are left")
+            eventually(lambda: store.pubsub_numsub(live)[0][1] == 0, "the subscription is left")
+            left.append(len(os.listdir(f"/proc/{pid}/fd")))
+        assert left[1] <= left[0] + 5
+
+
+def test_a_rolling_restart_loses_and_repeats_nothing(redis_server: RedisServer) -> None:
+    app = Flask(__name__)
+    app.config["SSE_STORAGE_URI"] = redis_server.url
+    publisher = SSE(app)
+    seen: list[list[int]] = [[] for _ in range(8)]
+    with Site("stream-worker", "--workers", "2", "--graceful-timeout", "10", SSE_STORAGE_URI=redis_server.url) as site:
+        begun = threading.Barrier(len(seen) + 1, timeout=60)
+        threads = [threading.Thread(target=read_on, args=(site, numbers, begun)) for numbers in seen]
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        for number in range(600):
+            if number in (100, 300):
+                os.kill(site.pid, signal.SIGHUP)
+            with app.app_context():
+                publisher.publish("a", str(number))
+            time.sleep(0.01)
+        for thread in threads:
+            thread.join(60)
+        assert site.log().count("stream end=draining") >= len(seen)
+    assert seen == [list(range(600))] * len(seen)
+
+
+def read_on(site: Site, numbers: list[int], begun: threading.Barrier) -> None:
+    """Read until the last number has come, as an EventSource that reconnects."""
+    last = ""
+    while not numbers or numbers[-1] < 599:
+        with site.read("c=a", last, timeout=60) as client:
+            if client.read_head().status != 200:
+                continue
+            is_first = not last
+            while client.read_piece() is not None:
+                whole = client.body.rpartition(b"\n\n")[0]
+                last = re.findall(rb"^id: (.*)$", whole, re.MULTILINE)[-1].decode() if whole else last
+                if is_first and last:
+                    is_first = False
+                    begun.wait()
+                if whole.endswith(b"data: 599"):
+                    break
+            numbers += map(int, re.findall(rb"^data: (\d+)$", client.body.rpartition(b"\n\n")[0], re.MULTILINE))
 
 
 def test_a_store_that_is_away_is_a_refusal(redis_server: RedisServer) -> None:
@@ -345,7 +430,7 @@ def sse() -> Iterator[SSE]:
 )
 def test_what_cannot_be_published_is_an_error(sse: SSE, channel: str, data: object, error: type[Exception]) -> None:
     with pytest.raises(error):
-        sse.publish(channel, data)  # type: ignore[arg-type]
+        sse.publish(channel, data)
     assert sse.channel_info("a").events == 0
 
 
@@ -354,6 +439,66 @@ def test_what_is_published_can_be_seen(sse: SSE) -> None:
     assert re.fullmatch(r"[0-9a-f]{8}-1", last)
     info = sse.channel_info("a")
     assert (info.last_id, info.events, info.readers) == (last, 1, 0)
+
+
+def test_what_is_published_and_read_is_counted() -> None:
+    app = Flask(__name__)
+    app.config["SSE_METRICS"] = True
+    sse = SSE(app, channels=lambda request, channel: True)
+    client = app.test_client()
+    with app.app_context():
+        sse.publish("a", "x")
+        sse.publish("b", "y")
+    response = client.get("/channels?channel=a")
+    assert b"sse_channel_events_total 2.0" in client.get("/metrics").data
+    assert b"sse_channel_readers 1.0" in client.get("/metrics").data
+    response.close()
+    assert b"sse_channel_readers 0.0" in client.get("/metrics").data
+
+
+def test_workers_with_separate_channels_are_warned_of_once() -> None:
+    with Site("stream-worker", "--workers", "2") as site:
+        for _ in range(8):
+            site.publish("a", "x")
+        assert 1 <= site.log().count("readers of other workers") <= 2
+
+
+def test_one_worker_is_not_warned(fast_site: Site) -> None:
+    fast_site.publish("a", "x")
+    assert "readers of other workers" not in fast_site.log()
+
+
+def test_the_doctor_finds_workers_with_channels_of_their_own() -> None:
+    line = [sys.executable, "-m", "flask", "--app", "tests.apps.channels", "sse", "doctor"]
+    env = environment({}, {"GUNICORN_CMD_ARGS": "-w 3"})
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert re.search("fail +workers.*3 with separate channels", done.stdout), done.stdout
+
+
+def test_a_thread_without_gevent_publishes(redis_server: RedisServer) -> None:
+    """A task queue's worker, say, whose threads are the system's."""
+    code = (
+        "import threading, sys\n"
+        "from flask import Flask\n"
+        "from sse import SSE\n"
+        "app = Flask('worker')\n"
+        "app.config.from_prefixed_env()\n"
+        "sse = SSE(app, relay=False)\n"
+        "def work(number):\n"
+        "    with app.app_context():\n"
+        "        sse.publish('a', str(number))\n"
+        "threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "assert not sys.modules['gevent.monkey'].saved\n"
+    )
+    env = environment({"SSE_STORAGE_URI": redis_server.url}, {"PYTHONPATH": str(ROOT)})
+    with Site("stream-worker", SSE_STORAGE_URI=redis_server.url) as site, site.read("c=a") as client:
+        first_id(client)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True, timeout=60)
+        while client.body.count(b"data: ") < 20:
+            assert client.read_piece() is not None
+    assert sorted(map(int, re.findall(rb"data: (\d+)", client.body))) == list(range(20))
 
 
 def test_a_reader_whose_response_is_dropped_is_counted_out() -> None:

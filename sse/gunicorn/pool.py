@@ -15,8 +15,11 @@ from ..compat.gevent import give_place_back, take_place
 class Parked(Protocol):
     """A stream without a greenlet."""
 
+    def leave_loop(self) -> None:
+        """Have the event loop call no more; never waits."""
+
     def abort(self, error: BaseException) -> None:
-        """End the stream where it is; called in a greenlet."""
+        """End the stream where it is; called in a greenlet when it has left the loop."""
 
 
 class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
@@ -66,7 +69,10 @@ class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled 
         """End all connections, the parked ones first."""
         enders = []
         while self._parked:
-            enders.append(gevent.spawn(self._parked.pop().abort, exception()))
+            stream = self._parked.pop()
+            # At once: what arrives for it before the greenlet begins would have it resumed.
+            stream.leave_loop()
+            enders.append(gevent.spawn(stream.abort, exception()))
             give_place_back(self)
         self._none_parked.set()
         if block:

@@ -224,10 +224,11 @@ class Stream:
             step = None
         if self._data or step is not WAIT:
             self._step = step
-            self._leave_loop()
+            self.leave_loop()
             self._connection.pool.unpark(self, self._resume)
 
-    def _leave_loop(self) -> None:
+    def leave_loop(self) -> None:
+        """Have the event loop call no more; it does so for parked streams alone."""
         assert self._unsubscribe is not None
         self._unsubscribe()
         self._unsubscribe = None
@@ -243,8 +244,7 @@ class Stream:
             connection.socket.close()
 
     def abort(self, error: BaseException) -> None:
-        """End the stream where it is, in a greenlet: its pool is killed."""
-        self._leave_loop()
+        """End the stream where it is, in a greenlet, when it has left the loop: its pool is killed."""
         try:
             self._pump.finish(self._pump.fail(error))
         finally:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from weakref import WeakSet
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app, has_request_context, request
 
 from ..errors import Draining, InvalidRequest
 from ..protocol.event import ServerSentEvent
 from ..relay.channel.history import check_channel
-from ..relay.channel.hub import MAX_CHANNELS
+from ..relay.channel.hub import MAX_CHANNELS, Channels
 from ..relay.channel.reader import ChannelReader
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange, Limits
@@ -27,6 +29,10 @@ from .refused import refusing
 from .report import StreamReport
 from .response import STREAM_FIELDS, PumpResponse
 from .state import State, state_of
+
+log = logging.getLogger("sse")
+
+_warned: WeakSet[Channels] = WeakSet()
 
 
 def publish(
@@ -54,8 +60,19 @@ def publish(
         raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
     with refusing():
         event_id = state.channels.publish(check_channel(channel), made)
+    if state.metrics is not None:
+        state.metrics.channel_events.inc()
+    if state.settings.storage_uri == "memory://" and state.channels not in _warned:
+        _warn_of_workers(state.channels)
     event_published.send(app, channel=channel, event=made, id=event_id)
     return event_id
+
+
+def _warn_of_workers(channels: Channels) -> None:
+    """Log, once, that other workers' readers do not get what is published here, if there are other workers."""
+    if has_request_context() and request.environ.get("wsgi.multiprocess"):
+        _warned.add(channels)
+        log.warning("SSE_STORAGE_URI is memory://, so readers of other workers do not get what this one publishes")
 
 
 def _event(app: Flask, data: Event, event: str | None, retry: int | None) -> ServerSentEvent:
@@ -112,6 +129,9 @@ def _subscribe(
             # WHATWG HTML, section 9.2.3: 204 makes an EventSource fail the connection, and not come back.
             return _finished(Response(status=204), call, headers)
         stack.callback(reader.close)
+        if state.metrics is not None:
+            state.metrics.channel_readers.inc()
+            stack.callback(state.metrics.channel_readers.dec)
         pump = _pump(state, call, reader, duration, stack)
     response = PumpResponse(pump, status=200)
     response.close_if_dropped(pump, call)

@@ -60,6 +60,9 @@ class Metrics:
         self._recordings_ended = counter("sse_recordings_ended", "Recordings by why they ended", ["upstream", "reason"])
         self._recorded_bytes = counter("sse_recorded_bytes", "Bytes of the recordings that have ended", ["upstream"])
         self.resumes = counter("sse_resumes", "Requests that read a recording", ["view"])
+        # Without labels: names of channels come from clients.
+        self.channel_events = counter("sse_channel_events", "Events that were published to channels")
+        self.channel_readers = gauge("sse_channel_readers", "Open streams of channels")
         self._first_event = histogram(
             "sse_first_event_seconds",
             "Seconds from the request to the first event with data, where usage is read",

@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from flask import Request, current_app, request
 
@@ -21,8 +20,9 @@ from .report import StreamReport
 from .response import STREAM_FIELDS, PumpResponse
 from .state import State, current_state
 
-#: What an iterable may yield: an event, or the data of one, as text or as what becomes JSON.
-Event = ServerSentEvent | str | dict[str, Any] | list[Any]
+#: What an iterable may yield: an event; bytes, which are whole events already; or the data of one event, as text or as
+#: anything that the app writes as JSON.
+Event = object
 
 
 class EventSourceResponse(PumpResponse):
@@ -76,6 +76,7 @@ def last_event_id() -> str:
 #: How text begins and ends that is an event already.
 _FIELD = re.compile(r"(data|event|id|retry)?:")
 _BLANK_LINES = ("\n\n", "\r\r", "\r\n\r\n")
+_BLANK_LINES_OF_BYTES = tuple(map(str.encode, _BLANK_LINES))
 
 
 def check_events(events: object) -> None:
@@ -92,17 +93,24 @@ def check_events(events: object) -> None:
         raise TypeError(f"events must be an iterable of events, not a {type(events).__name__}{hint}")
     for event in events if isinstance(events, list | tuple) else ():
         check_event(event)
+        if not isinstance(event, ServerSentEvent | str | bytes):
+            current_app.json.dumps(event)
 
 
 def check_event(event: object) -> None:
     """Check one event.
 
-    :raises TypeError: if it is none, or is text that has an event's fields and blank line already.
+    :raises TypeError: if it is none, is text that has an event's fields and blank line already, or bytes that do not
+        end with a blank line.
     """
-    if not isinstance(event, ServerSentEvent | str | dict | list):
-        raise TypeError(f"an event is a ServerSentEvent, str, dict or list, not {type(event).__name__}")
-    if isinstance(event, str) and _FIELD.match(event) and event.endswith(_BLANK_LINES):
-        raise TypeError("an event's text is its data alone, without field names and blank line; or use ServerSentEvent")
+    if isinstance(event, bytes):
+        if not event.endswith(_BLANK_LINES_OF_BYTES):
+            raise TypeError("bytes are whole events, which end with a blank line; for the data of one, use str")
+    elif isinstance(event, str):
+        if _FIELD.match(event) and event.endswith(_BLANK_LINES):
+            raise TypeError(
+                "an event's text is its data alone, without field names and blank line; use ServerSentEvent, or bytes"
+            )
 
 
 def _pump(request: Request, call: Call, events: Iterable[Event], status: int, heartbeat: float, state: State) -> Pump:
@@ -147,12 +155,11 @@ def _encoder() -> Callable[[Event], bytes]:
             # The later ones may be text of other people's, which is not to end a stream.
             check_event(event)
             is_first = False
-        if isinstance(event, dict | list):
-            event = dumps(event)
-        if isinstance(event, str):
-            event = ServerSentEvent(data=event)
-        if not isinstance(event, ServerSentEvent):
+        if isinstance(event, bytes):
             check_event(event)
+            return event
+        if not isinstance(event, ServerSentEvent):
+            event = ServerSentEvent(data=event if isinstance(event, str) else dumps(event))
         return event.encode()
 
     return encode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gunicorn
 import pytest
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
@@ -13,6 +14,10 @@ from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 from sse.compat import gunicorn as compat
+
+pytestmark = pytest.mark.skipif(
+    gunicorn.version_info < (27,), reason="the worker needs gunicorn 27; with an older one gunicorn's own serves"
+)
 
 REMEDY = "change sse/compat/gunicorn.py to what gunicorn does now, and run tests/gunicorn; or cap gunicorn's version"
 

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import redis
@@ -16,8 +17,10 @@ from sse.relay.channel.history import HistoryLimits
 from sse.relay.channel.hub import Channels
 from sse.relay.channel.reader import ChannelReader
 from sse.relay.channel.redis import RedisFeed
+from sse.relay.redis import connect
+from sse.relay.redis_error import store_errors
 
-from ..support.program import RedisServer
+from ..support.program import RedisCluster, RedisSentinel, RedisServer
 
 PATIENCE = 10.0
 
@@ -330,3 +333,39 @@ def test_readers_that_have_left_leave_nothing(redis_server: RedisServer, monkeyp
     assert hub._channels == {}
     publish(hub, "a")
     assert data_of(subscribe(hub, "a", replay=1), 1) == ["x"]
+
+
+def deployed(url: str) -> Channels:
+    """Return the channels of a process that is given an SSE_STORAGE_URI."""
+    limits = HistoryLimits()
+    return Channels(limits, lambda hub: RedisFeed(hub, limits, partial(connect, url), store_errors()))
+
+
+def test_channels_in_a_cluster(redis_cluster: RedisCluster) -> None:
+    one, other = deployed(redis_cluster.url), deployed(redis_cluster.url)
+    names = [f"channel.{number}" for number in range(8)]
+    reader = subscribe(other, *names)
+    last = first_id(reader)
+    for name in names:
+        publish(one, name, name)
+    assert data_of(reader, len(names)) == names
+    assert data_of(subscribe(one, *names, since=last), len(names)) == names
+
+
+def test_channels_over_a_failover(redis_sentinel: RedisSentinel) -> None:
+    """Readers stay, and get what is published to the replica that has become the primary."""
+    one, other = deployed(redis_sentinel.url), deployed(redis_sentinel.url)
+    reader = subscribe(other, "a")
+    first_id(reader)
+    publish(one, "a", "before")
+    assert data_of(reader, 1) == ["before"]
+    redis_sentinel.fail_over()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            publish(one, "a", "after")
+            break
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert data_of(reader, 1) == ["after"]

@@ -87,7 +87,8 @@ def _imports(path: Path) -> Iterator[str | Path]:
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.module.partition(".")[0]
+            generated = TESTS.parent.joinpath(*node.module.split(".")).with_suffix(".py")
+            yield generated if generated.is_relative_to(TESTS.parent / "docs") else node.module.partition(".")[0]
         elif isinstance(node, ast.ImportFrom):
             base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             modules = [base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)]

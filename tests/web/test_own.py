@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import logging
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import flask
@@ -32,6 +34,12 @@ def client_of(view: Callable[[], Any], **settings: Any) -> FlaskClient:
     return app.test_client()
 
 
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
 def stream(*items: Any, **options: Any) -> Callable[[], EventSourceResponse]:
     return lambda: EventSourceResponse(iter(items), **options)
 
@@ -53,6 +61,12 @@ def heartbeat(request: pytest.FixtureRequest) -> float:
         pytest.param({"b": [1, None], "a": "x"}, 'data: {"a": "x", "b": [1, null]}', id="dict"),
         pytest.param([], "data: []", id="empty-list"),
         pytest.param([datetime.date(2026, 1, 2)], 'data: ["Fri, 02 Jan 2026 00:00:00 GMT"]', id="the-app-s-json"),
+        pytest.param(b": a\n\nid: 1\r\ndata: b\n\n", ": a\n\nid: 1\r\ndata: b", id="framed-bytes"),
+        pytest.param(1, "data: 1", id="number"),
+        pytest.param(None, "data: null", id="null"),
+        pytest.param(("a", 1), 'data: ["a", 1]', id="tuple"),
+        pytest.param(uuid.UUID(int=7), 'data: "00000000-0000-0000-0000-000000000007"', id="uuid"),
+        pytest.param(Point(1, 2), 'data: {"x": 1, "y": 2}', id="dataclass"),
     ],
 )
 def test_an_item_becomes_an_event(item: Any, sent: str, heartbeat: float) -> None:
@@ -61,7 +75,7 @@ def test_an_item_becomes_an_event(item: Any, sent: str, heartbeat: float) -> Non
 
 
 @pytest.mark.parametrize(
-    "item", [b"bytes", 1, None, ("a",), {"a": object()}], ids=["bytes", "int", "none", "tuple", "not-json"]
+    "item", [b"bytes", b"", b"data: a\r\n", {1}, {"a": object()}], ids=["bytes", "empty", "part", "set", "not-json"]
 )
 def test_what_is_no_event_is_refused(item: Any, heartbeat: float) -> None:
     with pytest.raises(TypeError):
@@ -89,7 +103,8 @@ def generator() -> Iterator[str]:
         pytest.param("data: a\n\n", "list", id="framed-text"),
         pytest.param(["a", "data: a\n\n"], "data alone", id="framed-item"),
         pytest.param(["id: 1\r\ndata: a\r\n\r\n"], "data alone", id="framed-item-of-lines"),
-        pytest.param(["a", b"bytes"], "not bytes", id="bytes-item"),
+        pytest.param(["a", b"bytes"], "whole events", id="bytes-item"),
+        pytest.param(["a", object()], "not JSON serializable", id="not-json-item"),
     ],
 )
 def test_a_non_iterable_is_refused_before_the_response(events: Any, hint: str) -> None:

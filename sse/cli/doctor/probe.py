@@ -39,7 +39,7 @@ def main() -> None:
         "keepalive": cfg.keepalive,
         "preload": cfg.preload_app,
         "reuse_port": cfg.reuse_port,
-        "has_http_2": "h2" in cfg.http_protocols,
+        "has_http_2": "http_protocols" in cfg.settings and "h2" in cfg.http_protocols,
         "max_requests": cfg.max_requests,
         "handles_child_exit": cfg.child_exit is not Config().child_exit,
         "has_control_socket": not cfg.control_socket_disable,

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flask import current_app
+
 from ...relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, WORKER_POLLS
 from ...settings import Settings
 from .finding import Finding, fail, ok, warn
@@ -124,11 +126,11 @@ def _patching(plan: Plan, settings: Settings) -> Finding:
 
 def _workers(plan: Plan, settings: Settings) -> Finding:
     if plan.workers > 1 and settings.storage_uri == "memory://":
-        return warn(
-            "workers",
-            f"{plan.workers} with separate counts: each client's limits are {plan.workers} times as high",
-            "set SSE_STORAGE_URI to redis://..., or use one worker (-w 1, WEB_CONCURRENCY=1)",
-        )
+        remedy = "set SSE_STORAGE_URI to redis://..., or use one worker (-w 1, WEB_CONCURRENCY=1)"
+        if "sse_channels.channels" in current_app.view_functions:
+            return fail("workers", f"{plan.workers} with separate channels: most readers get nothing", remedy)
+        text = f"{plan.workers} with separate counts: each client's limits are {plan.workers} times as high"
+        return warn("workers", text, remedy)
     return ok("workers", f"{plan.workers}, counting {'alone' if plan.workers == 1 else 'together'}")
 
 

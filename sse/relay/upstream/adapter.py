@@ -58,6 +58,8 @@ class PreparedUpstreamRequest(requests.PreparedRequest):
         self.method = request.method
         #: Whether a kept connection may be used.
         self.may_reuse = True
+        #: Whether the connection may carry another exchange.
+        self.may_keep = not any(_logs_in_connection(*pair) for pair in fields)
         #: Whether a part of the request was sent.
         self.was_sent = False
         # RFC 9110, section 7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
@@ -122,11 +124,24 @@ class UpstreamAdapter(BaseAdapter):
 
     def _exchange(self, connection: Connection, request: PreparedUpstreamRequest) -> Body:
         head, rest = connection.exchange(request.data, request.side)
-        return Body(connection, head, rest, method=request.method or "", side=request.side, release=self._pool.release)
+        release = self._pool.release if request.may_keep else _close
+        return Body(connection, head, rest, method=request.method or "", side=request.side, release=release)
 
     def close(self) -> None:
         """Close the connections that are kept."""
         self._pool.close()
+
+
+def _close(connection: Connection) -> None:
+    connection.transport.close()
+
+
+def _logs_in_connection(name: str, value: str) -> bool:
+    """Return whether a field logs in the connection itself, so that another client's request on it would be logged in.
+
+    RFC 4559, section 6: Negotiate, like NTLM, "assumes that the TCP connection is authenticated".
+    """
+    return name.lower() == "authorization" and value.partition(" ")[0].lower() in ("negotiate", "ntlm")
 
 
 def _new_response(body: Body) -> requests.Response:

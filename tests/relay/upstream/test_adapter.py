@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -59,11 +59,18 @@ class Relaying:
         self.upstreams = UpstreamClient(self.adapter)
         self.side = Side(Stage.OPEN)
 
-    def open(self, script: Script, *, method: str = "GET", body: bytes | None = None) -> UpstreamResponse:
+    def open(
+        self,
+        script: Script,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        fields: Sequence[tuple[str, str]] = (("Accept", "*/*"),),
+    ) -> UpstreamResponse:
         self.upstream.script = script
         target: Target = parse_target(self.upstream.url + "/path?query")
         self.side = Side(Stage.OPEN)
-        wanted = UpstreamRequest(method=method, target=target, fields=[("Accept", "*/*")], body=body)
+        wanted = UpstreamRequest(method=method, target=target, fields=fields, body=body)
         return self.upstreams.open(wanted, self.side)
 
     def read(self, script: Script) -> bytes:
@@ -289,6 +296,22 @@ def test_a_connection_is_kept_after_a_complete_response(plain: Relaying) -> None
         go.set()
         assert b"".join(pieces(response)) == EVENT
     assert [request.connection for request in plain.upstream.requests] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "connections"),
+    [
+        pytest.param("Bearer x", 1, id="bearer"),
+        pytest.param("NTLM TlRMTVNTUAAB", 2, id="ntlm"),
+        pytest.param("negotiate YII", 2, id="negotiate"),
+    ],
+)
+def test_a_connection_that_is_logged_in_is_not_kept(plain: Relaying, value: str, connections: int) -> None:
+    """NTLM and Negotiate log in the connection: the next client would have been logged in with it."""
+    for _ in range(2):
+        with plain.open(answer(EVENT), fields=[("Authorization", value)]) as response:
+            assert b"".join(pieces(response)) == EVENT
+    assert len(plain.upstream.connections) == connections
 
 
 @pytest.mark.parametrize("count", [0, 1])
