@@ -99,7 +99,8 @@ def build(
             on_unavailable=_on_unavailable(metrics, "throttle"),
         ),
         quota=parse_quota(settings.quota) if settings.quota else None,
-        quotas=Quotas(store, on_unavailable=_on_unavailable(metrics, "quotas")),
+        # Its count begins with the first failure, because most gateways have no quotas.
+        quotas=Quotas(store, on_unavailable=lambda: _on_unavailable(metrics, "quotas")()),
         demonstration=demonstration,
     )
 
