@@ -28,7 +28,7 @@ class Stream:
         self.ended.append("aborted")
 
 
-def test_data_that_arrives_while_a_pool_is_killed_resumes_nothing() -> None:
+def test_data_during_a_pools_kill_resumes_nothing() -> None:
     pool = ConnectionPool(2)
     streams: list[Stream] = []
 
