@@ -126,6 +126,8 @@ class Audience:
                 data = reader.recv(65536)
                 if not data:
                     raise Wrong(f"a reader's stream has ended after {self._readers[reader]!r}")
+                if not self._readers[reader] and not data.startswith(b"HTTP/1.1 200"):
+                    raise Wrong(f"a reader was answered {data[:30]!r}")
                 had = self._readers[reader] + data
                 self._readers[reader] = had[-200:]
                 if waiting is not None and mark in had:
