@@ -48,8 +48,11 @@ def _passcodes(value: object) -> dict[str, str]:
 def _throttle(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError('must be a string such as "60 per 10 second", or "" for none')
-    if value:
-        limits.parse_many(value)
+    try:
+        if value:
+            limits.parse_many(value)
+    except ValueError as error:
+        raise ValueError(f'{value!r} is no limit, such as "60 per 10 second" or "1000 per hour"') from error
     return value
 
 
