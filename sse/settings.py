@@ -66,6 +66,8 @@ def _jwt(value: object) -> Mapping[str, Any]:
     known = {"keys", "issuer", "audience", "algorithms", "client"}
     if not isinstance(value, Mapping) or (value and not {"keys", "issuer", "audience"} <= set(value) <= known):
         raise ValueError("must be an object of keys, issuer and audience and, if need be, algorithms and client")
+    if value and find_spec("jwt") is None:
+        raise ValueError("needs a package that is not installed: pip install 'flask-sse-relay[jwt]'")
     algorithms = value.get("algorithms", [])
     if not isinstance(algorithms, list | tuple) or not set(algorithms) <= _ALGORITHMS:
         raise ValueError(f"algorithms must be a list of some of {', '.join(sorted(_ALGORITHMS))}")
