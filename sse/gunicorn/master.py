@@ -42,7 +42,8 @@ def guard_reload(server: Any) -> None:
         # It raises for each further worker that has not started, and gunicorn shows a traceback of that.
         while True:
             try:
-                return stop(graceful)
+                stop(graceful)
+                return
             except HaltServer:
                 continue
 
