@@ -56,7 +56,8 @@ export function openSSE(url, handlers = {}) {
 	const controller = new AbortController();
 	if (handlers.shared) {
 		const failed = (/** @type {unknown} */ cause) => handlers.onError?.(failure("connection_failed", { cause }));
-		import("./shared.js").then((module) => module.openShared(url, handlers, controller), failed);
+		// A chunk of its own would make webpack need a page, from whose script it takes the path of the chunk.
+		import(/* webpackMode: "eager" */ "./shared.js").then((module) => module.openShared(url, handlers, controller), failed);
 		return { controller };
 	}
 	const source = new EventSource(url);
