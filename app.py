@@ -122,3 +122,6 @@ def _report_lost(count: int) -> None:
 
 
 app = create_app()
+
+if __name__ == "__main__":
+    sys.exit("this file is served, not run: gunicorn app:app (for development: flask --app app run)")

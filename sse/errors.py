@@ -74,14 +74,16 @@ class TargetNotAllowed(SSEError):
     """No upstream covers the target, or its address is refused.
 
     It takes no detail: one message for all causes, so that comparing refusals does not reveal a network.
+
+    :param cause: what went wrong, for the log alone.
     """
 
     status = 403
     code = "target_not_allowed"
     title = "The target is not allowed"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, cause: str = "the URL is one that is never called") -> None:
+        super().__init__(cause=cause)
 
 
 class CrossSite(SSEError):

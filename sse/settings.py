@@ -48,8 +48,11 @@ def _passcodes(value: object) -> dict[str, str]:
 def _throttle(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError('must be a string such as "60 per 10 second", or "" for none')
-    if value:
-        limits.parse_many(value)
+    try:
+        if value:
+            limits.parse_many(value)
+    except ValueError as error:
+        raise ValueError(f'{value!r} is no limit, such as "60 per 10 second" or "1000 per hour"') from error
     return value
 
 
@@ -63,6 +66,8 @@ def _jwt(value: object) -> Mapping[str, Any]:
     known = {"keys", "issuer", "audience", "algorithms", "client"}
     if not isinstance(value, Mapping) or (value and not {"keys", "issuer", "audience"} <= set(value) <= known):
         raise ValueError("must be an object of keys, issuer and audience and, if need be, algorithms and client")
+    if value and find_spec("jwt") is None:
+        raise ValueError("needs a package that is not installed: pip install 'flask-sse-relay[jwt]'")
     algorithms = value.get("algorithms", [])
     if not isinstance(algorithms, list | tuple) or not set(algorithms) <= _ALGORITHMS:
         raise ValueError(f"algorithms must be a list of some of {', '.join(sorted(_ALGORITHMS))}")

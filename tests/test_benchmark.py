@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from .benchmark import __main__ as program
-from .benchmark import client
+from .benchmark import audience, channels, client
 from .benchmark.client import Door, run
 from .benchmark.load import LOADS, Load, events_of
 from .benchmark.table import COLUMNS, Measured, doubts, table
 from .benchmark.upstream import Upstream as Source
-from .support.service import ROOT
+from .support.service import ROOT, Service
 from .support.upstream import Connection, Script, Upstream, answer, chunk, head
 
 SCALE = 0.02
@@ -172,3 +173,59 @@ def test_without_proc_the_table_shows_a_dash(source: Source) -> None:
     *_, relay = [cells(line) for line in table({"direct": row, "ours": row}).splitlines()]
     unknown = [column.title for column, cell in zip(COLUMNS, relay[1:], strict=True) if cell == "-"]
     assert unknown == ["CPU µs/event, paced", "CPU µs/event, flat out", "CPU µs/request", "KiB/open stream"]
+
+
+# Channels
+
+
+def audience_of(port: int) -> audience.Server:
+    return audience.Server(name="a channel", port=port, pid=os.getpid())
+
+
+def test_what_readers_of_a_channel_cost_is_measured() -> None:
+    with Service("-w", "1", app="tests.benchmark.peers.ours:app") as service:
+        server = audience.Server(name="ours", port=service.port, pid=service.pid)
+        taken = audience.attend(server, readers=20, events=3, empty=(0, 0))
+    assert len(taken.delays) == 3
+    assert taken.cpu[0] > 0
+    assert all(0 < delay < audience.PATIENCE for delay in taken.delays)
+    # With nothing taken off, it is the whole process.
+    assert taken.memory[0] * 20 > 10 * 1024 * 1024
+    assert (taken.cpu[1], taken.memory[1]) == (0, 0)
+
+
+def test_a_channel_that_keeps_an_event_from_a_reader_is_wrong(
+    upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(connection: Connection) -> None:
+        if connection.read_request().method == "POST":
+            connection.send(head(200, "Content-Length: 0"))
+        else:
+            connection.send(head(200, "Transfer-Encoding: chunked") + chunk(b"data: another\n\n"))
+            connection.wait_closed()
+
+    monkeypatch.setattr(audience, "PATIENCE", 0.3)
+    with pytest.raises(audience.Wrong, match="not every reader was let in"):
+        audience.attend(audience_of(upstream(script).port), readers=2, events=1, empty=(0, 0))
+
+
+def test_a_channel_that_refuses_a_reader_is_wrong(upstream: Callable[..., Upstream]) -> None:
+    refusing = upstream(answer(status=503, framing="close"))
+    with pytest.raises(audience.Wrong, match="answered b'HTTP/1.1 503"):
+        audience.attend(audience_of(refusing.port), readers=1, events=1, empty=(0, 0))
+
+
+def test_each_goal_for_channels_is_named() -> None:
+    figures = {
+        "ours, memory": [10.0, 0.0, 5.0, 11.9, 0.0],
+        "ours, Redis": [10.0, 6.0, 20.0, 11.9, 0.2],
+        "Flask-SSE": [14.0, 8.0, 30.0, 30.0, 9.0],
+        "sse-starlette": [15.0, 0.0, 10.0, 20.0, 0.0],
+        "nginx with nchan": [5.0, 0.0, 2.0, 5.0, 0.0],
+    }
+    assert [line.rpartition(": ")[2] for line in channels.goals(figures)] == [
+        *["met", "met (2.0)", "met", "NOT met (2.5)", "met"],
+        *["NOT met", "NOT met (3.2)", "NOT met", "NOT met (10.0)", "NOT met"],
+    ]
+    alone = {"ours, memory": figures["ours, memory"]}
+    assert list(channels.goals(alone)) == ["ours, memory, at most 12 KiB for a silent reader: met"]

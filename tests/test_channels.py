@@ -235,6 +235,31 @@ def test_a_reader_that_does_not_read_holds_up_nobody_and_is_told() -> None:
         site.wait_log(r"stream end=too_slow .*upstream=own:read")
 
 
+def test_one_stalled_reader_among_100_delays_none() -> None:
+    """It reads a second channel too, whose events fill its socket without the others having to read as much."""
+    readers, events = 99, 200
+    with Site("stream-worker", SSE_CHANNEL_HISTORY=20, SSE_MAX_READERS_PER_CLIENT=100) as site, ExitStack() as stack:
+        stalled = stack.enter_context(site.read("c=a&c=large", receive_buffer=4096))
+        first_id(stalled)
+        others = [stack.enter_context(site.read("c=a", receive_buffer=8192)) for _ in range(readers)]
+        for other in others:
+            first_id(other)
+            other.body = b""
+        for number in range(events):
+            site.publish("large", "x" * 60_000)
+            last = site.publish("a", str(number))
+            expected = f"id: {last}\ndata: {number}\n\n".encode()
+            for other in others:
+                other.read_until(b"\n\n")
+                assert other.body == expected
+                other.body = b""
+        assert "stream end=" not in site.log(), "the stalled one was given up, so the others may have waited for that"
+        assert stalled.read_body() is not None
+        assert stalled.ending == "aborted"
+        site.wait_log(r"stream end=too_slow .*upstream=own:read")
+        assert site.log().count("stream end=") == 1
+
+
 def test_a_draining_worker_ends_readers_that_come_back() -> None:
     with Site("stream-worker", "--graceful-timeout", "10") as site, site.read("c=a") as client:
         first_id(client)

@@ -29,7 +29,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `node_modules` with what the pages load."""
     directory = tmp_path_factory.mktemp("examples")
     command = [program("npm", "npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    names = ["htmx.org@4", "@hotwired/turbo@8"]
+    names = ["htmx.org@4", "@hotwired/turbo@8", "@starfederation/datastar@1.0.0-beta.11"]
     done = subprocess.run([*command, *names], cwd=directory, capture_output=True, text=True, timeout=300)
     if done.returncode:
         missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
@@ -108,7 +108,7 @@ def test_jobs(chromium: Browser, tmp_path: Path, redis_server: RedisServer) -> N
         assert page.evaluate("document.querySelector('progress').value") == 100
 
 
-@pytest.mark.parametrize(("name", "button"), [("htmx", "Add"), ("turbo", "Send")])
+@pytest.mark.parametrize(("name", "button"), [("htmx", "Add"), ("turbo", "Send"), ("datastar", "Add")])
 def test_lists(chromium: Browser, tmp_path: Path, packages: Path, name: str, button: str) -> None:
     """What one page sends is on both, as text; a page that is opened later has it too."""
     with site(name, tmp_path) as service, opened(chromium, service.url, packages) as first:

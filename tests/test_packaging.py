@@ -154,6 +154,7 @@ def test_the_service_runs_where_the_package_alone_is_installed(installed: Path, 
     [
         ("redis", {"SSE_STORAGE_URI": "redis://127.0.0.1/0"}),
         ("metrics", {"SSE_METRICS": True}),
+        ("jwt", {"SSE_JWT": {"keys": "https://i.example/keys", "issuer": "https://i.example", "audience": "relay"}}),
     ],
 )
 def test_a_missing_extra_is_named(installed: Path, extra: str, settings: dict[str, object]) -> None:

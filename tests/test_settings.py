@@ -171,6 +171,10 @@ GOOD: dict[str, object] = {
     "SSE_CHANNEL_MAX_EVENT": 100,
     "SSE_MAX_READERS": 0,
     "SSE_MAX_READERS_PER_CLIENT": 0,
+    "SSE_CLIENTS_FILE": "",
+    "SSE_JWT": {"keys": "https://issuer.example/keys", "issuer": "https://issuer.example", "audience": "relay"},
+    "SSE_QUOTA": "100000 per day",
+    "SSE_USAGE": True,
 }
 
 
@@ -220,6 +224,10 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "channel_max_event": 64 * 1024,
         "max_readers": 10_000,
         "max_readers_per_client": 32,
+        "clients_file": "",
+        "jwt": {},
+        "quota": "",
+        "usage": False,
     }
     assert {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)} == documented
 

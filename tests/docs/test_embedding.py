@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,24 @@ def test_embed_login(upstream: Callable[..., Upstream]) -> None:
     assert client.post(CHAT).get_json()["code"] == "unauthenticated"
     client.post("/login")
     assert client.post(CHAT).data == b"data: hello\n\n"
+
+
+def test_embed_relay(upstream: Callable[..., Upstream]) -> None:
+    """The body is the site's: the client's own words are a part of it, and its other fields go nowhere."""
+    ollama = upstream(answer(b"data: bonjour\n\n"))
+    app = site_of(block("embed_relay").replace(OLLAMA, ollama.url))
+    app.secret_key = "signs the session cookie"
+    client = app.test_client()
+    question = {"text": "good day", "model": "an-expensive-one"}
+    assert client.post("/translate", json=question).status_code == 401
+    with client.session_transaction() as store:
+        store["user"] = "ann"
+    assert client.post("/translate", json=question).data == b"data: bonjour\n\n"
+    request = ollama.wait_request()
+    body = json.loads(request.body)
+    assert (request.target, body["model"]) == ("/v1/chat/completions", "llama3.2")
+    assert body["messages"] == [{"role": "user", "content": "Translate into French: good day"}]
+    assert client.post("/forward-sse", json={}).status_code == 404
 
 
 def test_embed_factory(upstream: Callable[..., Upstream]) -> None:

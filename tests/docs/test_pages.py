@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sse
 from docs.generated import END_REASONS, PARTS, endpoints, metrics, openapi, refusals, settings
 from sse.errors import REFUSALS, ClientGone
 from sse.relay.stream.end import EndReason
@@ -88,6 +89,11 @@ def test_every_endpoint_is_documented() -> None:
         found = re.search(rf"^### `(.*) {re.escape(path.translate({123: '<', 125: '>'}))}`$", text, re.MULTILINE)
         assert found, path
         assert set(found[1].lower().split(" / ")) == set(item) - {"parameters"}
+
+
+def test_every_public_name_is_documented() -> None:
+    named = set(re.findall(r"^\.\. auto\w+:: sse\.(\w+)$", page("docs/api.md"), re.MULTILINE))
+    assert named >= set(sse.__all__)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -143,7 +143,8 @@ class UpstreamTable:
         host = target.host
         if self._allow_public and target.scheme == "https" and (is_public(host) if is_literal(host) else is_dns(host)):
             return None
-        raise TargetNotAllowed
+        # Without its path and query, which may hold a key.
+        raise TargetNotAllowed(cause=f"no upstream covers {target.scheme}://{target.authority}")
 
     def join(self, upstream: Upstream, raw_path: str, raw_query: str) -> Target:
         """Return the target that a path and a query below an upstream's base mean.
@@ -152,7 +153,7 @@ class UpstreamTable:
         """
         target = join_target(upstream.base, raw_path, raw_query)
         if not upstream.covers(target):
-            raise TargetNotAllowed
+            raise TargetNotAllowed(cause=f"the path leads out of upstream {upstream.name}")
         return target
 
     def allows(self, host: str, address: str) -> bool:

@@ -52,7 +52,7 @@ class Dialer:
         addresses = self._find_addresses(host, port, deadline, side, client)
         # One bad address condemns all: a name that has a public and a private address is an attack or a mistake.
         if not all(self._allows(host, address) for _, address in addresses):
-            raise TargetNotAllowed
+            raise TargetNotAllowed(cause=f"{host} has an address that is refused")
         failure: OSError | None = None
         for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
             # An equal share of the time for each that is left, so that a silent one does not hide the others.
@@ -90,7 +90,7 @@ class Dialer:
 
     def _unresolved(self, host: str, error: SSEError) -> SSEError:
         # No client learns whether a name exists, unless the operator named it.
-        return error if self._lists(host) else TargetNotAllowed()
+        return error if self._lists(host) else TargetNotAllowed(cause=f"{host}: {error.detail}")
 
 
 def _connect(family: int, address: str, port: int, timeout: float, side: Side) -> Transport:
@@ -99,7 +99,7 @@ def _connect(family: int, address: str, port: int, timeout: float, side: Side) -
         side.attach(connection)
         connect(connection, (address, port), timeout)
         if _canonical(connection.socket.getpeername()[0]) != _canonical(address):
-            raise TargetNotAllowed
+            raise TargetNotAllowed(cause="the connection went to another address")
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         enable_keep_alive(connection.socket)
     except BaseException:

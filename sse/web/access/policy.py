@@ -24,7 +24,7 @@ def check_call(call: Call, entry: Upstream | None, request: UpstreamRequest) -> 
     path = target.matched_path if entry is None else target.matched_path[len(entry.base.matched_path.rstrip("/")) :]
     if rules is not None:
         if rules.upstreams is not None and (entry is None or entry.name not in rules.upstreams):
-            raise TargetNotAllowed
+            raise TargetNotAllowed(cause="the upstream is not one of the client's")
         if not is_route_allowed(rules.routes, request.method, path):
             raise RouteNotAllowed
         if not are_models_allowed(
