@@ -49,8 +49,8 @@ class Site(Process):
             assert client.read_head().status == 200
             return client.read_body().decode()
 
-    def publish(self, data: str) -> None:
-        self.ask("POST", "/publish/a", data.encode())
+    def publish(self, data: str) -> str:
+        return self.ask("POST", "/publish/a", data.encode())
 
     def readers(self) -> int:
         return int(json.loads(self.ask("GET", "/info/a"))["readers"])
@@ -63,7 +63,8 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def context(chromium: Browser) -> Iterator[BrowserContext]:
+def context(chromium: Browser, site: Site) -> Iterator[BrowserContext]:
+    """A browser's profile, which is closed before the site, so that the site has no stream to end."""
     context = chromium.new_context()
     yield context
     context.close()
@@ -94,7 +95,7 @@ def test_four_tabs_have_one_reader_and_lose_nothing(context: BrowserContext, sit
     tabs = open_tabs(context, site, 4)
     assert site.readers() == 1
     numbers = [str(number) for number in range(120)]
-    publisher = threading.Thread(target=lambda: [site.publish(number) for number in numbers])
+    publisher = threading.Thread(target=lambda: list(map(site.publish, numbers)))
     publisher.start()
     for number in ("20", "60"):
         events(tabs[-1], number)
