@@ -190,8 +190,8 @@ def test_the_head_clock_starts_after_the_request_is_sent() -> None:
     """A large body over a slow line was cut while it made progress."""
     size = 8_000_000
     with (
-        slow_reader(size, seconds=3) as url,
-        Service(SSE_UPSTREAMS={"test": url}, SSE_RESPONSE_TIMEOUT=1) as service,
+        slow_reader(size, seconds=6) as url,
+        Service(SSE_UPSTREAMS={"test": url}, SSE_RESPONSE_TIMEOUT=2) as service,
         call(service, "POST", "/upstream/test/", {"Content-Type": "text/plain"}, bytes(size)) as client,
     ):
         assert client.read_body() == EVENT

@@ -24,7 +24,7 @@ INTERVAL = 0.05
 #: Seconds that new workers may take to end if one of them has not started.
 STOP_TIME = 5.0
 #: What gunicorn's documentation does not name; see tests/compat.
-NAMES = ("WORKERS", "kill_worker", "manage_workers", "num_workers", "reap_workers", "reload", "worker_age")
+NAMES = ("WORKERS", "kill_worker", "manage_workers", "num_workers", "reap_workers", "reload", "stop", "worker_age")
 _METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -36,7 +36,16 @@ def guard_reload(server: Any) -> None:
     if not all(hasattr(server, name) for name in NAMES):
         server.log.warning("This gunicorn reloads in its own way: new code is not tried first")
         return
-    reload, manage_workers = server.reload, server.manage_workers
+    reload, manage_workers, stop = server.reload, server.manage_workers, server.stop
+
+    def stop_all(graceful: bool = True) -> None:
+        # It raises for each further worker that has not started, and gunicorn shows a traceback of that.
+        while True:
+            try:
+                stop(graceful)
+                return
+            except HaltServer:
+                continue
 
     def checked_reload() -> None:
         if problem := check_app():
@@ -52,7 +61,7 @@ def guard_reload(server: Any) -> None:
         finally:
             server.manage_workers = manage_workers
 
-    server.reload = checked_reload
+    server.reload, server.stop = checked_reload, stop_all
 
 
 def check_app() -> str:
