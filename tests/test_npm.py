@@ -78,8 +78,9 @@ def kilobytes(count: int) -> str:
 
 def test_it_holds_the_client_and_nothing_else(packed: Path) -> None:
     package = packed / "node_modules/flask-sse-relay"
-    assert {path.name for path in package.iterdir()} == {"package.json", "README.md", "LICENSE", "sse.js", "sse.d.ts"}
-    for name in ("sse.js", "sse.d.ts"):
+    client = {"sse.js", "sse.d.ts", "shared.js"}
+    assert {path.name for path in package.iterdir()} == {"package.json", "README.md", "LICENSE", *client}
+    for name in client:
         assert (package / name).read_bytes() == (ROOT / "sse/static" / name).read_bytes()
     assert json.loads((package / "package.json").read_text())["version"] == sse.__version__
 

@@ -59,6 +59,13 @@ export interface FetchHandlers extends Handlers {
 export interface SourceHandlers extends Omit<Handlers, "onDone"> {
 	/** Event types to receive beside `message` and `error`: EventSource cannot receive all. */
 	types?: readonly string[];
+	/**
+	 * One tab reads for all tabs of the origin that open the same URL with `shared`; when it closes or aborts, another tab
+	 * goes on with the last event ID. If the server resumes by that, no event is missing in a tab and none comes twice.
+	 * Without Web Locks (which browsers have in secure contexts only: https, and http at localhost) or BroadcastChannel
+	 * each tab reads a stream of its own. Loads `shared.js`, which must be served beside `sse.js`.
+	 */
+	shared?: boolean;
 	/** The stream is open. Called again after each reconnection. */
 	onOpen?(): void;
 }

@@ -54,6 +54,12 @@ export function createParser({ onEvent, onRetry, lastEventId = "" }) {
 export function openSSE(url, handlers = {}) {
 	const types = ["message", "error", ...(handlers.types ?? [])];
 	const controller = new AbortController();
+	if (handlers.shared) {
+		const failed = (/** @type {unknown} */ cause) => handlers.onError?.(failure("connection_failed", { cause }));
+		// A chunk of its own would make webpack need a page, from whose script it takes the path of the chunk.
+		import(/* webpackMode: "eager" */ "./shared.js").then((module) => module.openShared(url, handlers, controller), failed);
+		return { controller };
+	}
 	const source = new EventSource(url);
 	let code = "";
 	/** @param {Event} event */

@@ -14,8 +14,8 @@ from .state import State, current_state
 
 STATIC = Path(__file__).parent.parent / "static"
 
-#: What is served without the page: the browser client and its types.
-CLIENT_FILES = ("sse.js", "sse.d.ts")
+#: What is served without the page: the browser client, its types, and the part for many tabs.
+CLIENT_FILES = ("sse.js", "sse.d.ts", "shared.js")
 
 #: Set here, because a machine's own table may differ: `.ts` is a video for many.
 CONTENT_TYPES = {

@@ -1,4 +1,4 @@
-/** tsc finds no fault in sse.js against sse.d.ts, nor in a page that uses it. */
+/** tsc finds no fault in sse.js against sse.d.ts, none in shared.js, nor in a page that uses it. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -9,7 +9,8 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
 const run = promisify(execFile);
-const FILES = ["../../sse/static/sse.js", "types.ts"].map((name) => fileURLToPath(new URL(name, import.meta.url)));
+const NAMES = ["../../sse/static/sse.js", "../../sse/static/shared.js", "types.ts"];
+const FILES = NAMES.map((name) => fileURLToPath(new URL(name, import.meta.url)));
 const OPTIONS = ["--noEmit", "--strict", "--checkJs", "--target", "es2022", "--module", "es2022"];
 
 test("sse.js is what sse.d.ts says it is", async (t) => {

@@ -34,7 +34,11 @@ def status(client: FlaskClient, path: str) -> int:
 
 @pytest.mark.parametrize(
     ("name", "content_type"),
-    [("sse.js", "text/javascript; charset=utf-8"), ("sse.d.ts", "text/plain; charset=utf-8")],
+    [
+        ("sse.js", "text/javascript; charset=utf-8"),
+        ("sse.d.ts", "text/plain; charset=utf-8"),
+        ("shared.js", "text/javascript; charset=utf-8"),
+    ],
 )
 @pytest.mark.parametrize("parts", [{}, {"relay": False}, {"playground": True}, {"playground": True, "client": False}])
 def test_the_browser_client_is_served(parts: dict[str, Any], name: str, content_type: str) -> None:
@@ -58,7 +62,7 @@ def test_the_pages_files_are_served_with_the_page_only() -> None:
         client = site(**parts).test_client()
         return {name for name in names if status(client, f"/ai/sse-static/{name}") == 200}
 
-    assert served() == {"sse.js", "sse.d.ts"}
+    assert served() == {"sse.js", "sse.d.ts", "shared.js"}
     assert served(playground=True) == set(names)
     assert served(client=False) == set()
 
