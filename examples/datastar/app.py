@@ -25,7 +25,7 @@ def add_note() -> str:
     # Datastar reads the first word of each line as its key.
     lines = ["selector #notes", "mergeMode append", *(f"fragments {line}" for line in item.splitlines())]
     sse.publish("notes", "\n".join(lines), event="datastar-merge-fragments")
-    # Not 204: Datastar takes a body that is null, as Fetch has it then, for a lost connection, and sends the form again.
+    # Not 204: Datastar takes a null body, as Fetch has it then, for a lost connection, and sends the form again.
     return ""
 
 
