@@ -21,8 +21,8 @@ NAMES = sorted({name for path in PAGES for name, _ in named_blocks(path.read_tex
 
 
 def functions() -> set[str]:
-    """Return the names of all test functions of this folder."""
-    trees = [ast.parse(path.read_text()) for path in Path(__file__).parent.glob("test_*.py")]
+    """Return the names of all test functions, of whatever file."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py")]
     return {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

@@ -59,8 +59,7 @@ def asked(client: RawClient) -> tuple[int, str | None, Any]:
     [
         pytest.param("http://127.0.0.1:{}", 1, id="an address"),
         pytest.param("http://localhost:{}", 1, id="a name"),
-        # TLS takes a second one.
-        pytest.param("https://127.0.0.1:{}", 2, id="tls"),
+        pytest.param("https://127.0.0.1:{}", 1, id="tls"),
     ],
 )
 def test_without_descriptors_clients_get_503(url: str, left: int) -> None:

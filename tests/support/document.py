@@ -19,7 +19,7 @@ from .service import ROOT, Process
 #: Each page of the documentation, the READMEs included.
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {*(ROOT / "docs/_build").rglob("*")})
 
-#: What names the test that runs the next block: `test_<name>` in tests/docs/.
+#: What names the test that runs the next block: `test_<name>`.
 NAME = re.compile(r"<!-- (?:test: )?([\w ]+) -->")
 
 #: Where the documentation says that the service listens, and Ollama.

@@ -136,8 +136,17 @@ class Resolver:
             waiter.result.put(found)
 
     def _resolve(self, host: str, port: int) -> Addresses:
-        resolve = gevent.monkey.get_original("socket", "getaddrinfo")
-        options = {"type": socket.SOCK_STREAM}
         # Under gevent, this thread is a greenlet, and a thread of the pool is one.
-        found = self._threads.apply(resolve, (host, port), options) if uses_gevent() else resolve(host, port, **options)
+        found = self._threads.apply(_get_addresses, (host, port)) if uses_gevent() else _get_addresses(host, port)
+        if isinstance(found, Exception):
+            raise found
         return [(int(family), str(sockaddr[0])) for family, _, _, _, sockaddr in found]
+
+
+def _get_addresses(host: str, port: int) -> list[Any] | Exception:
+    """Return what getaddrinfo(3) returns, or its error, because gevent prints a traceback of what a pool raises."""
+    resolve = gevent.monkey.get_original("socket", "getaddrinfo")
+    try:
+        return list(resolve(host, port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError) as error:
+        return error
