@@ -25,7 +25,7 @@ TIERS = {
     "docs/test_contributing.py": "unit",
     "test_browser.py": "browser",
     "test_js.py": "browser",
-    "test_shared_tabs.py": "browser",
+    "docs/test_shared_tabs.py": "browser",
     "docs/test_browser_page.py": "browser",
     "test_sdk.py": "sdk",
     "test_sdk_refusals.py": "sdk",

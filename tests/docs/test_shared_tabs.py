@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .support.document import block
-from .support.ending import eventually
-from .support.service import ROOT, Process, RawClient, environment
+from ..support.document import block
+from ..support.ending import eventually
+from ..support.service import ROOT, Process, RawClient, environment
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, Route
