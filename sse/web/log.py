@@ -68,7 +68,7 @@ def log_event(log: logging.Logger, level: int, event: str, fields: Mapping[str, 
     :param options: of `Logger.log`.
     """
     if log.isEnabledFor(level):
-        text = " ".join([f"{name}={_quoted(value)}" for name, value in fields.items()])
+        text = " ".join([f"{name}={value if type(value) is int else _quoted(value)}" for name, value in fields.items()])
         log.log(level, "%s %s", event, text, extra={"event": event, **fields}, **options)
 
 

@@ -77,4 +77,5 @@ def current_state() -> State:
 
     :raises RuntimeError: if it has none.
     """
-    return state_of(current_app)
+    state: State | None = current_app.extensions.get("sse")
+    return state_of(current_app) if state is None else state

@@ -133,7 +133,7 @@ class Pump:
         #: When the last piece came or the last heartbeat was sent.
         self._last = 0.0
         exchange.upstream.stage = Stage.READ
-        exchange.upstream.stop()
+        exchange.upstream.since = STOPPED
         self._pieces: Generator[bytes, None, None] | None = None
 
     def step(self) -> Step:

@@ -58,13 +58,15 @@ class PreparedUpstreamRequest(requests.PreparedRequest):
         self.method = request.method
         #: Whether a kept connection may be used.
         self.may_reuse = True
-        #: Whether the connection may carry another exchange.
-        self.may_keep = not any(_logs_in_connection(*pair) for pair in fields)
+        named = {name.lower(): value for name, value in fields}
+        #: Whether the connection may carry another exchange. RFC 4559, section 6: Negotiate, like NTLM, "assumes that
+        #: the TCP connection is authenticated"; another client's request on it would be logged in.
+        self.may_keep = named.get("authorization", "").partition(" ")[0].lower() not in ("negotiate", "ntlm")
         #: Whether a part of the request was sent.
         self.was_sent = False
         # RFC 9110, section 7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
         lines = [("Host", request.target.authority), *fields]
-        if "user-agent" not in [name.lower() for name, _ in fields]:
+        if "user-agent" not in named:
             lines.append(("User-Agent", USER_AGENT))
         if request.body is not None:
             lines.append(("Content-Length", str(len(request.body))))
@@ -134,14 +136,6 @@ class UpstreamAdapter(BaseAdapter):
 
 def _close(connection: Connection) -> None:
     connection.transport.close()
-
-
-def _logs_in_connection(name: str, value: str) -> bool:
-    """Return whether a field logs in the connection itself, so that another client's request on it would be logged in.
-
-    RFC 4559, section 6: Negotiate, like NTLM, "assumes that the TCP connection is authenticated".
-    """
-    return name.lower() == "authorization" and value.partition(" ")[0].lower() in ("negotiate", "ntlm")
 
 
 def _new_response(body: Body) -> requests.Response:

@@ -128,13 +128,15 @@ class Transport:
 
     def _unsubscribe(self) -> None:
         subscription, self._subscription = self._subscription, None
-        _close_watcher(subscription)
+        if subscription is not None:
+            _close_watcher(subscription)
 
     def rest(self) -> None:
         """Release what belongs to one exchange, before another one gets the connection."""
         self._unsubscribe()
         watcher, self._watcher = self._watcher, None
-        _close_watcher(watcher)
+        if watcher is not None:
+            _close_watcher(watcher)
 
     def cancel(self) -> None:
         """End both directions, which wakes the reader; idempotent, callable from any thread."""
@@ -170,9 +172,8 @@ def _wait(watcher: Any, timeout: float | None, *, close: bool = False) -> bool:
 
 
 def _close_watcher(watcher: Any) -> None:
-    if watcher is not None:
-        watcher.stop()
-        watcher.close()
+    watcher.stop()
+    watcher.close()
 
 
 class TLSTransport(Transport):

@@ -32,7 +32,7 @@ def check_call(call: Call, entry: Upstream | None, request: UpstreamRequest) -> 
         ):
             raise ModelNotAllowed
     if entry is not None:
-        if not is_route_allowed(entry.routes, request.method, path):
+        if entry.routes and not is_route_allowed(entry.routes, request.method, path):
             raise RouteNotAllowed
         if entry.require_usage and _hides_usage(request.body):
             raise InvalidRequest('stream_options: {"include_usage": true} is required for streams of this upstream')
