@@ -194,7 +194,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
         + entry("bound", "bound", 'allow = ["POST v1/chat/completions"]', 'models = ["qwen-*"]')
         + entry("away", "away", 'upstreams = ["other"]')
     )
-    with Upstream(answer(*CHAT)) as upstream:
+    with Upstream(answer(*CHAT, framing="close")) as upstream:
         table = {"test": {"url": upstream.url, "allow": ["POST v1", "GET v1"]}}
         with Service(SSE_UPSTREAMS=table, SSE_CLIENTS_FILE=str(path), SSE_THROTTLE="") as service:
             yield service, upstream
