@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .benchmark import __main__ as benchmark
-from .benchmark import audience, channels, client, growth
+from .benchmark import audience, channels, client, durable, growth
 from .benchmark.client import Door, run
 from .benchmark.load import LOADS, Load, events_of
 from .benchmark.table import COLUMNS, Measured, doubts, table
@@ -199,9 +199,13 @@ def test_growth_is_measured_and_drawn(
     plot = tmp_path / "growth.svg"
     assert growth.main(["--scale", str(SCALE), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
-    rows = [cells(line) for line in printed.splitlines() if line.startswith("|")][2:]
-    assert [row[:2] for row in rows] == [["4", "30"], ["20", "6"], ["4", "100"]]
-    assert all(float(row[2]) > 0 for row in rows)
+    rows = [cells(line) for line in printed.splitlines() if line.startswith("|")]
+    assert [row[:2] for row in rows[2:5]] == [["4", "30"], ["20", "6"], ["4", "100"]]
+    assert all(float(row[2]) > 0 for row in rows[2:5])
+    program("redis-server", "redis-server")
+    memory, redis = rows[7:]
+    assert (memory[0], memory[2:], redis[0]) == ("memory", ["0", "1.00"], "Redis")
+    assert all(float(cell) > 0 for cell in redis[1:])
     assert printed.count("linearly") == 2
     assert plot.read_text().count("<circle") == 2 * len(growth.STREAMS)
 
@@ -216,6 +220,20 @@ def test_growth_beyond_the_number_of_streams_is_named() -> None:
 
 def test_no_more_streams_than_descriptors_are_opened() -> None:
     assert [load.streams for load in growth.loads(1, 6000)][:4] == [200, 1000, 5000, 6000]
+
+
+def test_recorded_streams_are_measured_beside_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program("redis-server", "redis-server")
+    # The peer is installed with npm, which takes longer than all the rest.
+    monkeypatch.setattr(durable, "peer", lambda *_: None)
+    assert durable.main(["--scale", str(SCALE)]) == 0
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    kinds = ["plain ({})", "recorded in {}", "resumed from {}"]
+    assert [row[0] for row in rows] == [kind.format(store) for store in ("memory", "Redis") for kind in kinds]
+    assert all(float(row[1]) > 0 for row in rows)
+    assert float(rows[1][3]) < float(rows[4][3]), "memory costs Redis more than Redis does"
 
 
 # Channels

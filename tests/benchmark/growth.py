@@ -1,4 +1,4 @@
-"""Measures how the gateway's costs grow: with the number of open streams, and with the events of each.
+"""Measures how costs grow: with open streams, with the events of each, and with a store that processes share.
 
 One worker for each measurement, so that nothing is left of the one before. Where the number of streams grows, the
 events of all together stay the same, because one core sends no more; where the rate grows, the streams stay the same.
@@ -10,16 +10,22 @@ import argparse
 import os
 import platform
 import resource
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..support.program import RedisServer
 from ..support.service import Service
 from .__main__ import PASSCODE, _client, _raise_file_limit, _settings, measure
 from .client import Door
-from .load import WARM_UP, Load
+from .load import LOADS, WARM_UP, Load
+from .meter import Meter
 from .plot import curves
 from .table import Measured, _align, quantile
 from .upstream import Upstream
@@ -84,6 +90,35 @@ def point(load: Load, measured: Measured) -> Point:
     return Point(load.streams, load.rate, cpu, memory, *latencies)
 
 
+def stores(stack: ExitStack) -> Iterator[tuple[str, dict[str, Any], int | None]]:
+    """Yield each kind of store with the settings for it and its process; Redis where it is installed."""
+    yield "memory", {}, None
+    if redis := shutil.which("redis-server"):
+        server = RedisServer(redis, Path(stack.enter_context(TemporaryDirectory())))
+        server.start()
+        stack.callback(server.stop)
+        yield "Redis", {"SSE_STORAGE_URI": server.url}, server.pid
+
+
+def requests(upstream: Upstream, client: Executor, scale: float) -> Iterator[list[str]]:
+    """Yield what a request costs with each store: the gateway's and the store's CPU time in µs, and the multiple."""
+    load, first = LOADS["short"].scaled(scale), 0.0
+    with ExitStack() as stack:
+        for name, extra, pid in stores(stack):
+            with Service("--workers", "1", **{**_settings(upstream), **extra}) as ours:
+                door = Door(name="ours", port=ours.port, upstream=upstream.port, pid=ours.pid, passcode=PASSCODE)
+                measure(door, WARM_UP.scaled(scale), upstream, client)
+                meter = Meter(pid)
+                before = meter.cpu() or 0.0
+                result = measure(door, load, upstream, client).result
+                spent = (meter.cpu() or 0.0) - before
+            if result.wrong or result.cpu is None:
+                raise SystemExit(f"WRONG with {name}: {result.wrong or 'unknown CPU time'}")
+            own, store = (seconds / load.streams * 1e6 for seconds in (result.cpu, spent))
+            first = first or own
+            yield [name, f"{own:.0f}", f"{store:.0f}", f"{own / first:.2f}"]
+
+
 def verdicts(points: Sequence[Point]) -> Iterator[str]:
     """Yield for each cost whether it grows faster than the number of streams does.
 
@@ -115,12 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 door = Door(name="ours", port=ours.port, upstream=upstream.port, pid=ours.pid, passcode=PASSCODE)
                 measure(door, WARM_UP.scaled(options.scale), upstream, client)
                 points.append(point(load, measure(door, load, upstream, client)))
+        lines = list(requests(upstream, client, options.scale))
     print("\r\033[K", end="", file=sys.stderr)
     print(_align([TITLES, *(found.row() for found in points)]))
     by_streams = points[: len(STREAMS)]
     print("\n" + "\n".join(verdicts(by_streams)))
     if most < max(STREAMS):
         print(f"The system has descriptors for {most} streams in one process.")
+    print("\n" + _align([["store", "CPU µs/request", "of the store", "gateway's multiple"], *lines]) + "\n")
     print(f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}; load {load_average:.1f}.")
     if options.plot:
         series = {
