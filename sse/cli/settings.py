@@ -38,11 +38,15 @@ def _shown(name: str, given: Any, value: Any) -> str:
         return json.dumps(dict.fromkeys(value, "***"))
     if name == "upstreams":
         return "the demonstration" if value is None else json.dumps({entry.name: entry.base.url for entry in value})
-    if isinstance(value, str) and "://" in value:
+    if isinstance(value, Mapping):
+        value = {name: _without_credentials(each) if isinstance(each, str) else each for name, each in value.items()}
+    if isinstance(value, str):
         return json.dumps(_without_credentials(value))
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=lambda other: "***")
 
 
 def _without_credentials(uri: str) -> str:
+    if "://" not in uri:
+        return uri
     # Everything up to the last @ before the path; a query can hold a password too.
     return re.sub(r"://[^/]*@", "://***@", uri.partition("?")[0]) + ("?***" if "?" in uri else "")

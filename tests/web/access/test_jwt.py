@@ -205,22 +205,22 @@ def test_keys_that_cannot_be_had_leave_those_before(
 
 
 def test_those_who_come_meanwhile_do_not_wait_for_new_keys(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    began, go = threading.Event(), threading.Event()
+    began, go, finished = threading.Event(), threading.Event(), threading.Event()
     keys = KeySet(issuer.fetch)
     assert keys.refresh()
     monkeypatch.setattr(tokens, "UNKNOWN_KEY_INTERVAL", 0.0)
 
     def slow() -> bytes:
         began.set()
-        go.wait(10)
+        go.wait(5)
+        finished.set()
         return json.dumps({"keys": issuer.keys}).encode()
 
     keys._fetch = slow
     thread = threading.Thread(target=keys.refresh)
     thread.start()
     assert began.wait(10)
-    # It would wait for the other one's end.
-    assert keys.refresh() and not go.is_set()
+    assert keys.refresh() and not finished.is_set()
     go.set()
     thread.join()
 
