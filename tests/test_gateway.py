@@ -311,11 +311,19 @@ def test_a_silent_stream_ends_with_its_credential(
 
 
 @pytest.mark.parametrize(
-    ("kind", "begun"),
-    [pytest.param("text/event-stream", b"data: b", id="events"), pytest.param("text/plain", b"", id="text")],
+    ("kind", "begun", "rest"),
+    [
+        pytest.param("text/event-stream", b"data: b", b"b\n\n", id="events"),
+        pytest.param("text/plain", b"half", b"", id="text"),
+    ],
 )
 def test_a_recording_ends_with_its_credential(
-    service: Callable[..., Service], upstream: Callable[..., Upstream], tmp_path: Path, kind: str, begun: bytes
+    service: Callable[..., Service],
+    upstream: Callable[..., Upstream],
+    tmp_path: Path,
+    kind: str,
+    begun: bytes,
+    rest: bytes,
 ) -> None:
     """It went on, at the expense of a client that was not one any more, and so did those that read it."""
     path, script = tmp_path / "clients.toml", Paced(fields=(f"Content-Type: {kind}",))
@@ -330,16 +338,15 @@ def test_a_recording_ends_with_its_credential(
             # The same client with another passcode.
             path.write_text(entry("a", "two"))
             assert (reader.read_body(), reader.ending) == (EVENT + begun, "aborted")
-        if begun:
-            script.send(b"b\n\ndata: c\n\n")
+        if rest:
+            script.send(rest + b"data: c\n\n")
         script.wait_closed(20)
-        rest = EVENT + (b"data: bb\n\n" if begun else b"")
-        assert (client.read_body(), client.ending) == (rest, "aborted")
+        assert (client.read_body(), client.ending) == (EVENT + begun + rest, "aborted")
     relay.wait_log("recording end=credential_expired ")
     assert len(re.findall("^.* stream end=credential_expired ", relay.log(), re.MULTILINE)) == 2
     with call(relay, "GET", place, {"X-Passcode": "one"}) as client:
         assert client.read_head().status == 401
-    with call(relay, "GET", f"{place}?offset={len(rest)}", {"X-Passcode": "two"}) as client:
+    with call(relay, "GET", f"{place}?offset={len(EVENT + begun + rest)}", {"X-Passcode": "two"}) as client:
         assert (client.read_head().status, client.head and client.head.field("Stream-End")) == (
             410,
             "credential_expired",

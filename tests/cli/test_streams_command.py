@@ -336,7 +336,7 @@ def test_a_service_that_does_not_run_is_an_error(tmp_path: Path) -> None:
         pytest.param(
             lambda path: path.mkdir(mode=0o750), "must be a directory that other users cannot enter", id="mode"
         ),
-        pytest.param(lambda path: path.write_text(""), "must be a directory that other users cannot enter", id="file"),
+        pytest.param(lambda path: path.touch(mode=0o600), "must be a directory that other users cannot enter", id="file"),
         pytest.param(lambda path: path.symlink_to("/dev"), "must be a directory that other users cannot", id="link"),
     ],
 )
