@@ -225,7 +225,7 @@ def test_those_who_come_meanwhile_do_not_wait_for_new_keys(issuer: Issuer, monke
     thread.join()
 
 
-def test_a_key_that_was_taken_out_is_believed_no_longer_than_it_may(
+def test_a_key_that_was_taken_out_is_not_believed_for_long(
     verifier: Verifier, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "VERIFIED_AGE", 0.0)
