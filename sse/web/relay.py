@@ -10,7 +10,7 @@ from flask import Request, Response
 
 from ..errors import ClientGone, Draining, SSEError
 from ..protocol.field import is_event_stream, response_fields
-from ..protocol.target.table import Upstream
+from ..protocol.target.entry import Upstream
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
@@ -89,7 +89,11 @@ class Relay:
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
         try:
-            upstream = taken.enter_context(self._state.upstreams.open(outgoing, self.exchange.upstream))
+            upstream = taken.enter_context(
+                self._state.upstreams.open(outgoing, self.exchange.upstream)
+                if entry is None or not entry.targets
+                else self._state.failover.open(outgoing, entry, self.exchange, self._call.log_fields)
+            )
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise
