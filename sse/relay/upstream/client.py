@@ -11,6 +11,7 @@ import requests
 from ...errors import (
     ClientGone,
     Draining,
+    EndedByOperator,
     SSEError,
     UpstreamBadResponse,
     UpstreamTimeout,
@@ -115,6 +116,7 @@ class UpstreamClient:
         :raises UpstreamBadResponse: if the response is invalid HTTP, or a redirect.
         :raises UpstreamTimeout: if the connection or the head took too long.
         :raises Draining: if the process stops before there is a response.
+        :raises EndedByOperator: if an operator ends it before there is a response.
         :raises ClientGone: if the client has left.
         """
         return traced(request.method, request.target, request.fields, lambda fields: self._open(request, fields, side))
@@ -173,6 +175,8 @@ def ended(reason: EndReason, *, should_retry: bool | None = None) -> SSEError:
     """Return what it means for the client that its exchange has ended before the response."""
     if reason is EndReason.DRAINING:
         return Draining(retry_after=RETRY_AFTER, should_retry=should_retry)
+    if reason is EndReason.ENDED_BY_OPERATOR:
+        return EndedByOperator(should_retry=False)
     return ClientGone()
 
 
@@ -180,7 +184,7 @@ def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:
     """Return what a failure means for the client; the texts hold no address and no secret."""
     # SDKs would run, and pay, a request again that the upstream has got.
     should_retry = False if was_sent else None
-    if side.reason in (EndReason.CLIENT_GONE, EndReason.DRAINING):
+    if side.reason in (EndReason.CLIENT_GONE, EndReason.DRAINING, EndReason.ENDED_BY_OPERATOR):
         return ended(side.reason, should_retry=should_retry)
     if side.reason is EndReason.UPSTREAM_TIMEOUT:
         detail = "no response head in time" if was_sent else "no connection in time"
