@@ -76,9 +76,10 @@ class Relay:
         taken = self._stack.enter_context(ExitStack())
         rules = self._call.rules
         meter = Meter(outgoing, self._call, self._state, self.exchange)
-        meter.check()
         taken.callback(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
-        # The charge comes before the lease is released, so that the client's next call finds it.
+        # With a lease, because then only as many streams as the client may have are not charged yet; and for the same
+        # reason the charge comes before the lease is released.
+        meter.check()
         taken.callback(meter.settle)
         if rules is not None and rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
