@@ -456,6 +456,23 @@ def test_a_site_relays_to_targets(upstream: Callable[..., Upstream], caplog: pyt
     assert (len(limit.requests), len(there.requests)) == (1, 2)
 
 
+def test_a_response_that_cannot_be_counted_is_closed(
+    upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise LookupError("a defect")
+
+    monkeypatch.setattr("sse.web.metrics.Metrics.count_attempt", fail)
+    there = upstream(endless)
+    app = Flask(__name__)
+    app.config["SSE_UPSTREAMS"] = {"there": {"url": there.url, "targets": [{"id": "a"}]}}
+    app.config["SSE_METRICS"] = True
+    SSE(app)
+    assert app.test_client().post("/upstream/there/").status_code == 500
+    there.wait_connection().wait_closed()
+    assert len(app.extensions["sse"].leases) == 0
+
+
 def test_a_target_that_leads_inside_is_never_connected_to(
     upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ _SECONDS = re.compile("[0-9]{1,9}")
 
 
 def parse_retry_after(value: str, now: float) -> float:
-    """Return for how many seconds `Retry-After` asks to wait (RFC 9110, section 10.2.3), 0 for a value that is none.
+    """Return the seconds that a value of `Retry-After` names (RFC 9110, section 10.2.3), 0 if it names none.
 
     :param now: second of the Unix epoch.
     """

@@ -96,24 +96,26 @@ class Failover:
     def _attempt(
         self, request: UpstreamRequest, entry: Upstream, target: UpstreamTarget, exchange: Exchange
     ) -> UpstreamResponse | SSEError:
-        sent = replace(
-            request,
-            target=entry.locate(request.target, target.base),
-            fields=replace_fields(request.fields, target.headers),
-        )
-        outcome: UpstreamResponse | SSEError
         try:
-            outcome = self._upstreams.open(sent, exchange.upstream)
+            located = entry.locate(request.target, target.base)
+            sent = replace(request, target=located, fields=replace_fields(request.fields, target.headers))
+            response = self._upstreams.open(sent, exchange.upstream)
         except SSEError as error:
-            outcome = error
-        else:
-            self._bench_if_asked(entry, target, outcome)
-        if self._on_attempt is not None:
-            result = outcome.code if isinstance(outcome, SSEError) else outcome.status
-            self._on_attempt(entry.name, target.id, result)
-        return outcome
+            self._count(entry, target, error.code)
+            return error
+        try:
+            self._bench_limited(entry, target, response)
+            self._count(entry, target, response.status)
+        except BaseException:
+            response.close()
+            raise
+        return response
 
-    def _bench_if_asked(self, entry: Upstream, target: UpstreamTarget, response: UpstreamResponse) -> None:
+    def _count(self, entry: Upstream, target: UpstreamTarget, outcome: int | str) -> None:
+        if self._on_attempt is not None:
+            self._on_attempt(entry.name, target.id, outcome)
+
+    def _bench_limited(self, entry: Upstream, target: UpstreamTarget, response: UpstreamResponse) -> None:
         if response.status == 429:
             value = next((value for name, value in response.fields if name.lower() == "retry-after"), "")
             seconds = parse_retry_after(value.strip(" \t"), time.time())
