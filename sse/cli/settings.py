@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..protocol.target.entry import Upstream
 from ..settings import PREFIX, Settings
 
 #: Keys whose values hold secrets, and what is shown of them instead.
@@ -37,16 +38,17 @@ def _shown(name: str, given: Any, value: Any) -> str:
     if name == "passcodes":
         return json.dumps(dict.fromkeys(value, "***"))
     if name == "upstreams":
-        return "the demonstration" if value is None else json.dumps({entry.name: entry.base.url for entry in value})
-    if isinstance(value, Mapping):
-        value = {name: _without_credentials(each) if isinstance(each, str) else each for name, each in value.items()}
-    if isinstance(value, str):
+        return "the demonstration" if value is None else json.dumps({entry.name: _urls(entry) for entry in value})
+    if isinstance(value, str) and "://" in value:
         return json.dumps(_without_credentials(value))
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=lambda other: "***")
 
 
+def _urls(entry: Upstream) -> str | dict[str, str]:
+    """Return the URL of an upstream, or those of its targets."""
+    return {target.id: target.base.url for target in entry.targets} or entry.base.url
+
+
 def _without_credentials(uri: str) -> str:
-    if "://" not in uri:
-        return uri
     # Everything up to the last @ before the path; a query can hold a password too.
     return re.sub(r"://[^/]*@", "://***@", uri.partition("?")[0]) + ("?***" if "?" in uri else "")

@@ -24,17 +24,18 @@ def test_settings_are_shown_without_secrets() -> None:
     done = run(
         "settings",
         SSE_PASSCODES={"front-end": CANARY},
-        SSE_UPSTREAMS={"llm": {"url": "http://127.0.0.1:9/v1/", "headers": {"Authorization": CANARY}}},
+        SSE_UPSTREAMS={
+            "llm": {"url": "http://127.0.0.1:9/v1/", "headers": {"Authorization": CANARY}},
+            "pair": {"url": "http://127.0.0.1:9/", "targets": [{"id": "a", "headers": {"X-Key": CANARY}}]},
+        },
         SSE_STORAGE_URI=f"redis://user:{CANARY}@127.0.0.1:1/0?password={CANARY}",
-        SSE_JWT={"keys": f"https://site.example/keys?token={CANARY}", "issuer": "site", "audience": "gateway"},
         SSE_MAX_STREAMS=7,
     )
     assert (done.returncode, CANARY in done.stdout + done.stderr) == (0, False)
     assert "* SSE_MAX_STREAMS" in done.stdout and "  SSE_MAX_BODY" in done.stdout
     assert '"front-end": "***"' in done.stdout
-    assert '"keys": "https://site.example/keys?***", "issuer": "site"' in done.stdout
     assert "redis://***@127.0.0.1:1/0?***" in done.stdout
-    assert '"llm": "http://127.0.0.1:9/v1/"' in done.stdout
+    assert '"llm": "http://127.0.0.1:9/v1/", "pair": {"a": "http://127.0.0.1:9/"}' in done.stdout
     assert len(done.stdout.splitlines()) >= 20
 
 
