@@ -9,8 +9,8 @@ import pytest
 
 from sse.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed, SSEError, TargetNotAllowed
 from sse.protocol.policy import parse_route
+from sse.protocol.target.entry import parse_upstream
 from sse.protocol.target.parse import parse_target
-from sse.protocol.target.table import parse_upstream
 from sse.relay.upstream.adapter import UpstreamRequest
 from sse.web.access.clients import Client
 from sse.web.access.policy import check_call
