@@ -46,28 +46,36 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     :param worker: what gunicorn gives the hook.
     :raises RuntimeError: if the app has no SSE.
     """
+    from .compat.gunicorn import graceful_times
+
     if "sse" not in app.extensions:
         raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
-    grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
+    graceful_timeout, keepalive = graceful_times(worker)
+    grace = graceful_timeout - keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
     drain: Drain = app.extensions["sse"].drain
     recordings: Recordings | None = app.extensions["sse"].recordings
     if recordings is not None and recordings.is_shared:
-        worker.run = partial(_run, worker.run, worker, drain, recordings)
+        left = graceful_timeout - RECORDING_MARGIN
+        worker.run = partial(_run, worker.run, worker, drain, recordings, left)
     threading.Thread(target=_begin_with, args=(drain, worker, grace), name="sse-drain", daemon=True).start()
 
 
-def _run(run: Callable[[], None], worker: Any, drain: Drain, recordings: Recordings) -> None:
-    """Run a worker, and then what it still records: its clients have gone on to another process."""
+def _run(run: Callable[[], None], worker: Any, drain: Drain, recordings: Recordings, left: float) -> None:
+    """Run a worker, and then what it still records: its clients have gone on to another process.
+
+    :param left: seconds from the begin of the drain to the end of the last recording.
+    """
     run()
-    began = time.monotonic() if drain.began is None else drain.began
-    last = began + worker.cfg.graceful_timeout - RECORDING_MARGIN
+    last = left + (time.monotonic() if drain.began is None else drain.began)
     recordings.finish(until=last - DRAIN_EVENT_WINDOW, last=last, keep_alive=worker.notify)
 
 
 def _begin_with(drain: Drain, worker: Any, grace: float) -> None:
     """Begin to drain when gunicorn's worker begins to stop; nothing but polling shows that."""
-    while worker.alive:
+    from .compat.gunicorn import is_alive
+
+    while is_alive(worker):
         time.sleep(NOTICE_INTERVAL)
     drain.begin(grace)
 

@@ -30,7 +30,7 @@ PARTS: dict[str, set[str]] = {
     "web": {"compat", "errors", "protocol", "relay", "settings", "signals"},
     "assembly": {"compat", "demo", "errors", "protocol", "relay", "settings", "web"},
     "cli": {"compat", "errors", "protocol", "relay", "settings", "web"},
-    "extension": {"assembly", "cli", "errors", "protocol", "relay", "settings", "web"},
+    "extension": {"assembly", "compat", "cli", "errors", "protocol", "relay", "settings", "web"},
     "flask_sse": {"extension", "protocol", "relay", "web"},
     "testing": {"protocol", "signals"},
     # The public names.
