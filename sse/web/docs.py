@@ -44,8 +44,8 @@ def _refusals(codes: str) -> tuple[type[SSEError], ...]:
 RELAY_REFUSALS = _refusals(
     "invalid_request unauthenticated target_not_allowed cross_site_request method_not_allowed length_required "
     "too_large uri_too_long fields_too_large route_not_allowed model_not_allowed throttled too_many_streams "
-    "quota_exceeded upstream_unreachable upstream_bad_response at_capacity draining upstream_timeout "
-    "idempotency_key_reused offset_expired store_unavailable"
+    "quota_exceeded upstream_unreachable upstream_bad_response at_capacity draining "
+    "ended_by_operator upstream_timeout idempotency_key_reused offset_expired store_unavailable"
 )
 _FORWARD_REFUSALS = (*RELAY_REFUSALS, *_refusals("unsupported_media_type"))
 _UPSTREAM_REFUSALS = (*RELAY_REFUSALS, *_refusals("not_found websocket_not_supported"))

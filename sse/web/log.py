@@ -68,11 +68,12 @@ def log_event(log: logging.Logger, level: int, event: str, fields: Mapping[str, 
     :param options: of `Logger.log`.
     """
     if log.isEnabledFor(level):
-        text = " ".join([f"{name}={value if type(value) is int else _quoted(value)}" for name, value in fields.items()])
+        text = " ".join([f"{name}={value if type(value) is int else quote(value)}" for name, value in fields.items()])
         log.log(level, "%s %s", event, text, extra={"event": event, **fields}, **options)
 
 
-def _quoted(value: object) -> str:
+def quote(value: object) -> str:
+    """Return a value as one word, so that nothing in it can pass for something else."""
     if isinstance(value, float):
         return f"{value:.3f}"
     text = "-" if value is None else str(value)

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Self
 
 from flask import Request, Response, request, url_for
@@ -132,6 +132,8 @@ class Reading:
         """
         report = StreamReport(call, self._state.metrics)
         report.begin(self.exchange)
+        if call.rules is not None and call.rules.is_temporary:
+            self.exchange.is_admitted = partial(self._state.access.is_valid, call.rules)
         self.stack.callback(report.finish)
         report.count(status)
         held = self.stack.pop_all()

@@ -8,7 +8,7 @@ from functools import partial
 
 from flask import Request, Response
 
-from ..errors import ClientGone, Draining, SSEError
+from ..errors import ClientGone, Draining, EndedByOperator, SSEError
 from ..protocol.field import is_event_stream, response_fields
 from ..protocol.target.table import Upstream
 from ..relay.drain import Phase
@@ -159,7 +159,11 @@ class Relay:
 
 def _unopened(error: SSEError, exchange: Exchange) -> StreamEnd:
     """Return how a stream ended that never began."""
-    reasons = {ClientGone: EndReason.CLIENT_GONE, Draining: EndReason.DRAINING}
+    reasons = {
+        ClientGone: EndReason.CLIENT_GONE,
+        Draining: EndReason.DRAINING,
+        EndedByOperator: EndReason.ENDED_BY_OPERATOR,
+    }
     elapsed = time.monotonic() - exchange.started
     return StreamEnd(
         reason=reasons.get(type(error), EndReason.UPSTREAM_FAILED),
