@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from sse.relay.log.base import Snapshot, Wake
@@ -18,7 +18,7 @@ class Store:
     """A store that has nothing to fetch, and delivers when the test does."""
 
     def __init__(self) -> None:
-        self.deliver: Deliver = len
+        self.deliver: Callable[[Sequence[Entry]], object] = len
 
     def fetch(self, keys: Keys, offset: int, limit: int) -> bytes:
         raise AssertionError("nothing must be fetched")
