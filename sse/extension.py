@@ -226,7 +226,7 @@ class SSE:
         A client that comes back gets what was published meanwhile, or `event: reset` if that is not kept any more.
 
         :param channels: up to 16; who may read them is for the view to decide.
-        :param since: the last event ID that the client has had; None: what the request says.
+        :param since: the last event ID that the client has had; None: that of the request.
         :param replay: past events that a client without an id gets, at most.
         :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
         :param headers: more response fields.
@@ -245,7 +245,7 @@ class SSE:
             state_of(current_app).channels.close_channel(check_channel(channel))
 
     def channel_info(self, channel: str) -> ChannelInfo:
-        """Return what this process knows of a channel: its last event ID, its history, its readers.
+        """Return the state of a channel in this process: its last event ID, its history, its readers.
 
         :raises ValueError: for a bad channel name.
         """

@@ -48,7 +48,7 @@ OUTSIDE = {
     "errors": set[str](),
     "protocol": {"idna"},
     "relay": {"certifi", "gevent", "opentelemetry", "redis", "requests"},
-    # gunicorn's settings tell prometheus-client of workers that have ended.
+    # gunicorn's settings inform prometheus-client of workers that have ended.
     "gunicorn": {"gevent", "gunicorn", "prometheus_client", "werkzeug"},
     # It is a small Flask app.
     "demo": {"flask", "werkzeug"},

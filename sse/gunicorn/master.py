@@ -32,7 +32,7 @@ class Guard:
     """Handles the signals with which gunicorn's master is reloaded and stopped, in front of gunicorn's own handlers.
 
     Workers inherit it, and find it as the handler of SIGHUP. They share a file, to which each appends what has become
-    of it: the generation of workers that a reload has begun; for each that serves, how many there are to be; `failed`
+    of it: the generation of workers that a reload has begun; for each that serves, how many are needed; `failed`
     with the process ID of one that could not start; and `stop` from the master.
 
     :param log: gunicorn's logger.
@@ -119,7 +119,7 @@ class Guard:
 
         On a reload gunicorn stops the old workers when the new ones have begun to start; they wait until those serve.
 
-        :param workers: how many there are to be.
+        :param workers: how many are needed.
         """
         stop: Any = signal.getsignal(signal.SIGTERM)
         is_waiting = False

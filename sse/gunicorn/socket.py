@@ -82,6 +82,9 @@ class Listener:
     def start(self) -> None:
         """Begin to accept."""
         self._listener.setblocking(False)
+        if self._balance is not None:
+            # Now, because the kernel may wake another worker for each of the first connections.
+            self._balance.enter()
         self._accepting = gevent.spawn(self._run)
 
     def close(self) -> None:

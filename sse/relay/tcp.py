@@ -53,7 +53,7 @@ def _peek(connection: socket.socket) -> bytes | None:
 
 @contextlib.contextmanager
 def _borrow(connection: socket.socket) -> Iterator[socket.socket]:
-    """Yield a socket of the system's for the same connection, which never waits, never switches and knows no TLS.
+    """Yield a socket of the system's for the same connection, which never waits and has no TLS.
 
     :raises OSError: if the connection is closed.
     """

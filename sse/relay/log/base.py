@@ -1,7 +1,7 @@
 """A log of bytes that are found by their position: what a recording consists of, wherever it is stored.
 
 One recorder appends; readers in any process take what follows a position. A position is the count of the bytes before
-it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`); `contract.py` says what both do.
+it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`); `contract.py` defines what both do.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
 from .base import READ_SIZE, Header, Interrupted, Snapshot, Trimmed, Wake
 
-#: Bytes that an open recording is expected to need: a long answer of a language model. New ones are admitted by it.
+#: Bytes that an open recording is expected to need: a long response of a language model. New ones are admitted by it.
 EXPECTED_SIZE = 256 * 1024
 
 
