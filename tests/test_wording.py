@@ -26,8 +26,8 @@ WORDS = {
 
 #: Has the table of these words; has these patterns; other people's code.
 EXEMPT = {ROOT / "docs/style.md", Path(__file__), ROOT / "sse/static/marked.js"}
-#: A quotation of WHATWG HTML, of RFC 9112, and the user of that name.
-QUOTED = re.compile(r'"told to stop reconnecting|nobody:|"nobody"')
+#: A quotation of WHATWG HTML.
+QUOTED = re.compile(r'"told to stop reconnecting')
 
 
 def texts() -> Iterator[Path]:

@@ -71,6 +71,9 @@ class Guard:
             self._is_due, self._is_checking = False, True
             problem = check_app()
             self._is_checking = False
+            if os.getpid() != self._pid:
+                # A worker that was forked meanwhile has a copy of this greenlet.
+                return
             if problem:
                 self._log.error("Reload refused, the old workers keep serving: %s", problem)
                 continue
