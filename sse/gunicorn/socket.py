@@ -13,8 +13,9 @@ from ..relay.linger import give_way
 from .balance import PAUSE, Balance
 from .pool import ConnectionPool
 
-#: Seconds until connections are accepted again after the system could give none, for want of file descriptors say.
-RETRY = 0.5
+#: Seconds until connections are accepted again after the system could give none, for want of file descriptors say: at
+#: first, and at most.
+MIN_RETRY, MAX_RETRY = 0.01, 1.0
 #: Most connections that are accepted in one go where no other worker wants its share.
 MAX_ACCEPT = 100
 
@@ -101,13 +102,15 @@ class Listener:
         self.pool.kill(timeout=timeout)
 
     def _run(self) -> None:
+        retry = MIN_RETRY
         while True:
             socket.wait_read(self._listener.fileno())
             try:
                 pause = self._accept()
+                retry = MIN_RETRY
             except OSError as error:
-                self._log.error("Cannot accept connections, trying again in %g s: %s", RETRY, error)
-                pause = RETRY
+                self._log.error("Cannot accept connections, trying again in %g s: %s", retry, error)
+                pause, retry = retry, min(2 * retry, MAX_RETRY)
             if pause:
                 gevent.sleep(pause)
 
