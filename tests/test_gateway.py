@@ -70,7 +70,7 @@ def test_a_long_wait_is_not_repeated_by_sdks(service: Callable[..., Service]) ->
     relay = service(SSE_THROTTLE="1 per 2 minute")
     heads = []
     for _ in range(2):
-        with call(relay, "GET", "/upstream/nobody/") as client:
+        with call(relay, "GET", "/upstream/unused/") as client:
             heads.append(client.read_head())
     assert [each.status for each in heads] == [404, 429]
     assert int(heads[1].field("Retry-After") or 0) > 60
@@ -133,12 +133,12 @@ def test_usage_of_a_client_that_leaves_is_partial_or_none(
     service: Callable[..., Service], upstream: Callable[..., Upstream]
 ) -> None:
     def script(connection: Connection) -> None:
-        usage = connection.read_request().target.endswith("/told")
+        usage = connection.read_request().target.endswith("/shown")
         connection.send(STREAM + chunk(b'data: {"choices":[],' + USAGE + b"}\n\n" if usage else EVENT))
         connection.wait_closed()
 
     relay = service(SSE_UPSTREAMS={"test": upstream(script).url}, SSE_USAGE=True)
-    for path, state in {"told": "partial", "untold": "none"}.items():
+    for path, state in {"shown": "partial", "unshown": "none"}.items():
         with post(relay, path=path, fields={"X-Request-Id": path}) as client:
             client.read_until(b"\n\n")
         assert f" usage={state} " in relay.wait_log(f"stream end=client_gone .*request_id={path}")[0]

@@ -1,5 +1,5 @@
 /**
- * What the page knows of language models: examples of their calls, and what is in their events. Pure.
+ * Language models: examples of their calls, and what is in their events. Pure.
  */
 
 const JSON_TYPE = "application/json";
@@ -140,7 +140,7 @@ function readReport(value) {
  * Returns a reader that gets the events of one stream and returns all that is known so far: `text`, `thought`, and
  * `input`, `output` (tokens) and `finish` where reported; and `added`, what this event brought.
  *
- * @param {boolean} [incremental] whether DashScope was asked for only what is new in each event; undefined: find out
+ * @param {boolean} [incremental] whether DashScope was requested to send only what is new in each event; undefined: find out
  */
 export function createReader(incremental) {
 	const all = { text: "", thought: "", added: "" };

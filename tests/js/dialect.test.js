@@ -205,7 +205,7 @@ test("every preset is a call that can be sent", () => {
 	}
 });
 
-test("content types are told apart", () => {
+test("content types are distinguished", () => {
 	const kinds = {
 		"text/event-stream;charset=UTF-8": "events",
 		"application/x-ndjson": "lines",

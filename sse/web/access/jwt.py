@@ -94,7 +94,7 @@ class Verifier:
     def __init__(self, rules: Rules, keys: KeySet) -> None:
         self._rules = rules
         self._keys = keys
-        # By digest, for a token itself is a secret. The value says until when (time.monotonic()) it is believed.
+        # By digest, for a token itself is a secret. The value is when (time.monotonic()) it must be verified again.
         self._verified: dict[bytes, tuple[float, Token]] = {}
 
     def verify(self, text: str) -> Token | None:

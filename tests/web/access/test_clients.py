@@ -144,7 +144,7 @@ def test_a_reassigned_passcode_is_the_new_clients(path: Path) -> None:
     assert not directory.is_valid(client)
 
 
-def test_one_that_has_expired_is_nobody(path: Path) -> None:
+def test_one_that_has_expired_is_no_client(path: Path) -> None:
     path.write_text(entry("a", "one", "expires = 2001-01-01T00:00:00Z"))
     directory = Directory({}, path)
     assert find(directory, "one") is None
