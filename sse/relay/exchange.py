@@ -328,7 +328,7 @@ class Exchange:
 
     def end(self, reason: EndReason) -> None:
         """End the exchange as soon as an event has ended; at once if there are no events, or it is called again."""
-        if self.ends_at_boundary or self.upstream.stage is not Stage.READ:
+        if self.ends_at_boundary:
             self.cancel(reason)
         else:
             self._end_soon(reason)

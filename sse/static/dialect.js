@@ -120,12 +120,18 @@ function readText(value, data) {
 
 /** Returns what one event reports of the whole: tokens in and out, and why the model stopped. */
 function readReport(value) {
-	const usage = value.usage ?? value.message?.usage ?? {};
+	const usage = value.usage ?? value.message?.usage ?? value.response?.usage ?? {};
+	const meta = value.usageMetadata ?? {}; // Gemini's, without what the model thought
 	const choice = value.choices?.[0] ?? value.output?.choices?.[0] ?? value.output ?? {};
-	const finish = choice.finish_reason ?? value.delta?.stop_reason ?? value.stop_reason ?? value.done_reason;
+	const finish =
+		choice.finish_reason ??
+		value.delta?.stop_reason ??
+		value.stop_reason ??
+		value.done_reason ??
+		value.candidates?.[0]?.finishReason;
 	return {
-		input: usage.prompt_tokens ?? usage.input_tokens ?? value.prompt_eval_count,
-		output: usage.completion_tokens ?? usage.output_tokens ?? value.eval_count,
+		input: usage.prompt_tokens ?? usage.input_tokens ?? meta.promptTokenCount ?? value.prompt_eval_count,
+		output: usage.completion_tokens ?? usage.output_tokens ?? meta.candidatesTokenCount ?? value.eval_count,
 		finish: finish === "null" ? undefined : finish, // DashScope's
 	};
 }
