@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from flask_limiter import Limiter
 
 from .demo.server import DemonstrationServer
-from .protocol.target.table import UpstreamTable, parse_upstream
+from .protocol.target.entry import parse_upstream
+from .protocol.target.table import UpstreamTable
 from .relay.channel.history import HistoryLimits
 from .relay.channel.hub import Channels
 from .relay.drain import Drain
@@ -27,6 +28,7 @@ from .relay.redis_error import store_errors
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
+from .relay.upstream.failover import Failover
 from .relay.upstream.fetch import fetch
 from .relay.upstream.pool import Pool
 from .settings import Settings
@@ -54,10 +56,11 @@ def build(
     :raises ValueError: if every client could use the upstreams' keys and `SSE_OPEN` does not allow it.
     """
     demonstration = DemonstrationServer() if has_demonstration and settings.upstreams is None else None
-    upstreams = settings.upstreams or ()
+    entries = settings.upstreams or ()
     if demonstration is not None:
-        upstreams = (parse_upstream("demo", demonstration.url),)
-    table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
+        entries = (parse_upstream("demo", demonstration.url),)
+    table = UpstreamTable(entries, allow_public=settings.allow_public_targets)
+    upstreams = _upstreams(settings, table)
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     monitor = Monitor(drain := Drain())
@@ -65,7 +68,12 @@ def build(
     return State(
         settings=settings,
         table=table,
-        upstreams=_upstreams(settings, table),
+        upstreams=upstreams,
+        failover=Failover(
+            upstreams,
+            limits=_limits(settings),
+            on_attempt=metrics.count_attempt if metrics is not None else None,
+        ),
         leases=leases_in(
             store,
             total=settings.max_streams,
@@ -120,12 +128,12 @@ def _verifier(settings: Settings) -> Verify:
         raise ValueError(
             f"SSE_JWT needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[jwt]'"
         ) from error
-    said = settings.jwt
-    rules = Rules(**{name: value for name, value in said.items() if name not in ("keys", "algorithms")})
-    if said.get("algorithms"):
-        rules = replace(rules, algorithms=tuple(said["algorithms"]))
-    path = Path(said["keys"])
-    if "://" not in said["keys"]:
+    given = settings.jwt
+    rules = Rules(**{name: value for name, value in given.items() if name not in ("keys", "algorithms")})
+    if given.get("algorithms"):
+        rules = replace(rules, algorithms=tuple(given["algorithms"]))
+    path = Path(given["keys"])
+    if "://" not in given["keys"]:
         if not path.is_file():
             raise ValueError("SSE_JWT: keys is neither a URL nor a file that is there")
         keys = KeySet(path.read_bytes)
@@ -133,7 +141,7 @@ def _verifier(settings: Settings) -> Verify:
             raise ValueError("SSE_JWT: keys is a file without a set of keys (RFC 7517)")
         return Verifier(rules, keys).find_client
     try:
-        entry = parse_upstream("keys", said["keys"])
+        entry = parse_upstream("keys", given["keys"])
     except ValueError as error:
         raise ValueError("SSE_JWT: keys is not a URL that can be called") from error
     upstreams = _upstreams(settings, UpstreamTable((entry,)))

@@ -24,6 +24,7 @@ WORD = "canary"
 PASSCODE = "canary-passcode"
 WRONG = "canary-wrong-passcode"
 UPSTREAM_KEY = "canary-upstream-key"
+TARGET_KEY = "canary-target-key"
 CLIENT_KEY = "canary-client-key"
 QUERY_KEY = "canary-query-key"
 BODY = "canary-body"
@@ -94,7 +95,7 @@ def shows(text: str, secrets: Iterable[str]) -> bool:
     return WORD in text or FILE_DIGEST in text or any(part in text for part in parts)
 
 
-def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[str, dict[str, str], bytes]]:
+def calls(upstream: Upstream, unused: str, known: Iterable[str]) -> list[tuple[str, dict[str, str], bytes]]:
     """Return requests of all kinds, each with all secrets that fit into it: target, fields, body."""
     paths = ["ok", "truncated", "garbage", "closed", "redirect", "error", "silent"]
     made: list[tuple[str, dict[str, str], bytes]] = []
@@ -107,8 +108,9 @@ def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[s
         forward(f"{upstream.url}/{path}?key={QUERY_KEY}")
         own = {**FIELDS, "X-Passcode": PASSCODE, "Cookie": f"session={CLIENT_KEY}"}
         made.append((f"/upstream/test/{path}?key={QUERY_KEY}", own, BODY.encode()))
+        made.append((f"/upstream/several/{path}?key={QUERY_KEY}", own, BODY.encode()))
         made.append((f"/upstream/test/{path}?key={QUERY_KEY}", {"Authorization": f"Bearer {PASSCODE}"}, BODY.encode()))
-    forward(f"{nobody}/?key={QUERY_KEY}")
+    forward(f"{unused}/?key={QUERY_KEY}")
     forward(f"https://10.0.0.1/?key={QUERY_KEY}")
     forward(f"https://user:{CLIENT_KEY}@example.com/")
     forward(f"//{QUERY_KEY}")
@@ -145,14 +147,22 @@ def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[s
 def test_no_secret_comes_out_anywhere(
     redis_server: Any, upstream: Callable[..., Upstream], service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    source, nobody = upstream(behave), upstream()
-    nobody.refuse()
+    source, unused = upstream(behave), upstream()
+    unused.refuse()
     clients, keys, known = tmp_path / "clients.toml", tmp_path / "keys.json", tokens()
     clients.write_text(f'[file]\nsha256 = "{FILE_DIGEST}"\nquota = "100000 per 1 day"\nallow = ["POST ok"]\n')
     keys.write_text(json.dumps({"keys": [jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]}))
     table = {
         "test": {"url": source.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
-        "nobody": {"url": nobody.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
+        "unused": {"url": unused.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
+        "several": {
+            "url": f"{source.url}/several",
+            "retry": [500],
+            "targets": [
+                {"id": "a", "headers": {"X-Upstream-Key": TARGET_KEY}},
+                {"id": "b", "url": unused.url, "headers": {"X-Upstream-Key": TARGET_KEY}},
+            ],
+        },
     }
     relay = service(
         SSE_UPSTREAMS=table,
@@ -167,7 +177,7 @@ def test_no_secret_comes_out_anywhere(
         SSE_METRICS=True,
     )
     statuses = set()
-    for target, fields, body in calls(source, nobody.url, known.values()):
+    for target, fields, body in calls(source, unused.url, known.values()):
         status, said = everything(call(relay, "POST", target, fields, body))
         statuses.add(status)
         assert not shows(said, known.values()), (target, body, said)
@@ -182,13 +192,13 @@ def test_no_secret_comes_out_anywhere(
     assert not shows(log, known.values())
     # What belongs upstream did arrive there, and the gateway's own credential did not.
     seen = b"".join(request.head + request.body for request in source.requests).decode()
-    assert all(secret in seen for secret in (UPSTREAM_KEY, CLIENT_KEY, QUERY_KEY, BODY))
+    assert all(secret in seen for secret in (UPSTREAM_KEY, TARGET_KEY, CLIENT_KEY, QUERY_KEY, BODY))
     assert PASSCODE not in seen and WRONG not in seen and FILE_PASSCODE not in seen
     assert known["good"] not in seen.replace(f"?token={known['good']}", "")
 
 
 def test_what_is_thrown_holds_no_secret(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of ours is logged with its traceback; that must not show what the request held."""
+    """A defect of the gateway is logged with its traceback; that must not show what the request held."""
     caplog.set_level(logging.DEBUG)
     app = create_app(
         {
@@ -216,9 +226,11 @@ def test_what_is_thrown_holds_no_secret(caplog: pytest.LogCaptureFixture, monkey
 
 
 def test_no_repr_shows_a_secret() -> None:
+    targets = [{"id": "a", "headers": {"Authorization": TARGET_KEY}}]
+    entry = {"url": "https://api.example.com/", "headers": {"Authorization": UPSTREAM_KEY}, "targets": targets}
     app = create_app(
         {
-            "SSE_UPSTREAMS": {"test": {"url": "https://api.example.com/", "headers": {"Authorization": UPSTREAM_KEY}}},
+            "SSE_UPSTREAMS": {"test": entry},
             "SSE_PASSCODES": {"alice": PASSCODE},
             "SSE_STORAGE_URI": f"redis://:{STORE_KEY}@127.0.0.1:1/0",
         }
@@ -246,6 +258,7 @@ def test_a_clients_file_that_cannot_be_used_shows_no_value(tmp_path: Path, text:
         {"SSE_PASSCODES": {"alice": PASSCODE, "bob": PASSCODE}},
         {"SSE_PASSCODES": {"alice": [PASSCODE]}},
         {"SSE_UPSTREAMS": {"a": {"url": "https://example.com/", "headers": {"X": f"{UPSTREAM_KEY}\n"}}}},
+        {"SSE_UPSTREAMS": {"a": {"url": "https://example.com/", "targets": [{"id": TARGET_KEY + " "}]}}},
     ],
 )
 def test_a_start_that_fails_shows_no_secret(settings: dict[str, Any]) -> None:

@@ -257,7 +257,13 @@ def test_the_settings_do_not_change_with_what_they_were_made_of() -> None:
 KEYED = {"a": {"url": "https://example.com/", "headers": {"Authorization": CANARY}}}
 
 
-@pytest.mark.parametrize("config", [{"SSE_UPSTREAMS": KEYED}, {"SSE_ALLOW_PUBLIC_TARGETS": True}])
+#: With a key in one of the targets alone.
+SEVERAL = {"a": {"url": "https://example.com/", "targets": [{"id": "a"}, {"id": "b", "headers": {"X-Key": CANARY}}]}}
+
+
+@pytest.mark.parametrize(
+    "config", [{"SSE_UPSTREAMS": KEYED}, {"SSE_UPSTREAMS": SEVERAL}, {"SSE_ALLOW_PUBLIC_TARGETS": True}]
+)
 def test_an_open_gateway_with_keys_needs_sse_open(config: Mapping[str, Any]) -> None:
     with pytest.raises(ValueError, match="^SSE_PASSCODES") as refused:
         create_app(config)
@@ -313,7 +319,7 @@ def test_a_key_of_somebody_else_is_left_alone(key: str) -> None:
         ("FLASK_SSE_METRICS", "SSE_METRICS"),
     ],
 )
-def test_a_misspelt_key_is_told_what_was_meant(key: str, meant: str) -> None:
+def test_a_misspelt_key_is_refused_with_what_was_meant(key: str, meant: str) -> None:
     with pytest.raises(ValueError, match=f"^{key} is not a setting: did you mean {meant}[?]$"):
         Settings.from_config({key: CANARY})
 

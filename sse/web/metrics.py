@@ -8,12 +8,13 @@ from __future__ import annotations
 import http
 import os
 from functools import cache, partial
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
+from ..compat.prometheus_client import lock_files
 from ..errors import ClientGone
 from ..protocol.usage import COUNTS, Usage
 from ..relay.durable import RecordingEnd
@@ -23,6 +24,11 @@ from ..relay.stream.end import StreamEnd
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 #: Buckets of the seconds of a stream's longest gap: from token to token, up to the idle time-out.
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+#: Whether values are kept in files that all processes read, as the library decides when it is imported.
+IS_SHARED = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 _STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
 
@@ -38,6 +44,11 @@ class Metrics:
             "sse_streams_open", "Streams that are open", ["upstream"], multiprocess_mode="livesum", registry=registry
         )
         self._requests = counter("sse_requests", "Requests by their response", ["upstream", "status", "code"])
+        self._attempts = counter(
+            "sse_attempts",
+            "Requests to upstreams that have several targets, by the status or the code of their outcome",
+            ["upstream", "target", "outcome"],
+        )
         self._ended = counter("sse_streams_ended", "Streams by why they ended", ["upstream", "reason"])
         self._bytes = counter("sse_bytes", "Bytes of the streams that have ended", ["upstream"])
         self._events = counter("sse_events", "Events of the streams that have ended", ["upstream"])
@@ -73,7 +84,7 @@ class Metrics:
         self._tokens = counter("sse_tokens", "Tokens that upstreams reported; some are parts", ["upstream", "type"])
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
-        self._of = cache(labelled)
+        self._of = cache(_labelled)
 
     def begin_stream(self, upstream: str) -> None:
         """Count a stream as open."""
@@ -89,6 +100,13 @@ class Metrics:
         :param code: of our refusal, or what it was if none.
         """
         self._of(self._requests, upstream, _status(status), code).inc()
+
+    def count_attempt(self, upstream: str, target: str, outcome: int | str) -> None:
+        """Count a request to one of several targets.
+
+        :param outcome: the status of its response, or the code of what failed.
+        """
+        self._of(self._attempts, upstream, target, outcome if isinstance(outcome, str) else _status(outcome)).inc()
 
     def observe(self, upstream: str, end: StreamEnd) -> None:
         """Count a stream that has ended."""
@@ -133,6 +151,10 @@ class Metrics:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         with lock_files(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
             return generate_latest(registry)
+
+
+def _labelled(metric: Metric, *labels: str) -> Metric:
+    return metric.labels(*labels)
 
 
 def _status(status: int) -> str:

@@ -10,7 +10,7 @@ from flask import Request, Response
 
 from ..errors import ClientGone, Draining, EndedByOperator, SSEError
 from ..protocol.field import is_event_stream, response_fields
-from ..protocol.target.table import Upstream
+from ..protocol.target.entry import Upstream
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
@@ -76,9 +76,10 @@ class Relay:
         taken = self._stack.enter_context(ExitStack())
         rules = self._call.rules
         meter = Meter(outgoing, self._call, self._state, self.exchange)
-        meter.check()
         taken.callback(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
-        # The charge comes before the lease is released, so that the client's next call finds it.
+        # With a lease, because then only as many streams as the client may have are not charged yet; and for the same
+        # reason the charge comes before the lease is released.
+        meter.check()
         taken.callback(meter.settle)
         if rules is not None and rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
@@ -89,7 +90,11 @@ class Relay:
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
         try:
-            upstream = taken.enter_context(self._state.upstreams.open(outgoing, self.exchange.upstream))
+            upstream = taken.enter_context(
+                self._state.upstreams.open(outgoing, self.exchange.upstream)
+                if entry is None or not entry.targets
+                else self._state.failover.open(outgoing, entry, self.exchange, self._call.log_fields)
+            )
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise

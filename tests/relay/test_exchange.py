@@ -1,4 +1,4 @@
-"""When an exchange is cut, and that cutting wakes whoever waits."""
+"""When an exchange is cancelled, and that this wakes what waits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_peer_that_sends_is_not_gone(pair: Pair) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"pipelined"])
 def test_a_peer_that_closed_is_gone(pair: Pair, data: bytes) -> None:
-    """Bytes nobody has read hide the FIN from whoever peeks."""
+    """Bytes that were not read hide the FIN from a peek."""
     pair[1].sendall(data)
     pair[1].close()
     until_gone(pair[0])
@@ -195,6 +195,46 @@ def test_a_side_that_is_not_waited_for_has_no_limit(pair: Pair) -> None:
     assert exchange.reason is None
 
 
+def test_a_time_out_ends_an_attempt_and_not_the_exchange(pair: Pair) -> None:
+    exchange = opened(pair[0], head=5)
+    exchange.check(enter(exchange, Stage.HEAD) + 6)
+    assert exchange.reason is EndReason.UPSTREAM_TIMEOUT
+    assert exchange.begin_attempt(Limits(head=2)) is None
+    since = enter(exchange, Stage.HEAD)
+    exchange.check(since + 1.9)
+    assert exchange.reason is None
+    exchange.check(since + 2.1)
+    assert exchange.reason is EndReason.UPSTREAM_TIMEOUT
+
+
+@pytest.mark.parametrize("has_timed_out", [False, True])
+@pytest.mark.parametrize("reason", [EndReason.CLIENT_GONE, EndReason.DRAINING])
+def test_an_exchange_that_has_ended_begins_no_attempt(pair: Pair, reason: EndReason, has_timed_out: bool) -> None:
+    exchange = opened(pair[0], head=5)
+    if has_timed_out:
+        exchange.check(enter(exchange, Stage.HEAD) + 6)
+    exchange.cancel(reason)
+    assert exchange.begin_attempt(Limits()) is reason
+
+
+def test_no_attempt_begins_for_a_client_that_has_gone(pair: Pair) -> None:
+    """Its leaving is seen by the event loop, which may not have run since."""
+    exchange = opened(pair[0])
+    exchange.watch_client()
+    assert exchange.begin_attempt(Limits()) is None
+    pair[1].close()
+    until_gone(pair[0])
+    assert exchange.begin_attempt(Limits()) is EndReason.CLIENT_GONE
+
+
+def test_an_attempt_begins_for_a_client_that_may_come_back(pair: Pair) -> None:
+    exchange = opened(pair[0])
+    assert exchange.begin_attempt(Limits()) is None
+    pair[1].close()
+    until_gone(pair[0])
+    assert exchange.begin_attempt(Limits()) is None
+
+
 def test_an_exchange_may_end_while_it_is_checked(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that looks at all clocks would end with an error, and with it every time-out of the process."""
     exchange = Exchange(pair[0], Limits(send=1.0))
@@ -266,7 +306,7 @@ def until_acknowledged(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("send", [5.0, 0.0])
 def test_a_client_that_does_not_take_the_error_event_is_closed(pair: Pair, send: float) -> None:
-    """The first reason stays; but whoever was blocked in telling it stayed blocked for ever."""
+    """The first reason stays; but what was blocked in reporting it stayed blocked for ever."""
     exchange = opened(pair[0], send=send)
     since = enter(exchange, Stage.WRITE)
     exchange.cancel(EndReason.MAX_DURATION)
@@ -299,13 +339,13 @@ def test_cancelling_shuts_the_upstream_down(pair: Pair) -> None:
 
 
 def test_a_connection_that_was_released_is_not_shut_down(pair: Pair) -> None:
-    """It is in its pool, and carries somebody else's answer in the next moment."""
+    """It is in its pool, and carries another client's response in the next moment."""
     exchange = opened()
     exchange.upstream.attach(Connection(pair[0]))
     exchange.upstream.detach()
     exchange.lose_client(EndReason.CLIENT_GONE)
-    pair[0].sendall(b"somebody else's")
-    assert pair[1].recv(15) == b"somebody else's"
+    pair[0].sendall(b"another client's")
+    assert pair[1].recv(16) == b"another client's"
 
 
 def test_nothing_is_opened_for_a_cancelled_exchange(pair: Pair) -> None:
