@@ -45,6 +45,11 @@ def keep_all_fields(cfg: Any) -> None:
         cfg.set("header_map", "dangerous")
 
 
+def keep_settings(cfg: Any) -> None:
+    """Keep the values of all settings as attributes: a request reads 34, which gunicorn finds by name each time."""
+    vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
+
+
 def replace_body(req: Any, body: Any) -> None:
     """Make the app and the parser read another body of a request.
 

@@ -48,6 +48,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             compat.replace_app(self, lambda app: partial(self._call, app))
             # `separate_fields` drops those that are not allowed.
             compat.keep_all_fields(self.cfg)
+            compat.keep_settings(self.cfg)
             self.server_class = self._listen
             # What a connection begins with is looked for once more behind a stream, where a client may have written it.
             self._has_prologue = self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols
