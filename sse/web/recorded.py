@@ -6,8 +6,8 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Self
 
 from flask import Request, Response, request, url_for
@@ -22,6 +22,7 @@ from ..errors import (
     StreamNotFound,
     TooManyStreams,
 )
+from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.durable import RecordingEnd, Recordings
 from ..relay.exchange import Exchange, Limits
@@ -105,17 +106,17 @@ class Reading:
             raise Draining(retry_after=RETRY_AFTER)
         self._state = state
         self._client = client_connection(request.environ)
-        self.stack = ExitStack()
+        self.held = Cleanup()
         with store():
             self.reader = reader = recordings.log.follow(id, snapshot, offset)
         #: What the response is made of: the bytes as they are, unless it is changed.
         self.source: Source = reader
-        self.stack.callback(reader.close)
+        self.held.add(reader.close)
         if exchange is None:
             exchange = Exchange(self._client.socket, Limits(send=state.settings.send_timeout))
             exchange.watch_client()
             state.monitor.add(exchange)
-            self.stack.callback(state.monitor.discard, exchange)
+            self.held.add(partial(state.monitor.discard, exchange))
         self.exchange = exchange
         exchange.read_recording(reader, ends_early=recordings.is_shared)
 
@@ -123,7 +124,7 @@ class Reading:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stack.close()
+        self.held.close()
 
     def respond(self, call: Call, fields: Fields, *, status: int = 200, is_event_stream: bool = False) -> Response:
         """Return the response whose body is the recording, which now belongs to it.
@@ -132,9 +133,10 @@ class Reading:
         """
         report = StreamReport(call, self._state.metrics)
         report.begin(self.exchange)
-        self.stack.callback(report.finish)
+        self.held.add(report.finish)
         report.count(status)
-        held = self.stack.pop_all()
+        held = Cleanup()
+        held.take(self.held)
 
         def on_end(end: StreamEnd) -> None:
             held.close()
@@ -209,11 +211,11 @@ class Attempt:
             self._is_watched = True
             exchange.watch_client()
 
-    def attach(self, exchange: Exchange, stack: ExitStack) -> Response | None:
+    def attach(self, exchange: Exchange, held: Cleanup) -> Response | None:
         """Return a response that reads the recording of the same request, None if this request is the first.
 
         :param exchange: of the request.
-        :param stack: what is released when the response has ended.
+        :param held: what is released when the response has ended.
         :raises IdempotencyKeyReused: if the key is that of another request.
         :raises StoreUnavailable: if it cannot be known; then the request is not run, for it may run twice.
         """
@@ -225,7 +227,7 @@ class Attempt:
             raise OffsetExpired(encode_offset(snapshot.start))
         self._call.upstream = snapshot.header.upstream
         reading = Reading(self._state, self._recordings, id_, snapshot, 0, exchange)
-        reading.stack.push(stack.pop_all())
+        reading.held.take(held)
         header = snapshot.header
         return reading.respond(self._call, [*header.fields, *_place(id_, header.ttl)], status=header.status)
 
@@ -259,7 +261,7 @@ class Attempt:
                 return None, claim
         return None, None if self._recordings.log.is_alive(claim) else claim
 
-    def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: ExitStack) -> Source | None:
+    def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: Cleanup) -> Source | None:
         """Begin to record a response, and return what its client reads; None if it is not recorded.
 
         :param fields: that clients get.
@@ -279,7 +281,7 @@ class Attempt:
             claim=self._key,
         )
         report = RecordingReport(self._call, self._state.metrics, self._claim.id)
-        held = ExitStack()
+        held = Cleanup()
 
         def on_end(end: RecordingEnd) -> None:
             held.close()
@@ -287,10 +289,10 @@ class Attempt:
 
         report.begin()
         # Before, because the recording may end at once.
-        held.push(taken.pop_all())
+        held.take(taken)
         reader = self._recordings.record(self._claim.id, header, upstream, exchange, on_end)
         if reader is None:
-            taken.push(held.pop_all())
+            taken.take(held)
             report.finish()
             return None
         self._is_mine = False

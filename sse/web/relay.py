@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from functools import partial
 
 from flask import Request, Response
@@ -11,6 +10,7 @@ from flask import Request, Response
 from ..errors import ClientGone, Draining, SSEError
 from ..protocol.field import is_event_stream, response_fields
 from ..protocol.target.table import Upstream
+from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
@@ -43,7 +43,7 @@ class Relay:
         self._request = request
         self._call = call
         self._state = state
-        self._stack = ExitStack()
+        self._held = Cleanup()
         self._client = client_connection(request.environ)
         self.exchange = Exchange(self._client.socket, state.limits)
 
@@ -51,11 +51,11 @@ class Relay:
         if self._state.drain.phase() >= Phase.FINISHING:
             raise Draining(retry_after=RETRY_AFTER)
         self._state.monitor.add(self.exchange)
-        self._stack.callback(self._state.monitor.discard, self.exchange)
+        self._held.add(partial(self._state.monitor.discard, self.exchange))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._held.close()
 
     def respond(self, outgoing: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
@@ -68,31 +68,33 @@ class Relay:
         if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
             return self._relay(outgoing, entry, None)
         with Attempt(resume, outgoing, self._call, self._state, recordings) as attempt:
-            return attempt.attach(self.exchange, self._stack) or self._relay(outgoing, entry, attempt)
+            return attempt.attach(self.exchange, self._held) or self._relay(outgoing, entry, attempt)
 
     def _relay(self, outgoing: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
         report = StreamReport(self._call, self._state.metrics)
         # What a recorder takes over: the lease, and the upstream.
-        taken = self._stack.enter_context(ExitStack())
+        taken = Cleanup()
+        self._held.add(taken.close)
         rules = self._call.rules
         meter = Meter(outgoing, self._call, self._state, self.exchange)
         meter.check()
-        taken.callback(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
+        taken.add(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
         # The charge comes before the lease is released, so that the client's next call finds it.
-        taken.callback(meter.settle)
+        taken.add(meter.settle)
         if rules is not None and rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         report.begin(self.exchange)
-        self._stack.callback(report.finish)
+        self._held.add(report.finish)
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
         try:
-            upstream = taken.enter_context(self._state.upstreams.open(outgoing, self.exchange.upstream))
+            upstream = self._state.upstreams.open(outgoing, self.exchange.upstream)
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise
+        taken.add(upstream.close)
         report.count(upstream.status)
         fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
         if outgoing.method == "HEAD":
@@ -124,7 +126,7 @@ class Relay:
 
         :param reader: of the recording, if there is one; nothing of the gateway's is put into it.
         """
-        held, is_error = ExitStack(), upstream.status >= 400
+        held, is_error = Cleanup(), upstream.status >= 400
 
         def on_end(end: StreamEnd) -> None:
             held.close()
@@ -146,7 +148,7 @@ class Relay:
             holds_back=self._client.socket is None,
             on_end=on_end,
         )
-        held.push(self._stack.pop_all())
+        held.take(self._held)
         return pump
 
     def _response(self, status: int, fields: list[tuple[str, str]], pump: Pump) -> Response:
