@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import logging
 import os
 import socket
 import stat
@@ -40,7 +41,8 @@ class BackgroundStream(io.TextIOBase):
         self._fd = stream.fileno()
         self._write_some = _writer(self._fd)
         self._report = report
-        self._lock = threading.RLock()
+        # The system's own: nothing waits while it is held, and gevent's takes eight calls.
+        self._lock = get_original("_thread", "RLock")()
         self._pid = os.getpid()
         self._kept: deque[bytes] = deque()
         self._size = self._lost = 0
@@ -107,6 +109,13 @@ class BackgroundStream(io.TextIOBase):
         deadline = time.monotonic() + FINISH_TIME
         while not self._flush_kept() and time.monotonic() < deadline:
             time.sleep(INTERVAL)
+
+
+class LineHandler(logging.StreamHandler[BackgroundStream]):
+    """A handler for such a stream, which has the lock that is needed."""
+
+    def createLock(self) -> None:
+        self.lock = None
 
 
 def in_background(stream: TextIO, report: Callable[[int], object]) -> TextIO | BackgroundStream:
