@@ -60,7 +60,8 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
             server = TLSListener(listener, partial(self.handle, listener), spawn, options["ssl_context"], self.log)
         else:
             pool = ConnectionPool(spawn.size)
-            server = Listener(listener, handle=partial(self._serve, listener, pool), spawn=pool)
+            serve = pool.serve = partial(self._serve, listener, pool)
+            server = Listener(listener, handle=serve, spawn=pool)
             if self.cfg.workers > 1 and self.loads is not None:
                 slot = self.age % (len(self.loads) // 4)
                 server.balance = Balance(self.loads, slot, lambda: pool.size - pool.free_count())
@@ -71,7 +72,7 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         return server
 
     def _serve(self, listener: Any, pool: ConnectionPool, client: Any, address: Any) -> None:
-        self._connections[client] = Connection(client, address, pool, partial(self._serve, listener, pool))
+        self._connections[client] = Connection(client, address, pool)
         try:
             self.handle(listener, client, address)
         finally:

@@ -66,20 +66,18 @@ class Leases:
                 raise TooManyStreams(retry_after=RETRY_AFTER)
             self._count += 1
             self._open[client] += 1
-        given_back = False
+        return partial(self._give_back, [client])
 
-        def give_back() -> None:
-            nonlocal given_back
-            with self._lock:
-                if given_back:
-                    return
-                given_back = True
-                self._count -= 1
-                self._open[client] -= 1
-                if not self._open[client]:
-                    del self._open[client]
-
-        return give_back
+    def _give_back(self, clients: list[str]) -> None:
+        """Release the lease of the client in the list, and remove it."""
+        with self._lock:
+            if not clients:
+                return
+            client = clients.pop()
+            self._count -= 1
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
 
 
 class SharedLeases(Leases):

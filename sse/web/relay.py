@@ -72,15 +72,15 @@ class Relay:
 
     def _relay(self, outgoing: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
         report = StreamReport(self._call, self._state.metrics)
-        # What a recorder takes over: the lease, and the upstream.
-        taken = Cleanup()
-        self._held.add(taken.close)
+        taken = self._held
+        if attempt is not None:
+            # What a recorder takes over: the lease, and the upstream.
+            taken = Cleanup()
+            self._held.add(taken.close)
         rules = self._call.rules
         meter = Meter(outgoing, self._call, self._state, self.exchange)
         meter.check()
         taken.add(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
-        # The charge comes before the lease is released, so that the client's next call finds it.
-        taken.add(meter.settle)
         if rules is not None and rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         report.begin(self.exchange)
@@ -103,7 +103,11 @@ class Relay:
             # Values that are repeated are equal.
             fields.extend([("Content-Length", value.partition(",")[0].strip(" \t")) for value in lengths[:1]])
         named = {name.lower(): value for name, value in fields}
-        meter.attach(upstream, named)
+        if meter.attach(upstream, named):
+            # The charge comes before the lease is released, so that the client's next call finds it.
+            taken.add(meter.settle)
+        # A stream may be open for hours, and needs them no more.
+        upstream.fields.clear()
         reader = None
         if attempt is not None:
             reader = attempt.record(upstream, fields, self.exchange, taken)
@@ -128,10 +132,6 @@ class Relay:
         """
         held, is_error = Cleanup(), upstream.status >= 400
 
-        def on_end(end: StreamEnd) -> None:
-            held.close()
-            report.log_end(end)
-
         pump = Pump(
             reader or upstream,
             self.exchange,
@@ -146,7 +146,7 @@ class Relay:
             has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
             abort=self._client.abort,
             holds_back=self._client.socket is None,
-            on_end=on_end,
+            on_end=partial(_finish, held, report),
         )
         held.take(self._held)
         return pump
@@ -157,6 +157,11 @@ class Relay:
             # So that it is not taken for a refusal of the gateway's own.
             fields.append(("X-Upstream-Status", str(status)))
         return stream_response(pump, status=status, fields=fields, call=call)
+
+
+def _finish(held: Cleanup, report: StreamReport, end: StreamEnd) -> None:
+    held.close()
+    report.log_end(end)
 
 
 def _unopened(error: SSEError, exchange: Exchange) -> StreamEnd:

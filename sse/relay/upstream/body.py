@@ -83,6 +83,8 @@ class Body:
                 # After a read that brought less than it might have, another one would find nothing.
                 is_full = received is not None and len(received) == READ_SIZE
                 if not is_full or not reads % READS_PER_TURN or time.monotonic() > end_of_turn:
+                    # What is waited for may take hours; until then nothing holds what came before.
+                    received, piece = None, b""
                     yield None
                     end_of_turn = time.monotonic() + TURN
                 try:
