@@ -24,7 +24,7 @@ CALLS_PER_READ = 12
 #: The same of a read that is recorded in memory.
 RECORDED_CALLS_PER_READ = 16
 #: Calls in `sse/` for a request over a kept connection, with a body and without an event.
-CALLS_PER_REQUEST = 245
+CALLS_PER_REQUEST = 210
 #: Writes to the upstream for the head and the body of a request.
 UPSTREAM_SENDS = 1
 #: Reads that look whether a kept connection is still good.

@@ -23,7 +23,7 @@ def separate_fields(req: Any) -> None:
     that, unless `header_map` is "dangerous"; with that the worker runs, and drops them here, when they have been kept.
     """
     req.sse_fields = fields = req.headers
-    if any("_" in name for name, _ in fields):
+    if "_" in "".join([name for name, _ in fields]):
         allowed = compat.forwarder_fields(req)
         req.headers = [field for field in fields if "_" not in field[0] or field[0] in allowed or "*" in allowed]
 

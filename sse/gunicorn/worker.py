@@ -106,9 +106,10 @@ class StreamWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
 
     def _call(self, app: Any, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Call the app; send what it responds, if that is a stream."""
-        environ[FIELDS] = compat.response_of(start_response).req.sse_fields
+        response = compat.response_of(start_response)
+        environ[FIELDS] = response.req.sse_fields
         body: Iterable[bytes] = app(environ, start_response)
-        response, unread = compat.response_of(start_response), environ["wsgi.input"]
+        unread = environ["wsgi.input"]
         if isinstance(unread, RequestBody) and not unread.is_whole:
             if unread.failed:
                 compat.close_behind(response)

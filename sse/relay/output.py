@@ -59,7 +59,8 @@ class BackgroundStream(io.TextIOBase):
         """Write a line, or keep it until it can be written."""
         data = text.encode(errors="backslashreplace")
         with self._lock:
-            self._forget_parent()
+            if self._pid != os.getpid():
+                self._forget_parent()
             if not self._kept:
                 data = data[self._write_some(data) :]
             if data:
@@ -68,9 +69,8 @@ class BackgroundStream(io.TextIOBase):
 
     def _forget_parent(self) -> None:
         """Leave the lines that were kept before a fork to the parent process."""
-        if self._pid != os.getpid():
-            self._pid, self._size, self._lost, self._is_draining = os.getpid(), 0, 0, False
-            self._kept.clear()
+        self._pid, self._size, self._lost, self._is_draining = os.getpid(), 0, 0, False
+        self._kept.clear()
 
     def _keep(self, data: bytes) -> None:
         if self._size + len(data) > LIMIT:

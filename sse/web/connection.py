@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KEYS = {"gunicorn.socket": True, "gunicorn.sock": False, "werkzeug.socket": True}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClientConnection:
     """What the server shows of a client's connection.
 

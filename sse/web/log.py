@@ -70,15 +70,18 @@ def log_event(
     :param cause: logged with its traceback.
     """
     if log.isEnabledFor(level):
-        text = " ".join([f"{name}={value if type(value) is int else _quoted(value)}" for name, value in fields.items()])
         exc_info = None if cause is None else (type(cause), cause, cause.__traceback__)
         # `Logger.log` would search the stack for the line that logs, which is always this one.
         extra = {"event": event, **fields}
-        log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (event, text), exc_info, extra=extra))
+        log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (event, _line(fields)), exc_info, extra=extra))
 
 
-def _quoted(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    text = "-" if value is None else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+def _line(fields: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in fields.items():
+        if type(value) is not int:
+            value = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+            if _PLAIN.fullmatch(value) is None:
+                value = json.dumps(value)
+        parts.append(f"{name}={value}")
+    return " ".join(parts)

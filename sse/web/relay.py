@@ -21,7 +21,7 @@ from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .access.policy import check_call
 from .call import Call
 from .connection import client_connection
-from .meter import Meter
+from .meter import new_meter
 from .recorded import Attempt, usable_recordings
 from .report import StreamReport
 from .response import stream_response
@@ -78,13 +78,13 @@ class Relay:
             taken = Cleanup()
             self._held.add(taken.close)
         rules = self._call.rules
-        meter = Meter(outgoing, self._call, self._state, self.exchange)
-        meter.check()
+        meter = new_meter(outgoing, self._call, self._state, self.exchange)
         taken.add(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
         if rules is not None and rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         report.begin(self.exchange)
-        self._held.add(report.finish)
+        if self._state.metrics is not None:
+            self._held.add(report.finish)
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
         if attempt is None or not attempt.outlives_client:
@@ -103,7 +103,7 @@ class Relay:
             # Values that are repeated are equal.
             fields.extend([("Content-Length", value.partition(",")[0].strip(" \t")) for value in lengths[:1]])
         named = {name.lower(): value for name, value in fields}
-        if meter.attach(upstream, named):
+        if meter is not None and meter.attach(upstream, named):
             # The charge comes before the lease is released, so that the client's next call finds it.
             taken.add(meter.settle)
         # A stream may be open for hours, and needs them no more.
@@ -118,7 +118,10 @@ class Relay:
             # The upstream's own limits go before those of the gateway.
             limits = self._state.access.rate_limit_fields(self._call)
             fields.extend([field for field in limits if field[0].lower() not in named])
-            return self._response(upstream.status, fields, pump)
+            if upstream.status >= 400:
+                # So that it is not taken for a refusal of the gateway's own.
+                fields.append(("X-Upstream-Status", str(upstream.status)))
+            return stream_response(pump, status=upstream.status, fields=fields, call=self._call)
         except BaseException:
             pump.close_unsent()
             raise
@@ -130,7 +133,7 @@ class Relay:
 
         :param reader: of the recording, if there is one; nothing of the gateway's is put into it.
         """
-        held, is_error = Cleanup(), upstream.status >= 400
+        held, is_error = self._held, upstream.status >= 400
 
         pump = Pump(
             reader or upstream,
@@ -148,15 +151,8 @@ class Relay:
             holds_back=self._client.socket is None,
             on_end=partial(_finish, held, report),
         )
-        held.take(self._held)
+        self._held = Cleanup()
         return pump
-
-    def _response(self, status: int, fields: list[tuple[str, str]], pump: Pump) -> Response:
-        call = self._call
-        if status >= 400:
-            # So that it is not taken for a refusal of the gateway's own.
-            fields.append(("X-Upstream-Status", str(status)))
-        return stream_response(pump, status=status, fields=fields, call=call)
 
 
 def _finish(held: Cleanup, report: StreamReport, end: StreamEnd) -> None:

@@ -24,7 +24,7 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*+(?:;[\t\x20-\x7e\x80-\xff]*
 _TRAILERS = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*+:[\t\x20-\x7e\x80-\xff]*)*")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Framing:
     """Where the body ends: there is none, after `length` bytes, after the last chunk, or with the connection.
 

@@ -103,7 +103,8 @@ class Body:
         except OSError as error:
             raise TruncatedBody("the connection broke") from error
         finally:
-            self._end(reusable=False)
+            if self._connection is not None:
+                self._end(reusable=False)
 
     def _check_end(self) -> None:
         """Check that the body may end with the connection."""
@@ -125,7 +126,8 @@ class Body:
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end; idempotent."""
-        self._end(reusable=False)
+        if self._connection is not None:
+            self._end(reusable=False)
 
     def release_conn(self) -> None:
         """Do nothing: `close()` and the end of `stream()` have done it. requests calls it."""
