@@ -75,6 +75,7 @@ END_REASONS = {
     EndReason.STOPPED: "a client stopped what was recorded, or erased it",
     EndReason.RECORDER_LOST: "the process that recorded has gone; what it had appended is kept",
     EndReason.TOO_SLOW: "the client read more slowly than what is kept moves on",
+    EndReason.ENDED_BY_OPERATOR: "an operator ended it with `flask sse end`",
     EndReason.CREDENTIAL_EXPIRED: "the client's token has expired, or its passcode was revoked",
     EndReason.INTERNAL_ERROR: "a fault of the gateway, or of the site's own iterable; the log has the traceback",
 }

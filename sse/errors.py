@@ -232,6 +232,12 @@ class Draining(SSEError):
     title = "The gateway is about to stop"
 
 
+class EndedByOperator(SSEError):
+    status = 503
+    code = "ended_by_operator"
+    title = "An operator of the gateway has ended the request"
+
+
 class StoreUnavailable(SSEError):
     status = 503
     code = "store_unavailable"

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, request_tearing_down
@@ -15,6 +16,7 @@ from .assembly import build
 from .cli.command import register_commands
 from .relay.channel.history import check_channel
 from .relay.channel.hub import ChannelInfo
+from .relay.control import Control
 from .relay.drain import DRAIN_EVENT_WINDOW, DRAIN_WRITE_WINDOW, WORKER_POLLS, Drain
 from .relay.durable import Recordings
 from .settings import SettingError, Settings
@@ -25,7 +27,7 @@ from .web.docs import docs_blueprint
 from .web.own import Event
 from .web.page import page_blueprint, static_blueprint
 from .web.refused import refusing
-from .web.state import state_of
+from .web.state import State, state_of
 from .web.views import channels_blueprint, metrics_blueprint, relay_blueprint, ticker_blueprint
 from .web.views.channels import MayRead
 from .web.views.site import relay_from_site
@@ -45,15 +47,23 @@ def end_with_worker(app: Flask, worker: Any) -> None:
 
     :param worker: what gunicorn gives the hook.
     :raises RuntimeError: if the app has no SSE.
+    :raises SettingError: if `SSE_CONTROL_DIR` cannot be used.
     """
     if "sse" not in app.extensions:
         raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
     grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
-    drain: Drain = app.extensions["sse"].drain
-    recordings: Recordings | None = app.extensions["sse"].recordings
+    state: State = app.extensions["sse"]
+    drain, recordings = state.drain, state.recordings
     if recordings is not None and recordings.is_shared:
         worker.run = partial(_run, worker.run, worker, drain, recordings)
+    if directory := state.settings.control_dir:
+        control = Control(state.monitor, Path(directory))
+        try:
+            control.open()
+        except ValueError as error:
+            raise SettingError(f"SSE_CONTROL_DIR: {error}") from error
+        worker.run = partial(_run_controlled, worker.run, control)
     threading.Thread(target=_begin_with, args=(drain, worker, grace), name="sse-drain", daemon=True).start()
 
 
@@ -63,6 +73,14 @@ def _run(run: Callable[[], None], worker: Any, drain: Drain, recordings: Recordi
     began = time.monotonic() if drain.began is None else drain.began
     last = began + worker.cfg.graceful_timeout - RECORDING_MARGIN
     recordings.finish(until=last - DRAIN_EVENT_WINDOW, last=last, keep_alive=worker.notify)
+
+
+def _run_controlled(run: Callable[[], None], control: Control) -> None:
+    """Run a worker that can be sent commands."""
+    try:
+        run()
+    finally:
+        control.close()
 
 
 def _begin_with(drain: Drain, worker: Any, grace: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import limits
 
 from .protocol.target.table import Upstream, parse_upstream
+from .relay.control import MAX_PATH, check_directory
 from .relay.redis import check_storage_uri
 from .setting_name import PREFIX as PREFIX
 from .setting_name import SettingError as SettingError
@@ -142,6 +143,16 @@ def _file(value: object) -> str:
     return value
 
 
+def _control_directory(value: object) -> str:
+    if not isinstance(value, str) or (value and not Path(value).is_absolute()):
+        raise ValueError(f"must be the absolute path of a directory, not {value!r}")
+    if len(value.encode("utf-8", "surrogateescape")) > MAX_PATH:
+        raise ValueError(f"must not be longer than {MAX_PATH} bytes, because a socket's path cannot be")
+    if value:
+        check_directory(Path(value))
+    return value
+
+
 def _key(check: Callable[[object], Any], default: Any, *, secret: bool = False) -> Any:
     return field(default=default, repr=not secret, metadata={"check": check})
 
@@ -196,6 +207,8 @@ class Settings:
     metrics: bool = _key(_metrics, False)
     #: The form of the service's log lines: "text", or "json" for an object a line. A site forms its log itself.
     log_format: str = _key(_log_format, "text")
+    #: Directory of the sockets by which `flask sse streams` and `flask sse end` reach workers; mode 0700. "": none.
+    control_dir: str = _key(_control_directory, "")
     #: Seconds of silence after which an own stream sends a comment. 0: never.
     heartbeat: float = _key(_seconds, 15.0)
     #: Seconds of silence after which a relayed stream is given a comment between two events. 0: never.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from app import create_app
 
 from .support.ending import error_event
+from .support.recording import Paced
 from .support.relay import Relay
-from .support.service import RawClient, Service, call, start_refused
+from .support.service import RawClient, Service, call, forward, start_refused
 from .support.upstream import EVENT_STREAM, Connection, Upstream, answer, chunk, head
 
 EVENT = b"data: a\n\n"
@@ -185,6 +187,55 @@ def test_a_client_may_do_what_its_file_says(
         assert (f"{status}" if status == 200 else f"{status} {client.json()['code']}") == expected
 
 
+STREAM_OF_CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param({}, 400, id="not-asked-for"),
+        pytest.param({"stream_options": None}, 400, id="null"),
+        pytest.param({"stream_options": []}, 400, id="a-list"),
+        pytest.param({"stream_options": {"include_usage": False}}, 400, id="false"),
+        pytest.param({"stream_options": {"include_usage": 1}}, 400, id="a-number"),
+        pytest.param({"stream_options": {"include_usage": True}}, 200, id="asked-for"),
+        pytest.param({"stream": False}, 200, id="a-whole-answer"),
+        pytest.param({"messages": None, "input": "Hi"}, 200, id="another-dialect"),
+    ],
+)
+@pytest.mark.parametrize("way", ["upstream", "forward"])
+def test_an_upstream_may_require_that_usage_is_asked_for(
+    clients: tuple[Service, Upstream], way: str, change: dict[str, Any], expected: int
+) -> None:
+    service, upstream = clients
+    document = {name: value for name, value in {**STREAM_OF_CHAT, **change}.items() if name != "messages" or value}
+    before = len(upstream.requests)
+    if way == "upstream":
+        fields = {"X-Passcode": "open", "Content-Type": "application/json"}
+        client = call(service, "POST", "/upstream/paid/v1/chat", fields, json.dumps(document).encode())
+    else:
+        client = forward(service, f"{upstream.url}/paid/v1/chat", body=document, passcode="open")
+    with client:
+        assert client.read_head().status == expected
+        if expected == 400:
+            refusal = client.json()
+            assert refusal["code"] == "invalid_request" and '{"include_usage": true}' in refusal["detail"]
+        else:
+            client.read_body()
+            assert json.loads(upstream.requests[-1].body) == document
+    # What is refused has cost nothing, and nothing is added to what passes.
+    assert len(upstream.requests) == before + (expected == 200)
+
+
+def test_a_clients_quota_is_its_own(clients: tuple[Service, Upstream]) -> None:
+    statuses = []
+    for name in ("poor", "open", "poor", "open"):
+        with post(clients[0], fields={"X-Passcode": name}) as client:
+            statuses.append((name, client.read_head().status))
+            client.read_body()
+    assert statuses == [("poor", 200), ("open", 200), ("poor", 429), ("open", 200)]
+
+
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Upstream]]:
     path = tmp_path_factory.mktemp("clients") / "clients.toml"
@@ -193,9 +244,13 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
         + entry("old", "old", "expires = 2020-01-01T00:00:00Z")
         + entry("bound", "bound", 'allow = ["POST v1/chat/completions"]', 'models = ["qwen-*"]')
         + entry("away", "away", 'upstreams = ["other"]')
+        + entry("poor", "poor", 'quota = "29 per 1 day"')
     )
     with Upstream(answer(*CHAT, framing="close")) as upstream:
-        table = {"test": {"url": upstream.url, "allow": ["POST v1", "GET v1"]}}
+        table = {
+            "test": {"url": upstream.url, "allow": ["POST v1", "GET v1"]},
+            "paid": {"url": f"{upstream.url}/paid/", "require_usage": True},
+        }
         with Service(SSE_UPSTREAMS=table, SSE_CLIENTS_FILE=str(path), SSE_THROTTLE="") as service:
             yield service, upstream
 
@@ -252,6 +307,42 @@ def test_a_silent_stream_ends_with_its_credential(
     relay.wait_log("stream end=credential_expired ")
     with post(relay, fields={"X-Passcode": "a"}) as client:
         assert client.read_head().status == 401
+
+
+@pytest.mark.parametrize(
+    ("kind", "begun"),
+    [pytest.param("text/event-stream", b"data: b", id="events"), pytest.param("text/plain", b"", id="text")],
+)
+def test_a_recording_ends_with_its_credential(
+    service: Callable[..., Service], upstream: Callable[..., Upstream], tmp_path: Path, kind: str, begun: bytes
+) -> None:
+    """It went on, at the expense of a client that was not one any more, and so did those that read it."""
+    path, script = tmp_path / "clients.toml", Paced(fields=(f"Content-Type: {kind}",))
+    path.write_text(entry("a", "one"))
+    relay = service(SSE_UPSTREAMS={"test": upstream(script).url}, SSE_CLIENTS_FILE=str(path))
+    with post(relay, fields={"X-Passcode": "one", "Stream-TTL": "60"}, timeout=20) as client:
+        place = client.read_head().field("Location") or ""
+        script.send(EVENT + begun)
+        client.read_until(EVENT + begun)
+        with call(relay, "GET", f"{place}?live=tail", {"X-Passcode": "one"}, timeout=20) as reader:
+            reader.read_until(EVENT + begun)
+            # The same client with another passcode.
+            path.write_text(entry("a", "two"))
+            assert (reader.read_body(), reader.ending) == (EVENT + begun, "aborted")
+        if begun:
+            script.send(b"b\n\ndata: c\n\n")
+        script.wait_closed(20)
+        rest = EVENT + (b"data: bb\n\n" if begun else b"")
+        assert (client.read_body(), client.ending) == (rest, "aborted")
+    relay.wait_log("recording end=credential_expired ")
+    assert len(re.findall("^.* stream end=credential_expired ", relay.log(), re.MULTILINE)) == 2
+    with call(relay, "GET", place, {"X-Passcode": "one"}) as client:
+        assert client.read_head().status == 401
+    with call(relay, "GET", f"{place}?offset={len(rest)}", {"X-Passcode": "two"}) as client:
+        assert (client.read_head().status, client.head and client.head.field("Stream-End")) == (
+            410,
+            "credential_expired",
+        )
 
 
 def test_a_clients_file_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from app import create_app
 
@@ -24,6 +28,11 @@ CLIENT_KEY = "canary-client-key"
 QUERY_KEY = "canary-query-key"
 BODY = "canary-body"
 STORE_KEY = "canary-store-key"
+FILE_PASSCODE = "canary-file-passcode"
+FILE_DIGEST = hashlib.sha256(FILE_PASSCODE.encode()).hexdigest()
+#: A claim of the tokens, which hold it in another form.
+CLAIM = "canary-claim"
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 EVENT = b"data: x\n\n"
 JSON = {"Content-Type": "application/json"}
@@ -60,7 +69,32 @@ def everything(client: RawClient) -> tuple[int, str]:
         return answer.status, f"{answer} {client.read_body().decode()}"
 
 
-def calls(upstream: Upstream, nobody: str) -> list[tuple[str, dict[str, str], bytes]]:
+def token(**claims: Any) -> str:
+    """Return a token that the gateway accepts, unless a claim says otherwise."""
+    said = {"iss": "site", "aud": "gateway", "sub": "ann", "exp": int(time.time()) + 600, "secret": CLAIM, **claims}
+    return jwt.encode(said, KEY, algorithm="RS256")
+
+
+def tokens() -> dict[str, str]:
+    """Return tokens of all kinds: what is accepted, and what is refused, each for another reason."""
+    good = token()
+    return {
+        "good": good,
+        "expired": token(exp=1),
+        "elsewhere": token(aud=CLAIM),
+        "cut": good[:-4],
+        "unsigned": jwt.encode({"sub": CLAIM}, "", algorithm="none"),
+        "long": token(padding="x" * 9000),
+    }
+
+
+def shows(text: str, secrets: Iterable[str]) -> bool:
+    """Return whether a text holds one of the secrets, or a part of a token."""
+    parts = {part for secret in secrets for part in secret.split(".") if len(part) > 40}
+    return WORD in text or FILE_DIGEST in text or any(part in text for part in parts)
+
+
+def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[str, dict[str, str], bytes]]:
     """Return requests of all kinds, each with all secrets that fit into it: target, fields, body."""
     paths = ["ok", "truncated", "garbage", "closed", "redirect", "error", "silent"]
     made: list[tuple[str, dict[str, str], bytes]] = []
@@ -97,16 +131,25 @@ def calls(upstream: Upstream, nobody: str) -> list[tuple[str, dict[str, str], by
     made.append(("/forward-sse", {"Content-Type": f"text/{CLIENT_KEY}", "X-Passcode": PASSCODE}, BODY.encode()))
     made.append((f"/upstream/test/..?key={QUERY_KEY}", {"X-Passcode": PASSCODE}, BODY.encode()))
     made.append((f"/upstream/other/?key={QUERY_KEY}", {"X-Passcode": PASSCODE}, BODY.encode()))
+    for credential in (FILE_PASSCODE, *known):
+        for path in ("ok", "truncated", "error"):
+            made.append((f"/upstream/test/{path}", {"Authorization": f"Bearer {credential}"}, BODY.encode()))
+        made.append((f"/upstream/other/?token={credential[:2000]}", {"X-Passcode": credential}, BODY.encode()))
+        forward(f"{upstream.url}/ok", passcode=credential)
+        forward(f"{upstream.url}/ok?token={credential[:2000]}", {"X-Passcode": credential}, passcode=WRONG)
     made.append((f"/sse?lastEventId=1&key={QUERY_KEY}", FIELDS, BODY.encode()))
     made.append((f"/healthz?key={QUERY_KEY}", FIELDS, BODY.encode()))
     return made
 
 
 def test_no_secret_comes_out_anywhere(
-    redis_server: Any, upstream: Callable[..., Upstream], service: Callable[..., Service]
+    redis_server: Any, upstream: Callable[..., Upstream], service: Callable[..., Service], tmp_path: Path
 ) -> None:
     source, nobody = upstream(behave), upstream()
     nobody.refuse()
+    clients, keys, known = tmp_path / "clients.toml", tmp_path / "keys.json", tokens()
+    clients.write_text(f'[file]\nsha256 = "{FILE_DIGEST}"\nquota = "100000 per 1 day"\nallow = ["POST ok"]\n')
+    keys.write_text(json.dumps({"keys": [jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]}))
     table = {
         "test": {"url": source.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
         "nobody": {"url": nobody.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
@@ -114,26 +157,34 @@ def test_no_secret_comes_out_anywhere(
     relay = service(
         SSE_UPSTREAMS=table,
         SSE_PASSCODES={"alice": PASSCODE},
+        SSE_CLIENTS_FILE=str(clients),
+        SSE_JWT={"keys": str(keys), "issuer": "site", "audience": "gateway"},
+        SSE_QUOTA="1000000 per 1 day",
+        SSE_USAGE=True,
         SSE_STORAGE_URI=redis_server.url.replace("//", f"//:{STORE_KEY}@"),
         SSE_RESPONSE_TIMEOUT=0.5,
         SSE_THROTTLE="1000 per minute",
         SSE_METRICS=True,
     )
     statuses = set()
-    for target, fields, body in calls(source, nobody.url):
+    for target, fields, body in calls(source, nobody.url, known.values()):
         status, said = everything(call(relay, "POST", target, fields, body))
         statuses.add(status)
-        assert WORD not in said, (target, body, said)
+        assert not shows(said, known.values()), (target, body, said)
     assert statuses >= {200, 400, 401, 403, 404, 405, 415, 500, 502, 504}
     for target in ("/", "/playground.json", "/metrics", "/sse-static/sse.js", f"/no/such/page?key={QUERY_KEY}"):
-        assert WORD not in everything(call(relay, "GET", target))[1], target
+        assert not shows(everything(call(relay, "GET", target))[1], known.values()), target
     relay.stop()
-    assert "stream end=" in relay.log()
-    assert WORD not in relay.log()
+    log = relay.log()
+    assert all(
+        f"stream end=complete status=200 upstream=test client={name} " in log for name in ("alice", "file", "ann")
+    )
+    assert not shows(log, known.values())
     # What belongs upstream did arrive there, and the gateway's own credential did not.
     seen = b"".join(request.head + request.body for request in source.requests).decode()
     assert all(secret in seen for secret in (UPSTREAM_KEY, CLIENT_KEY, QUERY_KEY, BODY))
-    assert PASSCODE not in seen and WRONG not in seen
+    assert PASSCODE not in seen and WRONG not in seen and FILE_PASSCODE not in seen
+    assert known["good"] not in seen.replace(f"?token={known['good']}", "")
 
 
 def test_what_is_thrown_holds_no_secret(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

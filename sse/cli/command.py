@@ -18,6 +18,8 @@ def register_commands(app: Flask) -> None:
     group.command("publish")(publish)
     group.command("settings")(settings)
     group.command("passcode")(passcode)
+    group.command("streams")(streams)
+    group.command("end")(end)
     app.cli.add_command(group)
 
 
@@ -61,6 +63,28 @@ def settings() -> None:
     from .settings import show_settings
 
     show_settings(current_app.config, current_app.extensions["sse"].settings)
+
+
+@click.option("--json", "as_json", is_flag=True, help="Write a JSON array.")
+def streams(as_json: bool) -> None:
+    """List the streams that are open in all workers of this host.
+
+    It reads the sockets in SSE_CONTROL_DIR. The exit status is 1 if a worker did not respond, or none is running.
+    """
+    from .streams import list_streams
+
+    list_streams(current_app.extensions["sse"].settings.control_dir, as_json=as_json)
+
+
+@click.argument("id")
+def end(id: str) -> None:
+    """End the stream ID, as soon as an event has ended; called again, wherever it is.
+
+    The exit status is 1 if no stream of that id is open.
+    """
+    from .streams import end_stream
+
+    end_stream(current_app.extensions["sse"].settings.control_dir, id)
 
 
 @click.argument("name")

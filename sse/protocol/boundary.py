@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
+#: A line with its end, or what there is of one.
+LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(rb"\n\n+")
 #: The last two bytes after a blank line.
@@ -64,3 +67,13 @@ class Boundary:
             return b""
         self._head = None
         return head.removeprefix(_BYTE_ORDER_MARK)
+
+
+def rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
+    """Return what of a piece belongs to the event that has begun, all of it if that does not end there."""
+    ahead = copy.copy(boundary)
+    for line in LINE.finditer(piece):
+        ahead.feed(line[0])
+        if ahead.at_boundary:
+            return piece[: line.end()]
+    return piece

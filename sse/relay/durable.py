@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..protocol.boundary import Boundary
+from ..protocol.boundary import Boundary, rest_of_event
+from ..protocol.field import is_event_stream
 from .background import run_soon
 from .drain import Phase
 from .exchange import Exchange, Limits, Side, Stage
@@ -52,25 +53,35 @@ class RecordedExchange(Exchange):
         self.upstream = side
         self.recording: Recording | None = None
 
-    def is_between_events(self) -> bool:
-        """Return whether an event has just ended; looked at only while the process stops."""
+    @property
+    def state(self) -> str:
+        return "ending" if self.ends_at_boundary or self.reason is not None else "record"
+
+    def position(self) -> Boundary:
+        """Return where in its events the recording is; looked at only when it is about to end."""
         recording, boundary = self.recording, Boundary()
-        if recording is None:
-            return False
         # Whatever came before, it was not the beginning of the stream.
-        boundary.feed(b"x" + recording.read(max(recording.start, recording.end - _TAIL)))
-        return boundary.at_boundary
+        boundary.feed(b"x")
+        if recording is not None:
+            boundary.feed(recording.read(max(recording.start, recording.end - _TAIL)))
+        return boundary
 
     def drain(self, phase: Phase) -> None:
         """End the recording together with its readers, unless `Recordings.finish()` does it as late as possible."""
         if not self._outlives_readers:
             self.finish(at_boundary=phase is Phase.FINISHING)
 
-    def finish(self, *, at_boundary: bool) -> None:
+    def finish(self, reason: EndReason = EndReason.DRAINING, *, at_boundary: bool) -> None:
         """End the recording now, or as soon as an event has ended."""
-        self.ends_at_boundary = at_boundary
-        if not at_boundary or self.is_between_events():
-            self.cancel(EndReason.DRAINING)
+        if not self.ends_at_boundary:
+            self.ends_at_boundary, self.end_reason = at_boundary, reason
+        if not at_boundary or self.position().at_boundary:
+            self.cancel(self.end_reason)
+
+    def _end_soon(self, reason: EndReason) -> None:
+        fields = self.recording.header.fields if self.recording is not None else ()
+        kind = next((value for name, value in fields if name.lower() == "content-type"), "")
+        self.finish(reason, at_boundary=is_event_stream(kind))
 
 
 class Recorder:
@@ -119,7 +130,12 @@ class Recorder:
             return
         try:
             while piece := self._source.read():
+                if exchange.ends_at_boundary:
+                    piece = rest_of_event(piece, exchange.position())
                 recording.append(piece)
+                exchange.bytes = recording.end
+                if exchange.ends_at_boundary and exchange.position().at_boundary:
+                    break
         except TruncatedBody:
             self._finish(exchange.upstream.reason or EndReason.UPSTREAM_TRUNCATED)
             return
@@ -128,10 +144,10 @@ class Recorder:
             raise
         if exchange.upstream.reason is not None:
             self._finish(exchange.upstream.reason)
-        elif piece is not None:
+        elif piece == b"":
             self._finish(EndReason.COMPLETE)
-        elif exchange.ends_at_boundary and exchange.is_between_events():
-            self.cancel(EndReason.DRAINING)
+        elif exchange.ends_at_boundary and exchange.position().at_boundary:
+            self.cancel(exchange.end_reason)
         else:
             exchange.upstream.since = time.monotonic()
 
@@ -190,7 +206,9 @@ class Recordings:
         recording = self.log.create(id, header, recorder.cancel)
         if recording is None:
             return None
-        recorded.recording = recording
+        recorded.recording, recorded.report = recording, exchange.report
+        # The client that began it reads to its end.
+        recorded.is_admitted, exchange.is_admitted = exchange.is_admitted, None
         reader = self.log.attend(recording)
         exchange.read_recording(reader, ends_early=self.is_shared)
         self._open.add(recorder)

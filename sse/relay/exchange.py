@@ -60,6 +60,13 @@ class Cancellable(Protocol):
         """End it, waking what waits for it; never waits itself."""
 
 
+class Report(Protocol):
+    """What is known of an exchange beside its sides."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return whose it is, and of what, without secrets."""
+
+
 class Side:
     """One side of an exchange: its stage and since when, what is waited for, and why that was cancelled."""
 
@@ -196,12 +203,15 @@ class Exchange:
     __slots__ = (
         "_limits",
         "boundary",
+        "bytes",
         "client",
         "drains_from",
         "end_reason",
         "ends_at_boundary",
         "is_admitted",
         "min_wait",
+        "number",
+        "report",
         "started",
         "upstream",
     )
@@ -212,6 +222,12 @@ class Exchange:
         self.upstream.since = STOPPED
         #: Where in its event stream the exchange is, if it is one.
         self.boundary: Boundary | None = None
+        #: Bytes of the body that were sent to the client.
+        self.bytes = 0
+        #: Which one it is in its process; 0 before it is open.
+        self.number = 0
+        #: Set when it is a stream, or is about to be one.
+        self.report: Report | None = None
         #: Whether the stream ends as soon as an event has ended.
         self.ends_at_boundary = False
         #: Why it does.
@@ -229,6 +245,18 @@ class Exchange:
     def reason(self) -> EndReason | None:
         """The first reason for which the exchange was cancelled: what ends the client's side ends the upstream's."""
         return self.upstream.reason
+
+    @property
+    def events(self) -> int | None:
+        """Events that were sent to the client, None if it gets no event stream."""
+        return self.boundary.events if self.boundary is not None else None
+
+    @property
+    def state(self) -> str:
+        """What is waited for, as `Stage` names it; or that it is about to end."""
+        if self.ends_at_boundary or self.reason is not None:
+            return "ending"
+        return (self.client if self.upstream.since == STOPPED else self.upstream).stage.name.lower()
 
     def read_recording(self, reader: Cancellable, *, ends_early: bool) -> None:
         """Read a recording from now on; the upstream's side, if it was begun, is a recorder's.
@@ -276,10 +304,20 @@ class Exchange:
         """End the stream at its next boundary if the client's credential is valid no more."""
         if self.is_admitted is None or self.upstream.stage is not Stage.READ or self.is_admitted():
             return
-        if self.boundary is None:
-            self.cancel(EndReason.CREDENTIAL_EXPIRED)
+        self._end_soon(EndReason.CREDENTIAL_EXPIRED)
+
+    def end(self, reason: EndReason) -> None:
+        """End the exchange as soon as an event has ended; at once if there are no events, or it is called again."""
+        if self.ends_at_boundary or self.upstream.stage is not Stage.READ:
+            self.cancel(reason)
         else:
-            self._end_at_boundary(EndReason.CREDENTIAL_EXPIRED)
+            self._end_soon(reason)
+
+    def _end_soon(self, reason: EndReason) -> None:
+        if self.boundary is None:
+            self.cancel(reason)
+        else:
+            self._end_at_boundary(reason)
 
     def _end_at_boundary(self, reason: EndReason) -> None:
         if not self.ends_at_boundary:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from operator import attrgetter
 
 from .drain import Drain
 from .exchange import STOPPED, Exchange, Stage
@@ -27,18 +29,25 @@ class Monitor:
         self._open: set[Exchange] = set()
         self._lock = threading.Lock()
         self._is_running = False
+        self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, exchange: Exchange) -> None:
         """Begin to look at an exchange's clocks."""
+        exchange.number = next(self._numbers)
         with self._lock:
             self._open.add(exchange)
             if self._is_running:
                 return
             self._is_running = True
         threading.Thread(target=self._run, name="sse-monitor", daemon=True).start()
+
+    def exchanges(self) -> list[Exchange]:
+        """Return all that are open, in the order of their numbers."""
+        with self._lock:
+            return sorted(self._open, key=attrgetter("number"))
 
     def discard(self, exchange: Exchange) -> None:
         """Stop looking at an exchange; may be called again."""

@@ -77,11 +77,20 @@ def log_event(
 
 
 def _line(fields: Mapping[str, Any]) -> str:
-    parts = []
+    words = []
     for name, value in fields.items():
-        if type(value) is not int:
-            value = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-            if _PLAIN.fullmatch(value) is None:
-                value = json.dumps(value)
-        parts.append(f"{name}={value}")
-    return " ".join(parts)
+        # `quote`, written out for what most fields have.
+        if value is None:
+            value = "-"
+        elif type(value) is not int and (type(value) is not str or not _PLAIN.fullmatch(value)):
+            value = quote(value)
+        words.append(f"{name}={value}")
+    return " ".join(words)
+
+
+def quote(value: object) -> str:
+    """Return a value as one word, so that nothing in it can pass for something else."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = "-" if value is None else str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

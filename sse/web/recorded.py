@@ -133,6 +133,8 @@ class Reading:
         """
         report = StreamReport(call, self._state.metrics)
         report.begin(self.exchange)
+        if call.rules is not None and call.rules.is_temporary:
+            self.exchange.is_admitted = partial(self._state.access.is_valid, call.rules)
         self.held.add(report.finish)
         report.count(status)
         held = Cleanup()

@@ -7,7 +7,7 @@ from functools import partial
 
 from flask import Request, Response
 
-from ..errors import ClientGone, Draining, SSEError
+from ..errors import ClientGone, Draining, EndedByOperator, SSEError
 from ..protocol.field import is_event_stream, response_fields
 from ..protocol.target.table import Upstream
 from ..relay.cleanup import Cleanup
@@ -162,7 +162,11 @@ def _finish(held: Cleanup, report: StreamReport, end: StreamEnd) -> None:
 
 def _unopened(error: SSEError, exchange: Exchange) -> StreamEnd:
     """Return how a stream ended that never began."""
-    reasons = {ClientGone: EndReason.CLIENT_GONE, Draining: EndReason.DRAINING}
+    reasons = {
+        ClientGone: EndReason.CLIENT_GONE,
+        Draining: EndReason.DRAINING,
+        EndedByOperator: EndReason.ENDED_BY_OPERATOR,
+    }
     elapsed = time.monotonic() - exchange.started
     return StreamEnd(
         reason=reasons.get(type(error), EndReason.UPSTREAM_FAILED),

@@ -39,11 +39,16 @@ class StreamReport:
         self._app = _sender() if stream_opened.receivers or stream_ended.receivers else None
 
     def begin(self, exchange: Exchange) -> None:
-        """Count the stream as open."""
+        """Count the stream as open, and let it be listed."""
+        exchange.report = self
         if self._metrics is not None:
             self._metrics.begin_stream(self._upstream)
         if self._app is not None:
             stream_opened.send(self._app, **self._named(), cancel=partial(exchange.cancel, EndReason.CLIENT_GONE))
+
+    def describe(self) -> dict[str, Any]:
+        """Return whose stream it is, and of what, for a list of open streams."""
+        return {**self._named(), "target": self._call_fields.get("target")}
 
     def count(self, status: int) -> None:
         """Count the request as relayed.

@@ -13,6 +13,7 @@ import pytest
 
 from ..benchmark.table import COLUMNS
 from ..support.document import block, codes, page, run, table
+from ..support.ending import EVENT, error_event, silent
 from ..support.relay import Relay
 from ..support.service import Service, call
 from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
@@ -45,6 +46,21 @@ def test_json_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     log.info("said", extra={"request_id": "1"})
     written = json.loads(capsys.readouterr().err)
     assert (written["message"], written["request_id"]) == ("said", "1")
+
+
+def test_open_streams(relay: Relay, service: Callable[..., Service], tmp_path: Path) -> None:
+    relay.upstream.script = silent
+    gateway = service(SSE_UPSTREAMS={"test": relay.upstream.url}, SSE_CONTROL_DIR=str(tmp_path))
+    listing, ending = block("open_streams").splitlines()
+    with call(gateway, "GET", "/upstream/test/") as client:
+        client.read_until(EVENT)
+        printed = run(listing, FLASK_SSE_CONTROL_DIR=str(tmp_path))
+        id = printed.splitlines()[1].split()[0]
+        run(ending.replace("4711-12", id), FLASK_SSE_CONTROL_DIR=str(tmp_path))
+        assert client.read_body() == EVENT + error_event("ended_by_operator")
+    shown = re.search(r"^    (id .*)\n    (4711-12 .*)$", page("docs/operations.md"), re.MULTILINE)
+    assert shown and shown[1].split() == printed.splitlines()[0].split()
+    assert len(shown[2].split()) == len(printed.splitlines()[1].split())
 
 
 def test_traced(upstream: Callable[..., Upstream], tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ The clock is set by libfaketime where it is installed, for gunicorn, gevent and 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from ..support.crowd import Crowd, Spring
-from ..support.ending import EVENT, ending, eventually, new_mark, silent
+from ..support.ending import EVENT, ending, error_event, eventually, new_mark, silent
 from ..support.program import missing
 from ..support.service import Service, call, forward
 from ..support.upstream import Upstream, answer
@@ -111,3 +113,57 @@ def test_no_client_is_locked_out_longer(hours: int, store: str, clock: Clock, re
                 pass
             assert found[0] == 429
             assert 1 <= int(found[1] or 0) <= 2
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+@pytest.mark.parametrize("hours", [HOURS, -HOURS])
+def test_a_quota_is_neither_renewed_nor_longer_spent(
+    hours: int, store: str, clock: Clock, request: pytest.FixtureRequest
+) -> None:
+    settings: dict[str, Any] = {"SSE_QUOTA": "1 per 1 hour"}
+    if store == "redis":
+        settings["SSE_STORAGE_URI"] = request.getfixturevalue("redis_server").url
+    with Upstream(answer(EVENT)) as upstream:
+        with Service("--workers", "1", SSE_UPSTREAMS={"test": upstream.url}, env=clock.env, **settings) as service:
+
+            def post() -> tuple[int, int]:
+                with call(service, "POST", "/upstream/test/", {}, b"{}") as client:
+                    head = client.read_head()
+                    client.read_body()
+                    return head.status, int(head.field("Retry-After") or 0)
+
+            assert post()[0] == 200
+            service.wait_log("stream end=complete ")
+            status, wait = post()
+            assert (status, 0 < wait <= 3600) == (429, True)
+            clock.set(hours)
+            status, later = post()
+            assert (status, wait - 10 <= later <= wait) == (429, True)
+
+
+def test_a_credential_ends_by_the_clock(clock: Clock, tmp_path: Path) -> None:
+    """Its end is a time of day: set back, the clock ends nothing, and set forward, it ends what has expired by it."""
+    until = datetime.now(UTC) + timedelta(hours=HOURS - 1)
+    lines = {"short": f"expires = {until.isoformat()}", "long": ""}
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in lines}
+    clients = tmp_path / "clients.toml"
+    clients.write_text("".join(f'[{name}]\nsha256 = "{digests[name]}"\n{lines[name]}\n' for name in lines))
+    with (
+        Upstream(silent) as upstream,
+        Service(SSE_UPSTREAMS={"test": upstream.url}, SSE_CLIENTS_FILE=str(clients), env=clock.env) as service,
+        call(service, "GET", "/upstream/test/", {"X-Passcode": "short"}) as short,
+        call(service, "GET", "/upstream/test/", {"X-Passcode": "long"}) as long,
+    ):
+        for client in (short, long):
+            client.read_until(EVENT)
+        clock.set(-HOURS)
+        with call(service, "GET", "/upstream/test/", {"X-Passcode": "short"}) as again:
+            again.read_until(EVENT)
+        clock.set(HOURS)
+        assert short.read_body() == EVENT + error_event("credential_expired")
+        assert asked(service)[0] == 401
+        with call(service, "GET", "/upstream/test/", {"X-Passcode": "short"}) as again:
+            assert again.read_head().status == 401
+        with call(service, "GET", "/upstream/test/", {"X-Passcode": "long"}) as again:
+            again.read_until(EVENT)
+        assert long.ending is None

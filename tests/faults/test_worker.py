@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
 import socket
 import threading
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +18,10 @@ import pytest
 from sse.relay.lease import LIFETIME
 
 from ..support.crowd import Crowd, Spring, descriptors
-from ..support.ending import EVENT, LAST_WORDS, eventually
+from ..support.ending import EVENT, LAST_WORDS, eventually, silent
 from ..support.program import RedisServer
 from ..support.service import RawClient, Service, call
+from ..support.upstream import Upstream, answer
 
 STREAMS = 200
 
@@ -97,6 +101,50 @@ def test_a_killed_workers_leases_expire(
             with Crowd(service, 1) as one_more:
                 assert one_more.streaming == 1
     store.close()
+
+
+def test_a_killed_worker_leaks_no_quota_or_lease(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A client's own limits: what its streams hold is nothing that has to be released, but for what expires."""
+    clients = tmp_path / "clients.toml"
+    digest = hashlib.sha256(b"passcode").hexdigest()
+    clients.write_text(f'[ann]\nsha256 = "{digest}"\nmax_streams = 2\nquota = "100 per 1 day"\n')
+    fields = {"X-Passcode": "passcode"}
+    usage = b'data: {"usage":{"prompt_tokens":20,"completion_tokens":9}}\n\n'
+    with (
+        redis_server.client() as store,
+        Upstream(silent) as upstream,
+        Service(
+            "--workers",
+            "1",
+            SSE_UPSTREAMS={"test": upstream.url},
+            SSE_CLIENTS_FILE=str(clients),
+            SSE_STORAGE_URI=redis_server.url,
+        ) as service,
+        ExitStack() as stack,
+    ):
+
+        def post() -> RawClient:
+            return stack.enter_context(call(service, "POST", "/upstream/test/", fields, b"{}"))
+
+        cut = [post(), post()]
+        for client in cut:
+            client.read_until(EVENT)
+        [killed] = service.worker_pids()
+        os.kill(killed, signal.SIGKILL)
+        assert [(client.read_body(), client.ending) for client in cut] == [(EVENT, "aborted")] * 2
+        assert store.keys("sse:{quota:*") == []
+        refused = post()
+        assert (refused.read_head().status, refused.json()["code"]) == (429, "too_many_streams")
+        [key] = store.keys("sse-leases:*ann")
+        assert 0 < store.ttl(key) <= LIFETIME + 1
+        # As if their time were over, which nobody waits for.
+        for lease, _ in store.zrange(key, 0, -1, withscores=True):
+            store.zincrby(key, -LIFETIME - 1, lease)
+        upstream.script = answer(usage, framing="close")
+        assert post().read_body() == usage
+        eventually(lambda: not store.exists(key), "the lease is left")
+        [account] = [name for name in store.keys("sse:{quota:*") if store.type(name) == b"hash"]
+        assert store.hget(account, "spent") == b"29"
 
 
 class Asking(threading.Thread):

@@ -60,21 +60,21 @@ class RemoteReader(BaseReader):
         self._unfollow = store.subscribe(keys, snapshot.end, self._deliver) if self.reason is None else None
 
     def _next(self) -> bytes | None:
+        # All at one moment: the last bytes and the end may be delivered between two looks.
         with self._lock:
             piece = bytes(self._ready[:READ_SIZE])
             del self._ready[: len(piece)]
+            error, reason, is_behind = self._error, self.reason, self._have < self.known_end
         if piece:
             return piece
-        if self._error is not None:
-            raise self._error
-        if self._have < self.known_end:
+        if error is not None:
+            raise error
+        if is_behind:
             self._fetch_soon()
             return None
-        if self.reason is EndReason.COMPLETE:
-            return b""
-        if self.reason is not None:
-            raise Interrupted(self.reason)
-        return None
+        if reason is not None and reason is not EndReason.COMPLETE:
+            raise Interrupted(reason)
+        return None if reason is None else b""
 
     def _is_ready(self) -> bool:
         is_at_end = self._have >= self.known_end and self.reason is not None
@@ -99,13 +99,17 @@ class RemoteReader(BaseReader):
 
     def end(self, reason: EndReason, end: int) -> None:
         """End the recording as other processes see it."""
-        self.reason, self.known_end = reason, end
+        with self._lock:
+            self.reason, self.known_end = reason, end
         self._bells.ring()
 
     def _fetch_soon(self) -> None:
-        if not self._is_fetching:
+        # What is delivered while this decides would be fetched, and so read, a second time.
+        with self._lock:
+            if self._is_fetching:
+                return
             self._is_fetching = True
-            run_soon(self._fetch)
+        run_soon(self._fetch)
 
     def _fetch(self) -> None:
         try:

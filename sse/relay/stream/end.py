@@ -19,6 +19,7 @@ class EndReason(enum.StrEnum):
     MAX_DURATION = "max_duration"
     DRAINING = "draining"
     CREDENTIAL_EXPIRED = "credential_expired"
+    ENDED_BY_OPERATOR = "ended_by_operator"
     STOPPED = "stopped"  #: a client stopped what was recorded
     RECORDER_LOST = "recorder_lost"  #: the process that recorded has gone
     TOO_SLOW = "too_slow"  #: what the client reads next is not kept any more
@@ -33,12 +34,13 @@ MESSAGES = {
     EndReason.MAX_DURATION: "the stream was open for as long as it may be",
     EndReason.DRAINING: "the gateway is about to stop",
     EndReason.CREDENTIAL_EXPIRED: "the credential has expired or was revoked",
+    EndReason.ENDED_BY_OPERATOR: "an operator of the gateway has ended the stream",
     EndReason.STOPPED: "the stream was stopped",
     EndReason.RECORDER_LOST: "the process that recorded the stream has gone",
     EndReason.TOO_SLOW: "what comes next is not kept any more",
 }
 #: HTTP statuses that mean the same; of the others, 500.
-STATUSES = {EndReason.DRAINING: 503, EndReason.CREDENTIAL_EXPIRED: 401}
+STATUSES = {EndReason.DRAINING: 503, EndReason.CREDENTIAL_EXPIRED: 401, EndReason.ENDED_BY_OPERATOR: 503}
 
 
 class Abort(enum.Enum):

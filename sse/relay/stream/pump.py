@@ -6,7 +6,6 @@ that has been sent in part.
 
 from __future__ import annotations
 
-import copy
 import enum
 import json
 import random
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import SSEError, error_object
-from ...protocol.boundary import Boundary
+from ...protocol.boundary import LINE, Boundary, rest_of_event
 from ...protocol.event import ServerSentEvent, encode_comment
 from ..exchange import FINAL_WRITE_TIMEOUT, STOPPED, Exchange, Stage
 from ..tcp import reset, shut_down_client
@@ -40,8 +39,6 @@ _UNSPACED = re.compile(rb"^(?:event|data|id):[^ \r\n]", re.MULTILINE)
 
 #: Bytes that are held back at most while an event is not whole.
 MAX_HELD = 1024 * 1024
-
-_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
 class Wait(enum.Enum):
@@ -125,7 +122,6 @@ class Pump:
         self._outcome = EndReason.CLIENT_GONE if has_body else EndReason.COMPLETE
         self._end: End | None = None
         self._pause: Pause | None = None
-        self._bytes = 0
         self._head = time.monotonic() - exchange.started
         self._first: float | None = None
         self._is_spaced = True
@@ -162,25 +158,25 @@ class Pump:
         return self._pass(piece, time.monotonic())
 
     def _pass(self, piece: bytes, now: float) -> Step:
-        upstream, boundary = self.exchange.upstream, self._boundary
+        exchange, upstream, boundary = self.exchange, self.exchange.upstream, self._boundary
         if self._ahead is not None and not (piece := self._whole_events(piece, self._ahead)):
             upstream.since = now
             # Only a read that brings nothing shows that there is something to wait for.
             return self.step()
         if self._first is None:
-            self._first = now - self.exchange.started
+            self._first = now - exchange.started
             self._is_spaced = _UNSPACED.search(piece) is None
         elif now - upstream.since > self._gap:
             self._gap = now - upstream.since
         # The client is waited for now, not the upstream.
         upstream.since = STOPPED
-        is_limited = 0 < self._limit < self._bytes + len(piece)
+        is_limited = 0 < self._limit < exchange.bytes + len(piece)
         if is_limited:
-            piece = piece[: self._limit - self._bytes]
-        if boundary is not None and self.exchange.ends_at_boundary:
-            piece = _rest_of_event(piece, boundary)
+            piece = piece[: self._limit - exchange.bytes]
+        if boundary is not None and exchange.ends_at_boundary:
+            piece = rest_of_event(piece, boundary)
         # `_feed`, written out: this is done for each piece.
-        self._bytes += len(piece)
+        exchange.bytes += len(piece)
         for tap in self._taps:
             tap.feed(piece)
         if is_limited:
@@ -190,14 +186,14 @@ class Pump:
         return piece
 
     def _feed(self, piece: bytes) -> None:
-        self._bytes += len(piece)
+        self.exchange.bytes += len(piece)
         for tap in self._taps:
             tap.feed(piece)
 
     def _whole_events(self, piece: bytes, ahead: Boundary) -> bytes:
         """Return what has been held back and what follows, up to the end of the last whole event."""
         end = 0
-        for line in _LINE.finditer(piece):
+        for line in LINE.finditer(piece):
             ahead.feed(line[0])
             if ahead.at_boundary:
                 end = line.end()
@@ -337,7 +333,7 @@ class Pump:
                     reason=reason,
                     status=self._status,
                     events=self._boundary.events if self._boundary is not None else 0,
-                    bytes=self._bytes,
+                    bytes=self.exchange.bytes,
                     head=self._head,
                     first_byte=self._first,
                     longest_gap=self._gap or None,
@@ -355,16 +351,6 @@ class Handover:
 
     body: Any
     pump: Pump
-
-
-def _rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
-    """Return what of a piece belongs to the event that has begun, all of it if that does not end there."""
-    ahead = copy.copy(boundary)
-    for line in _LINE.finditer(piece):
-        ahead.feed(line[0])
-        if ahead.at_boundary:
-            return piece[: line.end()]
-    return piece
 
 
 def encode_error(reason: EndReason, id: str | None = None, *, is_spaced: bool = True) -> bytes:

@@ -12,6 +12,7 @@ import requests
 from ...errors import (
     ClientGone,
     Draining,
+    EndedByOperator,
     SSEError,
     UpstreamBadResponse,
     UpstreamTimeout,
@@ -111,6 +112,7 @@ class UpstreamClient:
         :raises UpstreamBadResponse: if the response is invalid HTTP, or a redirect.
         :raises UpstreamTimeout: if the connection or the head took too long.
         :raises Draining: if the process stops before there is a response.
+        :raises EndedByOperator: if an operator ends it before there is a response.
         :raises ClientGone: if the client has left.
         """
         return traced(request.method, request.target, request.fields, partial(self._open, request, side))
@@ -173,6 +175,8 @@ def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:
     should_retry = False if was_sent else None
     if side.reason is EndReason.DRAINING:
         return Draining(retry_after=RETRY_AFTER, should_retry=should_retry)
+    if side.reason is EndReason.ENDED_BY_OPERATOR:
+        return EndedByOperator(should_retry=False)
     if side.reason is EndReason.UPSTREAM_TIMEOUT:
         detail = "no response head in time" if was_sent else "no connection in time"
         return UpstreamTimeout(detail, cause=detail, should_retry=should_retry)
