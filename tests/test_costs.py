@@ -9,6 +9,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 import pytest
 
@@ -25,6 +26,8 @@ CALLS_PER_READ = 12
 RECORDED_CALLS_PER_READ = 16
 #: Calls in `sse/` for a request over a kept connection, with a body and without an event.
 CALLS_PER_REQUEST = 210
+#: Bytes of memory for a stream that waits for its upstream; 6,500 and room for what a process rounds up.
+MEMORY_PER_STREAM = 9_000
 #: Writes to the upstream for the head and the body of a request.
 UPSTREAM_SENDS = 1
 #: Reads that look whether a kept connection is still good.
@@ -73,6 +76,16 @@ class Counting:
             assert client.is_complete
         return Counter(json.loads(self._service.wait_log("^costs (.*)$", start=start)[1]))
 
+    def hold(self, count: int, stack: ExitStack) -> int:
+        """Open streams that wait until the stack is closed, and return the bytes of memory that the service has."""
+        self._may_end = threading.Event()
+        stack.callback(self._may_end.set)
+        body = json.dumps({"targetUrl": f"http://localhost:{self.upstream.port}/", "body": "x" * 1000}).encode()
+        for _ in range(count):
+            fields = {"Content-Type": "application/json"}
+            stack.enter_context(call(self._service, "POST", "/forward-sse", fields, body)).read_head()
+        return self._service.rss()
+
 
 @pytest.fixture(scope="module")
 def counting() -> Iterator[Counting]:
@@ -80,7 +93,12 @@ def counting() -> Iterator[Counting]:
     with Upstream() as upstream:
         # By its name, for only names are looked up.
         upstreams = {"test": f"http://localhost:{upstream.port}/"}
-        with Service(app="tests.apps.counted:app", SSE_UPSTREAMS=upstreams, SSE_THROTTLE="1000 per second") as service:
+        with Service(
+            app="tests.apps.counted:app",
+            SSE_UPSTREAMS=upstreams,
+            SSE_THROTTLE="1000 per second",
+            SSE_MAX_STREAMS_PER_CLIENT=0,
+        ) as service:
             found = Counting(service, upstream)
             first = found.relay([EVENT])
             assert first["look_ups"] == 1, "a new connection looks its name up, or look-ups are not counted"
@@ -139,3 +157,10 @@ def test_a_kept_connection_is_used_again(counting: Counting) -> None:
 
 def test_a_kept_connection_looks_nothing_up(counting: Counting) -> None:
     assert counting.relay()["look_ups"] == 0
+
+
+def test_a_stream_that_waits_takes_little_memory(counting: Counting) -> None:
+    """It kept the request, the response and their fields: 17 kB."""
+    with ExitStack() as stack:
+        before = counting.hold(100, stack)
+        assert (counting.hold(300, stack) - before) / 300 < MEMORY_PER_STREAM
