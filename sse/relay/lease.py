@@ -15,6 +15,8 @@ from .redis import SharedStore, nothing
 
 #: Seconds after which a refused client may try again: there is no telling when a stream ends, so soon but not at once.
 RETRY_AFTER = 1
+#: Seconds after which a refusal is certain: a client that comes back at once finds its last stream about to end.
+SETTLE_TIME = 0.02
 #: Seconds after which a lease in the shared store expires if its process does not renew it, for it was killed.
 LIFETIME = 30
 
@@ -58,6 +60,13 @@ class Leases:
         :raises AtCapacity: if the process has as many as it may have.
         :raises TooManyStreams: if the client has.
         """
+        try:
+            return self._take(client, most)
+        except (AtCapacity, TooManyStreams):
+            time.sleep(SETTLE_TIME)
+            return self._take(client, most)
+
+    def _take(self, client: str, most: int | None) -> Callable[[], None]:
         with self._lock:
             if self._total and self._count >= self._total:
                 raise AtCapacity(retry_after=RETRY_AFTER)
@@ -109,9 +118,9 @@ class SharedLeases(Leases):
         self._held: dict[str, str] = {}
         self._renewing = False
 
-    def take(self, client: str, most: int | None = None) -> Callable[[], None]:
+    def _take(self, client: str, most: int | None) -> Callable[[], None]:
         most = self._per_client if most is None else most
-        give_back = super().take(client, most)
+        give_back = super()._take(client, most)
         if not most:
             return give_back
         lease, key = uuid.uuid4().hex, f"sse-{self._kind}:{client}"

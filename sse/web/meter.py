@@ -21,7 +21,7 @@ _JSON, _LINES = "application/json", ("application/x-ndjson", "application/ndjson
 
 
 def new_meter(request: UpstreamRequest, call: Call, state: State, exchange: Exchange) -> Meter | None:
-    """Return what counts the tokens of a response, None if nothing is to be counted.
+    """Return a meter of the tokens of a response, None if nothing needs one.
 
     :raises QuotaExceeded: if the client has spent its quota.
     """
