@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from flask_limiter import Limiter
 
 from .demo.server import DemonstrationServer
-from .protocol.target.table import UpstreamTable, parse_upstream
+from .protocol.target.entry import parse_upstream
+from .protocol.target.table import UpstreamTable
 from .relay.channel.history import HistoryLimits
 from .relay.channel.hub import Channels
 from .relay.drain import Drain
@@ -27,6 +28,7 @@ from .relay.redis_error import store_errors
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
+from .relay.upstream.failover import Failover
 from .relay.upstream.fetch import fetch
 from .relay.upstream.pool import Pool
 from .settings import Settings
@@ -54,10 +56,11 @@ def build(
     :raises ValueError: if every client could use the upstreams' keys and `SSE_OPEN` does not allow it.
     """
     demonstration = DemonstrationServer() if has_demonstration and settings.upstreams is None else None
-    upstreams = settings.upstreams or ()
+    entries = settings.upstreams or ()
     if demonstration is not None:
-        upstreams = (parse_upstream("demo", demonstration.url),)
-    table = UpstreamTable(upstreams, allow_public=settings.allow_public_targets)
+        entries = (parse_upstream("demo", demonstration.url),)
+    table = UpstreamTable(entries, allow_public=settings.allow_public_targets)
+    upstreams = _upstreams(settings, table)
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     monitor = Monitor(drain := Drain())
@@ -65,7 +68,12 @@ def build(
     return State(
         settings=settings,
         table=table,
-        upstreams=_upstreams(settings, table),
+        upstreams=upstreams,
+        failover=Failover(
+            upstreams,
+            limits=_limits(settings),
+            on_attempt=metrics.count_attempt if metrics is not None else None,
+        ),
         leases=leases_in(
             store,
             total=settings.max_streams,

@@ -11,7 +11,7 @@ from typing import Any
 
 import limits
 
-from .protocol.target.table import Upstream, parse_upstream
+from .protocol.target.entry import InvalidEntry, Upstream, parse_upstream
 from .relay.control import MAX_PATH, check_directory
 from .relay.redis import check_storage_uri
 from .setting_name import PREFIX as PREFIX
@@ -262,7 +262,8 @@ class Settings:
             try:
                 values[key.removeprefix(PREFIX).lower()] = checks[key](value)
             except ValueError as error:
-                raise SettingError(f"{key}: {error}") from error
+                where = error.where if isinstance(error, InvalidEntry) else ""
+                raise SettingError(f"{key}{where}: {error}") from error
         return cls(**values)
 
     @property
@@ -277,7 +278,7 @@ class Settings:
         """
         if self.has_credentials or has_authorize:
             return False
-        at_stake = self.allow_public_targets or any(upstream.headers for upstream in self.upstreams or ())
+        at_stake = self.allow_public_targets or any(upstream.has_keys for upstream in self.upstreams or ())
         if at_stake and not self.open:
             raise ValueError(
                 "SSE_PASSCODES is empty, so every client could use the upstreams' keys or call any public target: "

@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from .benchmark import __main__ as program
-from .benchmark import audience, channels, client
+from .benchmark import __main__ as benchmark
+from .benchmark import audience, channels, client, growth
 from .benchmark.client import Door, run
 from .benchmark.load import LOADS, Load, events_of
 from .benchmark.table import COLUMNS, Measured, doubts, table
 from .benchmark.upstream import Upstream as Source
+from .support.program import program
 from .support.service import ROOT, Service
 from .support.upstream import Connection, Script, Upstream, answer, chunk, head
 
@@ -36,19 +38,29 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_each_relay_has_a_row_with_a_figure_in_each_column() -> None:
-    command = [sys.executable, "-m", "tests.benchmark", "--scale", str(SCALE)]
+def test_each_relay_has_a_row_with_a_figure_in_each_column(tmp_path: Path) -> None:
+    plot = tmp_path / "plot.svg"
+    command = [sys.executable, "-m", "tests.benchmark", "--scale", str(SCALE), "--plot", str(plot)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     head, _, *rows = [cells(line) for line in done.stdout.splitlines() if line.startswith("|")]
     assert head == ["relay", *(column.title for column in COLUMNS)]
-    assert [row[0] for row in rows] == ["direct", "naive", "ours", "naive : ours"]
-    for row in rows[1:3]:
+    program("nginx", "nginx")
+    relays = ["naive", "nginx", "ours"]
+    assert [row[0] for row in rows] == ["direct", *relays, "naive : ours", "nginx : ours"]
+    for row in rows[1:4]:
         # So few streams need no memory of their own, and their times are noise, below nothing even.
         assert all(re.fullmatch(r"[+-]?\d+(\.\d+)?", cell) for cell in row[1:]), row
         assert all(float(cell) > 0 for cell in row[1:4]), row
-    for column, cell in zip(COLUMNS, rows[3][1:], strict=True):
+    for column, cell in zip(COLUMNS, rows[4][1:], strict=True):
         assert not column.added or cell == "-", "a ratio of what is mostly noise"
+    picture = plot.read_text()
+    # A group of bars for each figure, with one of each relay.
+    assert all(f">{name}<" in picture for name in relays), picture
+    titles = [column.title for column in COLUMNS if not column.added]
+    assert all(f">{title}<" in picture for title in titles)
+    # The legend's and the ground's are the others; so few streams need no memory of their own.
+    assert picture.count("<rect") >= 1 + len(relays) + len(relays) * (len(titles) - 1)
 
 
 @pytest.mark.parametrize("name", LOADS)
@@ -134,8 +146,8 @@ def test_a_wrong_relay_has_no_figure_and_fails_the_run(
         yield Door(name="direct", port=source.port, upstream=source.port)
         yield Door(name="faulty", port=faulty.port, upstream=source.port)
 
-    monkeypatch.setattr(program, "doors", doors)
-    assert program.main(["--scale", str(SCALE)]) == 1
+    monkeypatch.setattr(benchmark, "doors", doors)
+    assert benchmark.main(["--scale", str(SCALE)]) == 1
     told = capsys.readouterr().out
     row = next(cells(line) for line in told.splitlines() if line.startswith("| faulty"))
     assert set(row[1:]) == {"WRONG"}
@@ -149,9 +161,9 @@ def test_a_busy_machine_is_named(
     def doors(source: Source) -> Iterator[Door]:
         yield Door(name="direct", port=source.port, upstream=source.port)
 
-    monkeypatch.setattr(program, "doors", doors)
+    monkeypatch.setattr(benchmark, "doors", doors)
     monkeypatch.setattr("os.getloadavg", lambda: (load_average, 0.0, 0.0))
-    assert program.main(["--scale", str(SCALE)]) == 0
+    assert benchmark.main(["--scale", str(SCALE)]) == 0
     assert ("Others kept 99.0 of" in capsys.readouterr().out) is is_named
 
 
@@ -173,6 +185,37 @@ def test_without_proc_the_table_shows_a_dash(source: Source) -> None:
     *_, relay = [cells(line) for line in table({"direct": row, "ours": row}).splitlines()]
     unknown = [column.title for column, cell in zip(COLUMNS, relay[1:], strict=True) if cell == "-"]
     assert unknown == ["CPU µs/event, paced", "CPU µs/event, flat out", "CPU µs/request", "KiB/open stream"]
+
+
+# Growth
+
+
+def test_growth_is_measured_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(growth, "STREAMS", (200, 1000))
+    monkeypatch.setattr(growth, "RATES", (100,))
+    monkeypatch.setattr(growth, "SECONDS", 1)
+    plot = tmp_path / "growth.svg"
+    assert growth.main(["--scale", str(SCALE), "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    rows = [cells(line) for line in printed.splitlines() if line.startswith("|")][2:]
+    assert [row[:2] for row in rows] == [["4", "30"], ["20", "6"], ["4", "100"]]
+    assert all(float(row[2]) > 0 for row in rows)
+    assert printed.count("linearly") == 2
+    assert plot.read_text().count("<circle") == 2 * len(growth.STREAMS)
+
+
+def test_growth_beyond_the_number_of_streams_is_named() -> None:
+    few, many = (growth.Point(streams, 30, cpu, 11.0, 0, 0) for streams, cpu in ((200, 20.0), (5000, 40.0)))
+    assert [line.rpartition("; ")[2] for line in growth.verdicts([few, many])] == [
+        "it grows FASTER than linearly",
+        "it grows no faster than linearly",
+    ]
+
+
+def test_no_more_streams_than_descriptors_are_opened() -> None:
+    assert [load.streams for load in growth.loads(1, 6000)][:4] == [200, 1000, 5000, 6000]
 
 
 # Channels

@@ -28,6 +28,8 @@ RECORDED_CALLS_PER_READ = 16
 CALLS_PER_REQUEST = 210
 #: Bytes of memory for a stream that waits for its upstream; 6,500 and room for what a process rounds up.
 MEMORY_PER_STREAM = 9_000
+#: More of them if its upstream has two targets.
+CALLS_FOR_TARGETS = 24
 #: Writes to the upstream for the head and the body of a request.
 UPSTREAM_SENDS = 1
 #: Reads that look whether a kept connection is still good.
@@ -54,16 +56,19 @@ class Counting:
             connection.wait_for(self._may_end)
             connection.send(LAST_CHUNK)
 
-    def relay(self, *bursts: Sequence[bytes], fields: Mapping[str, str] | None = None) -> Counter[str]:
+    def relay(
+        self, *bursts: Sequence[bytes], fields: Mapping[str, str] | None = None, name: str = "test"
+    ) -> Counter[str]:
         """Relay a stream, and return what that took.
 
         :param bursts: of events, a chunk each; a burst is sent at once, when the one before has arrived.
         :param fields: more of the request.
+        :param name: of the upstream's entry.
         """
         fields = {"Content-Type": "application/json", **(fields or {})}
         start, number = len(self._service.log()), len(self.upstream.requests) + 1
         self._may_end = threading.Event()
-        with call(self._service, "POST", "/upstream/test/", fields, b"{}") as client:
+        with call(self._service, "POST", f"/upstream/{name}/", fields, b"{}") as client:
             connection = self.upstream.connections[self.upstream.wait_request(number).connection]
             client.read_head()
             for burst in bursts:
@@ -92,10 +97,13 @@ def counting() -> Iterator[Counting]:
     """With a connection that is kept, and everything done that is done once."""
     with Upstream() as upstream:
         # By its name, for only names are looked up.
-        upstreams = {"test": f"http://localhost:{upstream.port}/"}
+        url = f"http://localhost:{upstream.port}/"
+        targets = [{"id": id, "headers": {"X-Key": id}} for id in ("a", "b")]
+        upstreams = {"test": url, "targets": {"url": url, "targets": targets, "retry": [429]}}
         with Service(
             app="tests.apps.counted:app",
             SSE_UPSTREAMS=upstreams,
+            SSE_OPEN=True,
             SSE_THROTTLE="1000 per second",
             SSE_MAX_STREAMS_PER_CLIENT=0,
         ) as service:
@@ -139,6 +147,12 @@ def test_events_that_are_read_together_take_no_call_each(counting: Counting) -> 
 def test_a_request_takes_few_calls(counting: Counting) -> None:
     costs = counting.relay()
     assert 0 < costs["calls"] <= CALLS_PER_REQUEST
+
+
+def test_several_targets_take_few_calls_more(counting: Counting) -> None:
+    one, more = counting.relay(), counting.relay(name="targets")
+    assert 0 < more["calls"] - one["calls"] <= CALLS_FOR_TARGETS
+    assert more["upstream_sends"] == one["upstream_sends"]
 
 
 def test_a_request_takes_few_reads_and_writes(counting: Counting) -> None:

@@ -24,6 +24,7 @@ WORD = "canary"
 PASSCODE = "canary-passcode"
 WRONG = "canary-wrong-passcode"
 UPSTREAM_KEY = "canary-upstream-key"
+TARGET_KEY = "canary-target-key"
 CLIENT_KEY = "canary-client-key"
 QUERY_KEY = "canary-query-key"
 BODY = "canary-body"
@@ -107,6 +108,7 @@ def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[s
         forward(f"{upstream.url}/{path}?key={QUERY_KEY}")
         own = {**FIELDS, "X-Passcode": PASSCODE, "Cookie": f"session={CLIENT_KEY}"}
         made.append((f"/upstream/test/{path}?key={QUERY_KEY}", own, BODY.encode()))
+        made.append((f"/upstream/several/{path}?key={QUERY_KEY}", own, BODY.encode()))
         made.append((f"/upstream/test/{path}?key={QUERY_KEY}", {"Authorization": f"Bearer {PASSCODE}"}, BODY.encode()))
     forward(f"{nobody}/?key={QUERY_KEY}")
     forward(f"https://10.0.0.1/?key={QUERY_KEY}")
@@ -153,6 +155,14 @@ def test_no_secret_comes_out_anywhere(
     table = {
         "test": {"url": source.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
         "nobody": {"url": nobody.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
+        "several": {
+            "url": f"{source.url}/several",
+            "retry": [500],
+            "targets": [
+                {"id": "a", "headers": {"X-Upstream-Key": TARGET_KEY}},
+                {"id": "b", "url": nobody.url, "headers": {"X-Upstream-Key": TARGET_KEY}},
+            ],
+        },
     }
     relay = service(
         SSE_UPSTREAMS=table,
@@ -182,7 +192,7 @@ def test_no_secret_comes_out_anywhere(
     assert not shows(log, known.values())
     # What belongs upstream did arrive there, and the gateway's own credential did not.
     seen = b"".join(request.head + request.body for request in source.requests).decode()
-    assert all(secret in seen for secret in (UPSTREAM_KEY, CLIENT_KEY, QUERY_KEY, BODY))
+    assert all(secret in seen for secret in (UPSTREAM_KEY, TARGET_KEY, CLIENT_KEY, QUERY_KEY, BODY))
     assert PASSCODE not in seen and WRONG not in seen and FILE_PASSCODE not in seen
     assert known["good"] not in seen.replace(f"?token={known['good']}", "")
 
@@ -216,9 +226,11 @@ def test_what_is_thrown_holds_no_secret(caplog: pytest.LogCaptureFixture, monkey
 
 
 def test_no_repr_shows_a_secret() -> None:
+    targets = [{"id": "a", "headers": {"Authorization": TARGET_KEY}}]
+    entry = {"url": "https://api.example.com/", "headers": {"Authorization": UPSTREAM_KEY}, "targets": targets}
     app = create_app(
         {
-            "SSE_UPSTREAMS": {"test": {"url": "https://api.example.com/", "headers": {"Authorization": UPSTREAM_KEY}}},
+            "SSE_UPSTREAMS": {"test": entry},
             "SSE_PASSCODES": {"alice": PASSCODE},
             "SSE_STORAGE_URI": f"redis://:{STORE_KEY}@127.0.0.1:1/0",
         }
@@ -246,6 +258,7 @@ def test_a_clients_file_that_cannot_be_used_shows_no_value(tmp_path: Path, text:
         {"SSE_PASSCODES": {"alice": PASSCODE, "bob": PASSCODE}},
         {"SSE_PASSCODES": {"alice": [PASSCODE]}},
         {"SSE_UPSTREAMS": {"a": {"url": "https://example.com/", "headers": {"X": f"{UPSTREAM_KEY}\n"}}}},
+        {"SSE_UPSTREAMS": {"a": {"url": "https://example.com/", "targets": [{"id": TARGET_KEY + " "}]}}},
     ],
 )
 def test_a_start_that_fails_shows_no_secret(settings: dict[str, Any]) -> None:

@@ -121,6 +121,10 @@ BAD: list[tuple[str, object]] = [
     ("SSE_METRICS", "yes"),
     ("SSE_LOG_FORMAT", "xml"),
     ("SSE_LOG_FORMAT", ["json"]),
+    ("SSE_CONTROL_DIR", "relative"),
+    ("SSE_CONTROL_DIR", "/" + "x" * 200),
+    ("SSE_CONTROL_DIR", "/etc/passwd"),
+    ("SSE_CONTROL_DIR", "/usr"),
     ("SSE_HEARTBEAT", None),
     ("SSE_RELAY_HEARTBEAT", -0.1),
     ("SSE_RESUME_TTL", -1),
@@ -158,6 +162,7 @@ GOOD: dict[str, object] = {
     "SSE_CA_FILE": "",
     "SSE_METRICS": True,
     "SSE_LOG_FORMAT": "json",
+    "SSE_CONTROL_DIR": "/no/such/directory",
     "SSE_HEARTBEAT": 0,
     "SSE_RELAY_HEARTBEAT": 20,
     "SSE_RESUME_TTL": 60,
@@ -211,6 +216,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "ca_file": "",
         "metrics": False,
         "log_format": "text",
+        "control_dir": "",
         "heartbeat": 15,
         "relay_heartbeat": 0,
         "resume_ttl": 300,
@@ -251,7 +257,13 @@ def test_the_settings_do_not_change_with_what_they_were_made_of() -> None:
 KEYED = {"a": {"url": "https://example.com/", "headers": {"Authorization": CANARY}}}
 
 
-@pytest.mark.parametrize("config", [{"SSE_UPSTREAMS": KEYED}, {"SSE_ALLOW_PUBLIC_TARGETS": True}])
+#: With a key in one of the targets alone.
+SEVERAL = {"a": {"url": "https://example.com/", "targets": [{"id": "a"}, {"id": "b", "headers": {"X-Key": CANARY}}]}}
+
+
+@pytest.mark.parametrize(
+    "config", [{"SSE_UPSTREAMS": KEYED}, {"SSE_UPSTREAMS": SEVERAL}, {"SSE_ALLOW_PUBLIC_TARGETS": True}]
+)
 def test_an_open_gateway_with_keys_needs_sse_open(config: Mapping[str, Any]) -> None:
     with pytest.raises(ValueError, match="^SSE_PASSCODES") as refused:
         create_app(config)

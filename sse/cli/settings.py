@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..protocol.target.entry import Upstream
 from ..settings import PREFIX, Settings
 
 #: Keys whose values hold secrets, and what is shown of them instead.
@@ -37,10 +38,15 @@ def _shown(name: str, given: Any, value: Any) -> str:
     if name == "passcodes":
         return json.dumps(dict.fromkeys(value, "***"))
     if name == "upstreams":
-        return "the demonstration" if value is None else json.dumps({entry.name: entry.base.url for entry in value})
+        return "the demonstration" if value is None else json.dumps({entry.name: _urls(entry) for entry in value})
     if isinstance(value, str) and "://" in value:
         return json.dumps(_without_credentials(value))
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=lambda other: "***")
+
+
+def _urls(entry: Upstream) -> str | dict[str, str]:
+    """Return the URL of an upstream, or those of its targets."""
+    return {target.id: target.base.url for target in entry.targets} or entry.base.url
 
 
 def _without_credentials(uri: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from ..errors import InvalidRequest
 
@@ -143,6 +143,13 @@ def encode_request_fields(
     if has_body and "content-type" not in names_sent and "content-type" not in names:
         fields.append(("Content-Type", "application/json"))
     return fields
+
+
+def replace_fields(pairs: Iterable[tuple[str, str]], replace: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return fields with others in the place of those of the same name."""
+    names = {_same(name) for name, _ in replace}
+    # `_same`, written out, as above.
+    return [*[pair for pair in pairs if pair[0].lower().replace("_", "-") not in names], *replace]
 
 
 def with_trace(pairs: list[tuple[str, str]], find: Callable[[str], str | None]) -> list[tuple[str, str]]:

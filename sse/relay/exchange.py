@@ -201,6 +201,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_ended_by",
         "_limits",
         "boundary",
         "bytes",
@@ -238,6 +239,7 @@ class Exchange:
         self.drains_from = Phase.FINISHING
         self.started = self.client.since
         self._limits = limits
+        self._ended_by: EndReason | None = None
         #: Seconds for which a read of the upstream passes no deadline.
         self.min_wait = 0.0 if limits.duration else limits.idle or math.inf
 
@@ -271,6 +273,21 @@ class Exchange:
         if ends_early:
             self.drains_from = Phase.DRAINING
 
+    def begin_attempt(self, limits: Limits) -> EndReason | None:
+        """Give the upstream another side, because a time-out ends an attempt and not the exchange.
+
+        :param limits: from now on.
+        :return: why the exchange has ended, None if it goes on.
+        """
+        is_first = self.upstream.since == STOPPED
+        self.upstream, self._limits = Side(Stage.OPEN), limits
+        # Both may have come at once: that the client has left, and what ended the attempt before.
+        connection = self.client.connection if self.client.stage is not Stage.BODY else None
+        if not is_first and connection is not None and tcp.is_gone(connection):
+            self._on_client_gone()
+        # Looked at last, because another thread sets it before it cancels the upstream's side.
+        return self._ended_by
+
     def watch_client(self) -> None:
         """Notice from now on that the client leaves; call it when the request has been read whole."""
         self.client.watch(self._on_client_gone)
@@ -280,11 +297,13 @@ class Exchange:
 
     def lose_client(self, reason: EndReason) -> None:
         """End the exchange because of its client, whose connection is shut down."""
+        self._ended_by = self._ended_by or reason
         self.upstream.cancel(reason)
         self.client.cancel(reason)
 
     def cancel(self, reason: EndReason) -> None:
         """End the exchange for a reason that the client can still be sent."""
+        self._ended_by = self._ended_by or reason
         self.upstream.cancel(reason)
         if self.client.stage is Stage.BODY:
             self.client.cancel(reason)
@@ -332,10 +351,12 @@ class Exchange:
             self._check_client(connection, now)
         if self.reason is not None:
             return
-        limit, reason = self._upstream_limit()
-        if limit and now - self.upstream.since > limit:
-            self.upstream.cancel(reason)
-        elif self._limits.duration and self.upstream.stage is Stage.READ and now - self.started > self._limits.duration:
+        # Once, because another thread may begin another attempt.
+        upstream = self.upstream
+        limit, reason = self._upstream_limit(upstream.stage)
+        if limit and now - upstream.since > limit:
+            upstream.cancel(reason)
+        elif self._limits.duration and upstream.stage is Stage.READ and now - self.started > self._limits.duration:
             self.cancel(EndReason.MAX_DURATION)
 
     def _check_client(self, connection: socket.socket, now: float) -> None:
@@ -351,10 +372,10 @@ class Exchange:
         elif client.is_polled and tcp.is_gone(connection):
             self.lose_client(EndReason.CLIENT_GONE)
 
-    def _upstream_limit(self) -> tuple[float, EndReason]:
-        if self.upstream.stage is Stage.READ:
+    def _upstream_limit(self, stage: Stage) -> tuple[float, EndReason]:
+        if stage is Stage.READ:
             return self._limits.idle, EndReason.IDLE_TIMEOUT
-        return self._limits.open if self.upstream.stage is Stage.OPEN else self._limits.head, EndReason.UPSTREAM_TIMEOUT
+        return self._limits.open if stage is Stage.OPEN else self._limits.head, EndReason.UPSTREAM_TIMEOUT
 
     def close(self) -> None:
         """Stop watching both sides."""

@@ -20,8 +20,10 @@ from .redis_error import REDIS_PACKAGE, Busy, describe, store_errors
 
 log = logging.getLogger("sse")
 
-#: Seconds to connect, to wait for a reply, and to wait for a free connection.
+#: Seconds to connect, and to wait for a reply.
 TIMEOUT = 1.0
+#: Seconds to wait for a free connection of a store that works: many clients may come at once.
+QUEUE_TIMEOUT = 10.0
 #: Seconds for which an unavailable store is not called.
 RETRY_INTERVAL = 5.0
 #: Connections of one process to one server: a command takes less than a millisecond, and more would only queue there.
@@ -235,7 +237,7 @@ class SharedStore:
         :raises Busy: if none becomes free in time, or another caller has found the store unavailable meanwhile.
         """
         slots = self._locks.setdefault("slots", threading.BoundedSemaphore(CONNECTIONS))
-        if not slots.acquire(timeout=TIMEOUT):
+        if not slots.acquire(timeout=QUEUE_TIMEOUT):
             raise Busy("no free connection")
         try:
             if not may_retry and time.monotonic() < self._retry_at:

@@ -38,6 +38,11 @@ class Metrics:
             "sse_streams_open", "Streams that are open", ["upstream"], multiprocess_mode="livesum", registry=registry
         )
         self._requests = counter("sse_requests", "Requests by their response", ["upstream", "status", "code"])
+        self._attempts = counter(
+            "sse_attempts",
+            "Requests to upstreams that have several targets, by the status or the code of their outcome",
+            ["upstream", "target", "outcome"],
+        )
         self._ended = counter("sse_streams_ended", "Streams by why they ended", ["upstream", "reason"])
         self._bytes = counter("sse_bytes", "Bytes of the streams that have ended", ["upstream"])
         self._events = counter("sse_events", "Events of the streams that have ended", ["upstream"])
@@ -89,6 +94,13 @@ class Metrics:
         :param code: of our refusal, or what it was if none.
         """
         self._of(self._requests, upstream, _status(status), code).inc()
+
+    def count_attempt(self, upstream: str, target: str, outcome: int | str) -> None:
+        """Count a request to one of several targets.
+
+        :param outcome: the status of its response, or the code of what failed.
+        """
+        self._of(self._attempts, upstream, target, outcome if isinstance(outcome, str) else _status(outcome)).inc()
 
     def observe(self, upstream: str, end: StreamEnd) -> None:
         """Count a stream that has ended."""

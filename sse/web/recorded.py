@@ -13,7 +13,6 @@ from typing import Self
 from flask import Request, Response, request, url_for
 
 from ..errors import (
-    ClientGone,
     Draining,
     IdempotencyKeyReused,
     OffsetExpired,
@@ -28,11 +27,11 @@ from ..relay.durable import RecordingEnd, Recordings
 from ..relay.exchange import Exchange, Limits
 from ..relay.log.base import Claim, Expired, Header, NotKept, Snapshot, TooManyReaders, Unavailable
 from ..relay.log.events import encode_offset
-from ..relay.stream.end import EndReason, StreamEnd
+from ..relay.stream.end import StreamEnd
 from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
 from ..relay.upstream.adapter import UpstreamRequest
-from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
+from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse, ended
 from .call import Call
 from .connection import client_connection
 from .report import RecordingReport, StreamReport
@@ -252,7 +251,7 @@ class Attempt:
                 self.watch(exchange)
                 time.sleep(POLL)
             if exchange.reason is not None:
-                raise Draining(retry_after=RETRY_AFTER) if exchange.reason is EndReason.DRAINING else ClientGone
+                raise ended(exchange.reason)
 
     def _look(self, claim: Claim) -> tuple[Snapshot | None, Claim | None]:
         """Return the state of a claim's recording, and the claim if it can be replaced."""

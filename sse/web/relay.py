@@ -9,7 +9,7 @@ from flask import Request, Response
 
 from ..errors import ClientGone, Draining, EndedByOperator, SSEError
 from ..protocol.field import is_event_stream, response_fields
-from ..protocol.target.table import Upstream
+from ..protocol.target.entry import Upstream
 from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
@@ -78,8 +78,10 @@ class Relay:
             taken = Cleanup()
             self._held.add(taken.close)
         rules = self._call.rules
-        meter = new_meter(outgoing, self._call, self._state, self.exchange)
         taken.add(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
+        # With a lease, because then only as many streams as the client may have are not charged yet; and for the same
+        # reason the charge comes before the lease is released.
+        meter = new_meter(outgoing, self._call, self._state, self.exchange)
         if rules is not None and rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         report.begin(self.exchange)
@@ -90,7 +92,10 @@ class Relay:
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
         try:
-            upstream = self._state.upstreams.open(outgoing, self.exchange.upstream)
+            if entry is None or not entry.targets:
+                upstream = self._state.upstreams.open(outgoing, self.exchange.upstream)
+            else:
+                upstream = self._state.failover.open(outgoing, entry, self.exchange, self._call.log_fields)
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise
@@ -104,7 +109,6 @@ class Relay:
             fields.extend([("Content-Length", value.partition(",")[0].strip(" \t")) for value in lengths[:1]])
         named = {name.lower(): value for name, value in fields}
         if meter is not None and meter.attach(upstream, named):
-            # The charge comes before the lease is released, so that the client's next call finds it.
             taken.add(meter.settle)
         # A stream may be open for hours, and needs them no more.
         upstream.fields.clear()

@@ -16,6 +16,7 @@ from ..relay.exchange import Limits
 from ..relay.lease import Leases
 from ..relay.monitor import Monitor
 from ..relay.upstream.client import UpstreamClient
+from ..relay.upstream.failover import Failover
 from ..settings import Settings
 from .access.access import Access
 from .access.origin import CrossOrigin
@@ -43,6 +44,8 @@ class State:
     settings: Settings
     table: UpstreamTable
     upstreams: UpstreamClient
+    #: Calls those that have several targets.
+    failover: Failover
     leases: Leases
     channels: Channels
     #: Leases of those that read channels.

@@ -1,4 +1,4 @@
-"""Measures no relay, the textbook relay and ours with the same streams, and prints one table.
+"""Measures no relay, the textbook relay, nginx where it is installed, and ours with the same streams: one table.
 
 Three processes: the upstream, the relay, the client. Only the relay's CPU time and memory are counted. Every byte is
 compared; a relay that changes, loses or repeats one shows WRONG instead of figures, and the exit status is 1.
@@ -11,20 +11,25 @@ import multiprocessing
 import os
 import platform
 import resource
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..support.service import Service
+from ..support.program import free_port
+from ..support.service import Process, Service
 from .client import Door, run
 from .load import LOADS, WARM_UP, Load
-from .table import Measured, Row, doubts, quantile, table, wrongs
+from .plot import bars
+from .table import COLUMNS, OURS, Measured, Row, doubts, quantile, shares, table, wrongs
 from .upstream import Upstream
 
 NAIVE = Path(__file__).parent / "naive"
+NGINX = Path(__file__).parent / "peers" / "relay.conf"
 PASSCODE = "benchmark"
 
 
@@ -44,8 +49,25 @@ def doors(upstream: Upstream) -> Iterator[Door]:
     yield Door(name="direct", port=upstream.port, upstream=upstream.port)
     with Service("--worker-class", "gevent", root=NAIVE) as naive:
         yield Door(name="naive", port=naive.port, upstream=upstream.port, pid=naive.pid, passcode=PASSCODE)
+    if nginx := shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin"):
+        with _nginx(nginx, upstream) as (port, pid):
+            yield Door(name="nginx", port=port, upstream=upstream.port, pid=pid)
     with Service(**_settings(upstream)) as ours:
-        yield Door(name="ours", port=ours.port, upstream=upstream.port, pid=ours.pid, passcode=PASSCODE)
+        yield Door(name=OURS, port=ours.port, upstream=upstream.port, pid=ours.pid, passcode=PASSCODE)
+
+
+@contextmanager
+def _nginx(nginx: str, upstream: Upstream) -> Iterator[tuple[int, int]]:
+    """Run an nginx that passes everything on and checks nothing; give its port and process."""
+    port = free_port()
+    with TemporaryDirectory() as directory:
+        # The worker may be another user.
+        Path(directory).chmod(0o755)
+        text = NGINX.read_text().replace("@PORT@", str(port)).replace("@UPSTREAM@", str(upstream.port))
+        Path(directory, "nginx.conf").write_text(text)
+        with Process([nginx, "-p", directory, "-c", "nginx.conf", "-e", "stderr"]) as process:
+            process.wait_log("start worker process")
+            yield port, process.pid
 
 
 def measure(door: Door, load: Load, upstream: Upstream, client: Executor) -> Measured:
@@ -79,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, and return 1 if a relay was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the streams and events; default 1")
-    scale = parser.parse_args(arguments).scale
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the figures too, as multiples of ours")
+    options = parser.parse_args(arguments)
+    scale: float = options.scale
     _raise_file_limit()
     # Of the minute before; later it is our own as well.
     load_average, cpus = os.getloadavg()[0], os.cpu_count() or 1
@@ -94,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows[door.name] = row
     print("\r\033[K", end="", file=sys.stderr)
     print(table(rows))
+    if options.plot:
+        titles = [column.title for column in COLUMNS if not column.added]
+        bars(options.plot, "Cost of each relay, as a multiple of the gateway's", titles, shares(rows))
     print(f"\n{cpus} CPUs ({platform.machine()}), Python {platform.python_version()}, {platform.system()}.")
     if load_average > cpus / 4:
         print(f"Others kept {load_average:.1f} of {cpus} CPUs busy before: latencies and first events say little.")

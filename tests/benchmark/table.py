@@ -27,6 +27,9 @@ class Measured:
     upstream_cpu: float
 
 
+#: The gateway's row.
+OURS = "ours"
+
 #: What a relay has shown, by the names of the loads.
 Row = Mapping[str, Measured]
 
@@ -96,7 +99,7 @@ def wrongs(row: Row) -> list[str]:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """Return the rows as a table: `direct` first, relays as what they add to it, and how the last two compare."""
+    """Return the rows as a table: `direct` first, relays as what they add to it, then multiples of the gateway's."""
     figures = {name: None if wrongs(row) else [column.value(row) for column in COLUMNS] for name, row in rows.items()}
     direct = figures["direct"]
     lines = [["relay", *(column.title for column in COLUMNS)]]
@@ -112,12 +115,27 @@ def table(rows: Mapping[str, Row]) -> str:
             ]
             added[name] = values
         lines.append([name, *(_cell(column, value, name) for column, value in zip(COLUMNS, values, strict=True))])
-    if len(added) == 2:
-        (one, ones), (other, others) = added.items()
-        # What is added is a small difference of large figures: from run to run its ratio may be anything.
-        ratios = ["-" if column.added else _ratio(a, b) for column, a, b in zip(COLUMNS, ones, others, strict=True)]
-        lines.append([f"{one} : {other}", *ratios])
+    for name in added if OURS in added else ():
+        if name != OURS:
+            # What is added is a small difference of large figures: from run to run its ratio may be anything.
+            pairs = zip(COLUMNS, added[name], added[OURS], strict=True)
+            ratios = ["-" if column.added else _ratio(a, b) for column, a, b in pairs]
+            lines.append([f"{name} : {OURS}", *ratios])
     return _align(lines)
+
+
+def shares(rows: Mapping[str, Row]) -> dict[str, list[float | None]]:
+    """Return for each relay that was right its figures as multiples of the gateway's, without what is added."""
+    right = {name: row for name, row in rows.items() if name != "direct" and not wrongs(row)}
+    if OURS not in right:
+        return {}
+    columns = [column for column in COLUMNS if not column.added]
+    base = [column.value(right[OURS]) for column in columns]
+    return {
+        name: [value / own if value and own else None for value, own in zip(values, base, strict=True)]
+        for name, row in right.items()
+        for values in [[column.value(row) for column in columns]]
+    }
 
 
 def _minus(value: float | None, base: float | None) -> float | None:

@@ -417,7 +417,10 @@ def upstreams_report() -> Iterator[Report]:
             "closed": f"http://127.0.0.1:{free_port()}/",
             "unanswered": silent.url,
         }
-        keys = {name: {"url": url, "headers": {"X-Api-Key": f"{WORD}-key"}} for name, url in urls.items()}
+        headers = {"X-Api-Key": f"{WORD}-key"}
+        keys: dict[str, Any] = {name: {"url": url, "headers": headers} for name, url in urls.items()}
+        pair = [{"id": "a", "url": urls["sound"]}, {"id": "b"}, {"id": "c"}]
+        keys["pair"] = {"url": urls["timeless"], "targets": pair}
         ca_file = str(authority()[1])
         yield doctor(**SOUND, SSE_UPSTREAMS=keys, SSE_CA_FILE=ca_file, SSE_CONNECT_TIMEOUT=2)
 
@@ -426,6 +429,8 @@ def upstreams_report() -> Iterator[Report]:
     ("name", "said"),
     [
         ("sound", "ok .*certificate for"),
+        ("pair (a)", "ok .*certificate for"),
+        ("pair (b, c)", "ok "),
         ("timeless", "ok "),
         ("cached", "ok "),
         ("expired", "fail .*certificate has expired.*renew"),

@@ -24,7 +24,10 @@ def test_settings_are_shown_without_secrets() -> None:
     done = run(
         "settings",
         SSE_PASSCODES={"front-end": CANARY},
-        SSE_UPSTREAMS={"llm": {"url": "http://127.0.0.1:9/v1/", "headers": {"Authorization": CANARY}}},
+        SSE_UPSTREAMS={
+            "llm": {"url": "http://127.0.0.1:9/v1/", "headers": {"Authorization": CANARY}},
+            "pair": {"url": "http://127.0.0.1:9/", "targets": [{"id": "a", "headers": {"X-Key": CANARY}}]},
+        },
         SSE_STORAGE_URI=f"redis://user:{CANARY}@127.0.0.1:1/0?password={CANARY}",
         SSE_MAX_STREAMS=7,
     )
@@ -32,7 +35,7 @@ def test_settings_are_shown_without_secrets() -> None:
     assert "* SSE_MAX_STREAMS" in done.stdout and "  SSE_MAX_BODY" in done.stdout
     assert '"front-end": "***"' in done.stdout
     assert "redis://***@127.0.0.1:1/0?***" in done.stdout
-    assert '"llm": "http://127.0.0.1:9/v1/"' in done.stdout
+    assert '"llm": "http://127.0.0.1:9/v1/", "pair": {"a": "http://127.0.0.1:9/"}' in done.stdout
     assert len(done.stdout.splitlines()) >= 20
 
 

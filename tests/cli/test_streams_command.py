@@ -63,10 +63,10 @@ class Gateway:
     upstream: Upstream
     operator: Operator
 
-    def open(self, stack: ExitStack, client: str = "ada", id: str = "") -> RawClient:
+    def open(self, stack: ExitStack, client: str = "ada", id: str = "", name: str = "test") -> RawClient:
         """Open a stream and read its first event."""
         fields = {"X-Passcode": PASSCODES[client], "X-Canary": CANARY, **({"X-Request-Id": id} if id else {})}
-        opened = stack.enter_context(call(self.service, "GET", f"/upstream/test/{CANARY}?key={CANARY}", fields))
+        opened = stack.enter_context(call(self.service, "GET", f"/upstream/{name}/{CANARY}?key={CANARY}", fields))
         opened.read_until(EVENT)
         return opened
 
@@ -94,7 +94,8 @@ def silent(connection: Connection) -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("run") / "control"
     with Upstream(silent) as upstream:
-        table = {"test": {"url": upstream.url, "headers": {"Authorization": CANARY}}}
+        entry = {"url": upstream.url, "headers": {"Authorization": CANARY}}
+        table = {"test": entry, "several": {**entry, "targets": [{"id": "a-key", "headers": {"X-Key": CANARY}}]}}
         with Service(
             "--workers",
             "2",
@@ -140,6 +141,12 @@ def test_the_streams_of_all_workers_are_listed(gateway: Gateway) -> None:
     assert abs(datetime.fromisoformat(of_bob["since"]) - began) < timedelta(seconds=10)
     assert lines[0].split() == COLUMNS
     assert of_bob["id"] in {line.split()[0] for line in lines[1:]}
+
+
+def test_a_stream_of_several_targets_is_listed_with_its_own(gateway: Gateway) -> None:
+    with ExitStack() as stack:
+        gateway.open(stack, id="of-several", name="several")
+        assert gateway.find("of-several")["target"] == "a-key"
 
 
 def test_a_list_of_streams_holds_no_secret(gateway: Gateway) -> None:

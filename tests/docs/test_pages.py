@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ..support.service import ROOT
 NAMES = sorted({name for path in PAGES for name, _ in named_blocks(path.read_text())})
 
 
+@cache
 def functions() -> set[str]:
     """Return the names of all test functions, of whatever file."""
     trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py")]

@@ -195,6 +195,46 @@ def test_a_side_that_is_not_waited_for_has_no_limit(pair: Pair) -> None:
     assert exchange.reason is None
 
 
+def test_a_time_out_ends_an_attempt_and_not_the_exchange(pair: Pair) -> None:
+    exchange = opened(pair[0], head=5)
+    exchange.check(enter(exchange, Stage.HEAD) + 6)
+    assert exchange.reason is EndReason.UPSTREAM_TIMEOUT
+    assert exchange.begin_attempt(Limits(head=2)) is None
+    since = enter(exchange, Stage.HEAD)
+    exchange.check(since + 1.9)
+    assert exchange.reason is None
+    exchange.check(since + 2.1)
+    assert exchange.reason is EndReason.UPSTREAM_TIMEOUT
+
+
+@pytest.mark.parametrize("has_timed_out", [False, True])
+@pytest.mark.parametrize("reason", [EndReason.CLIENT_GONE, EndReason.DRAINING])
+def test_an_exchange_that_has_ended_begins_no_attempt(pair: Pair, reason: EndReason, has_timed_out: bool) -> None:
+    exchange = opened(pair[0], head=5)
+    if has_timed_out:
+        exchange.check(enter(exchange, Stage.HEAD) + 6)
+    exchange.cancel(reason)
+    assert exchange.begin_attempt(Limits()) is reason
+
+
+def test_no_attempt_begins_for_a_client_that_has_gone(pair: Pair) -> None:
+    """Its leaving is seen by the event loop, which may not have run since."""
+    exchange = opened(pair[0])
+    exchange.watch_client()
+    assert exchange.begin_attempt(Limits()) is None
+    pair[1].close()
+    until_gone(pair[0])
+    assert exchange.begin_attempt(Limits()) is EndReason.CLIENT_GONE
+
+
+def test_an_attempt_begins_for_a_client_that_may_come_back(pair: Pair) -> None:
+    exchange = opened(pair[0])
+    assert exchange.begin_attempt(Limits()) is None
+    pair[1].close()
+    until_gone(pair[0])
+    assert exchange.begin_attempt(Limits()) is None
+
+
 def test_an_exchange_may_end_while_it_is_checked(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that looks at all clocks would end with an error, and with it every time-out of the process."""
     exchange = Exchange(pair[0], Limits(send=1.0))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from redis import RedisError
 
-from sse.relay.redis import SharedStore
+from sse.relay.log.base import Unavailable
+from sse.relay.log.redis import CONNECTIONS as LOG_CONNECTIONS
+from sse.relay.log.redis import RedisLog
+from sse.relay.redis import CONNECTIONS, TIMEOUT, SharedStore
 
 
 def broken(client: Any) -> Any:
@@ -65,3 +71,48 @@ def test_what_fails_for_another_reason_is_no_absence() -> None:
     with pytest.raises(ZeroDivisionError):
         store.call(lambda _: 1 / 0)
     assert store.call(lambda _: 1) == 1
+
+
+#: So many callers that each connection serves four, and seconds of an operation: the last wait longer than for a reply.
+BURST, SLOW = 4 * CONNECTIONS, TIMEOUT / 2.5
+
+
+def burst(call: Callable[[Callable[[Any], Any]], Any]) -> list[Any]:
+    """Return what many callers got that came at once, while the store worked slowly."""
+
+    def operate(client: Any) -> int:
+        time.sleep(SLOW)
+        return 1
+
+    with ThreadPoolExecutor(BURST) as callers:
+        return list(callers.map(call, [operate] * BURST))
+
+
+def test_a_burst_of_callers_is_served_and_not_refused() -> None:
+    """Of a thousand clients at once, four hundred got no lease, because a connection was not free within a second."""
+    assert burst(SharedStore("redis://127.0.0.1:1/0").call) == [1] * BURST
+
+
+def test_a_burst_on_recordings_is_served_and_not_refused() -> None:
+    log = RedisLog(lambda **_: None, (RedisError,), max_bytes=1, memory=1)
+    assert burst(log._call) == [1] * BURST
+
+
+def test_those_who_wait_do_not_each_try_an_unavailable_store() -> None:
+    log = RedisLog(lambda **_: None, (RedisError,), max_bytes=1, memory=1)
+    together, tried = threading.Barrier(2 * CONNECTIONS), []
+
+    def hang(client: Any) -> Any:
+        tried.append(1)
+        time.sleep(SLOW)
+        broken(client)
+
+    def call(_: int) -> bool:
+        together.wait()
+        with pytest.raises(Unavailable):
+            log._call(hang)
+        return True
+
+    with ThreadPoolExecutor(2 * CONNECTIONS) as callers:
+        assert all(callers.map(call, range(2 * CONNECTIONS)))
+    assert len(tried) == LOG_CONNECTIONS

@@ -176,6 +176,16 @@ class RedisSentinel:
         with self._sentinel.client() as client:
             eventually(lambda: len(client.sentinel_slaves(self.name)) == 1, "the Sentinel does not know the replica")
 
+    def wait_replicated(self) -> None:
+        """Return when the replica has everything that the primary has: a failover loses what it has not."""
+
+        def is_equal() -> bool:
+            with self.primary.client() as primary, self.replica.client() as replica:
+                offset: int = primary.info("replication")["master_repl_offset"]
+                return bool(replica.info("replication")["slave_repl_offset"] >= offset)
+
+        eventually(is_equal, "the replica does not follow")
+
     def fail_over(self) -> None:
         """Kill the primary, and return when the replica has become it."""
         os.kill(self.primary.pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 
 from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout
 from ...protocol.http1.head import InvalidResponse, encode_request_head
-from ...protocol.target.table import Upstream
+from ...protocol.target.parse import Target
 from ...relay.exchange import Exchange, Limits, Side, Stage
 from ...relay.upstream.adapter import USER_AGENT, tls_context
 from ...relay.upstream.connection import Connection
@@ -44,11 +44,12 @@ def check_upstreams(state: State) -> Iterator[Finding]:
     dialer = Dialer(allows=state.table.allows, lists=state.table.lists, timeout=state.settings.connect_timeout)
     pool = Pool(dialer, tls_context(state.settings.ca_file), size=0)
     for upstream in state.settings.upstreams or ():
-        yield from _check(state, upstream, pool)
+        for base, targets in upstream.bases.items():
+            ids = f" ({', '.join(targets)})" if targets else ""
+            yield from _check(state, f"upstream {upstream.name}{ids}", base, pool)
 
 
-def _check(state: State, upstream: Upstream, pool: Pool) -> Iterator[Finding]:
-    what, base = f"upstream {upstream.name}", upstream.base
+def _check(state: State, what: str, base: Target, pool: Pool) -> Iterator[Finding]:
     where = f"{base.scheme}://{base.authority}"
     limit = state.settings.connect_timeout
     exchange = Exchange(None, Limits(open=limit, head=limit))

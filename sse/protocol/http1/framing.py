@@ -79,7 +79,7 @@ def _members(value: str) -> list[str]:
 def _is_chunked(codings: list[str]) -> bool:
     # RFC 2616, section 3.6: "identity" is no coding at all; RFC 9112 dropped it, and some servers did not. A field that
     # a proxy has repeated means the same twice: 7.1 forbids to apply `chunked` more than once.
-    names = {coding.lower() for coding in codings} - {"identity"}
+    names = set(map(str.lower, codings)) - {"identity"}
     if names - {"chunked"}:
         raise InvalidResponse(f"unsupported Transfer-Encoding {', '.join(codings)[:64]!r}")
     return bool(names)

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from ..background import run_soon
+from ..redis import QUEUE_TIMEOUT
 from ..stream.end import EndReason
 from . import script
 from .base import MAX_READERS, Claim, Expired, Header, NotKept, Reader, Snapshot, TooManyReaders, Trimmed, Unavailable
@@ -29,7 +30,7 @@ from .upload import Uploads
 log = logging.getLogger("sse")
 
 
-#: Seconds to connect, to wait for a reply, and to wait for a free connection; and connections that callers may use.
+#: Seconds to connect, and to wait for a reply; and connections that callers may use.
 TIMEOUT = 1.0
 CONNECTIONS = 16
 
@@ -321,9 +322,12 @@ class RedisLog:
         :raises Unavailable: if it fails.
         """
         # The client raises where all of its connections are in use; here the caller waits for one.
-        if not self._slots.acquire(timeout=TIMEOUT):
+        is_queued = not self._slots.acquire(blocking=False)
+        if is_queued and not self._slots.acquire(timeout=QUEUE_TIMEOUT):
             raise Unavailable
         try:
+            if is_queued and self._is_down:
+                raise Unavailable
             return operation(self._connection())
         except self._errors as error:
             self._mark(error)

@@ -34,6 +34,11 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 #: Seconds after which the process that replaces a stopping one is ready.
 RETRY_AFTER = 1
 
+
+class NoHead(UpstreamBadResponse):
+    """The connection ended before the head of a response; whether the upstream has run the request is not known."""
+
+
 #: What stands before the host of a URL; it may be a password.
 _USERINFO = re.compile(r"//[^/]*@")
 
@@ -167,23 +172,29 @@ def _describe_location(response: UpstreamResponse) -> str:
     return f" to {place[:200]}" if place and is_plain else ""
 
 
+def ended(reason: EndReason, *, should_retry: bool | None = None) -> SSEError:
+    """Return what it means for the client that its exchange has ended before the response."""
+    if reason is EndReason.DRAINING:
+        return Draining(retry_after=RETRY_AFTER, should_retry=should_retry)
+    if reason is EndReason.ENDED_BY_OPERATOR:
+        return EndedByOperator(should_retry=False)
+    return ClientGone()
+
+
 def _refusal(error: Exception, side: Side, *, was_sent: bool) -> SSEError:
     """Return what a failure means for the client; the texts hold no address and no secret."""
-    if side.reason is EndReason.CLIENT_GONE:
-        return ClientGone()
     # SDKs would run, and pay, a request again that the upstream has got.
     should_retry = False if was_sent else None
-    if side.reason is EndReason.DRAINING:
-        return Draining(retry_after=RETRY_AFTER, should_retry=should_retry)
-    if side.reason is EndReason.ENDED_BY_OPERATOR:
-        return EndedByOperator(should_retry=False)
+    if side.reason in (EndReason.CLIENT_GONE, EndReason.DRAINING, EndReason.ENDED_BY_OPERATOR):
+        return ended(side.reason, should_retry=should_retry)
     if side.reason is EndReason.UPSTREAM_TIMEOUT:
         detail = "no response head in time" if was_sent else "no connection in time"
         return UpstreamTimeout(detail, cause=detail, should_retry=should_retry)
     cause = _describe(error, "the connection broke" if was_sent else "no connection")
     if not was_sent:
         return UpstreamUnreachable(cause, cause=cause)
-    return UpstreamBadResponse(f"{UpstreamBadResponse.title}: {cause}", cause=cause, should_retry=should_retry)
+    kind = UpstreamBadResponse if isinstance(error, InvalidResponse) else NoHead
+    return kind(f"{UpstreamBadResponse.title}: {cause}", cause=cause, should_retry=should_retry)
 
 
 def _describe(error: Exception, what: str) -> str:

@@ -39,7 +39,7 @@ def relay_from_site(
     if entry is None:
         raise LookupError(f"there is no upstream {upstream!r} in SSE_UPSTREAMS")
     # A view may relay anew after a refusal.
-    call.upstream, call.end = upstream, None
+    call.upstream, call.end, call.log_fields = upstream, None, {}
     state.access.name(request, call, client)
     body = data.encode() if isinstance(data, str) else data
     if json is not None:

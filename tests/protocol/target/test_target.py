@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from sse.errors import InvalidRequest, TargetNotAllowed
 from sse.protocol.http1.head import encode_request_head
 from sse.protocol.target.address import is_public
+from sse.protocol.target.entry import Upstream, parse_upstream
 from sse.protocol.target.parse import KEPT_TARGETS, MAX_URL, Target, parse_target
-from sse.protocol.target.table import Upstream, UpstreamTable, parse_upstream
+from sse.protocol.target.table import UpstreamTable
 
 SECRET = "Bearer canary"
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sse.errors import SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from sse.protocol.target.entry import parse_upstream
 from sse.protocol.target.parse import parse_target
-from sse.protocol.target.table import UpstreamTable, parse_upstream
+from sse.protocol.target.table import UpstreamTable
 from sse.relay.exchange import Side, Stage
 from sse.relay.stream.end import EndReason
 from sse.relay.upstream.adapter import UpstreamAdapter, UpstreamRequest, tls_context
