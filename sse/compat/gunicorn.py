@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import gunicorn
+from gunicorn.config import Setting
 from gunicorn.glogging import Logger
 from gunicorn.http import message, wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
@@ -116,6 +117,7 @@ def unexpected() -> list[str]:
         (getattr(message, "HeaderPolicy", Message), "_peer_trusted_for_forwarded", ()),
         (Unreader, "take_buffered", ()),
         (Unreader, "unread", ("data",)),
+        (Setting, "get", ()),
         (Logger, "access", ("resp", "req", "environ", "request_time")),
         (GeventWorker, "handle", ("listener", "client", "addr")),
         (GeventWorker, "handle_request", ("listener_name", "req", "sock", "addr")),
