@@ -128,12 +128,12 @@ def _verifier(settings: Settings) -> Verify:
         raise ValueError(
             f"SSE_JWT needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[jwt]'"
         ) from error
-    said = settings.jwt
-    rules = Rules(**{name: value for name, value in said.items() if name not in ("keys", "algorithms")})
-    if said.get("algorithms"):
-        rules = replace(rules, algorithms=tuple(said["algorithms"]))
-    path = Path(said["keys"])
-    if "://" not in said["keys"]:
+    given = settings.jwt
+    rules = Rules(**{name: value for name, value in given.items() if name not in ("keys", "algorithms")})
+    if given.get("algorithms"):
+        rules = replace(rules, algorithms=tuple(given["algorithms"]))
+    path = Path(given["keys"])
+    if "://" not in given["keys"]:
         if not path.is_file():
             raise ValueError("SSE_JWT: keys is neither a URL nor a file that is there")
         keys = KeySet(path.read_bytes)
@@ -141,7 +141,7 @@ def _verifier(settings: Settings) -> Verify:
             raise ValueError("SSE_JWT: keys is a file without a set of keys (RFC 7517)")
         return Verifier(rules, keys).find_client
     try:
-        entry = parse_upstream("keys", said["keys"])
+        entry = parse_upstream("keys", given["keys"])
     except ValueError as error:
         raise ValueError("SSE_JWT: keys is not a URL that can be called") from error
     upstreams = _upstreams(settings, UpstreamTable((entry,)))

@@ -64,6 +64,10 @@ class InvalidRequest(SSEError):
     title = "The request is not one the gateway understands"
 
 
+class MalformedBody(InvalidRequest):
+    """The request body is malformed, so where the next request of the connection begins is unknown."""
+
+
 class Unauthenticated(SSEError):
     status = 401
     code = "unauthenticated"

@@ -49,14 +49,18 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     :raises RuntimeError: if the app has no SSE.
     :raises SettingError: if `SSE_CONTROL_DIR` cannot be used.
     """
+    from .compat.gunicorn import graceful_times
+
     if "sse" not in app.extensions:
         raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
-    grace = worker.cfg.graceful_timeout - worker.cfg.keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
+    graceful_timeout, keepalive = graceful_times(worker)
+    grace = graceful_timeout - keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
     state: State = app.extensions["sse"]
     drain, recordings = state.drain, state.recordings
     if recordings is not None and recordings.is_shared:
-        worker.run = partial(_run, worker.run, worker, drain, recordings)
+        left = graceful_timeout - RECORDING_MARGIN
+        worker.run = partial(_run, worker.run, worker, drain, recordings, left)
     if directory := state.settings.control_dir:
         control = Control(state.monitor, Path(directory))
         try:
@@ -67,11 +71,13 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     threading.Thread(target=_begin_with, args=(drain, worker, grace), name="sse-drain", daemon=True).start()
 
 
-def _run(run: Callable[[], None], worker: Any, drain: Drain, recordings: Recordings) -> None:
-    """Run a worker, and then what it still records: its clients have gone on to another process."""
+def _run(run: Callable[[], None], worker: Any, drain: Drain, recordings: Recordings, left: float) -> None:
+    """Run a worker, and then what it still records: its clients have gone on to another process.
+
+    :param left: seconds from the begin of the drain to the end of the last recording.
+    """
     run()
-    began = time.monotonic() if drain.began is None else drain.began
-    last = began + worker.cfg.graceful_timeout - RECORDING_MARGIN
+    last = left + (time.monotonic() if drain.began is None else drain.began)
     recordings.finish(until=last - DRAIN_EVENT_WINDOW, last=last, keep_alive=worker.notify)
 
 
@@ -85,7 +91,9 @@ def _run_controlled(run: Callable[[], None], control: Control) -> None:
 
 def _begin_with(drain: Drain, worker: Any, grace: float) -> None:
     """Begin to drain when gunicorn's worker begins to stop; nothing but polling shows that."""
-    while worker.alive:
+    from .compat.gunicorn import is_alive
+
+    while is_alive(worker):
         time.sleep(NOTICE_INTERVAL)
     drain.begin(grace)
 
@@ -218,7 +226,7 @@ class SSE:
         A client that comes back gets what was published meanwhile, or `event: reset` if that is not kept any more.
 
         :param channels: up to 16; who may read them is for the view to decide.
-        :param since: the last event ID that the client has had; None: what the request says.
+        :param since: the last event ID that the client has had; None: that of the request.
         :param replay: past events that a client without an id gets, at most.
         :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
         :param headers: more response fields.
@@ -237,7 +245,7 @@ class SSE:
             state_of(current_app).channels.close_channel(check_channel(channel))
 
     def channel_info(self, channel: str) -> ChannelInfo:
-        """Return what this process knows of a channel: its last event ID, its history, its readers.
+        """Return the state of a channel in this process: its last event ID, its history, its readers.
 
         :raises ValueError: for a bad channel name.
         """

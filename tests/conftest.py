@@ -1,4 +1,4 @@
-"""Fixtures for all tests: an upstream that answers as told, the real service, a browser, Redis, Node."""
+"""Fixtures for all tests: an upstream with a script, the real service, a browser, Redis, Node."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_the_other_endpoints_require_it_too(locked: Service) -> None:
                 assert outcome(client)[0].status == status, (fields, method)
     with call(locked, "GET", "/upstream/test/x?passcode=alice-passcode") as client:
         assert outcome(client)[0].status == 401
-    # Who may not come in is not told what there is.
+    # A client that may not come in does not see what there is.
     with call(locked, "GET", "/upstream/other/x") as client:
         assert outcome(client)[0].status == 401
 
@@ -175,7 +175,7 @@ def test_sixty_calls_in_ten_seconds_and_not_one_more(upstream_: Upstream) -> Non
         began = time.monotonic()
         assert statuses(service, upstream_, 60) == [200] * 60
         head, problem = ask(service, upstream_)
-        assert time.monotonic() - began < 9, "too slow to tell"
+        assert time.monotonic() - began < 9, "too slow to judge"
         assert (head.status, problem["code"]) == (429, "throttled")
         assert 1 <= int(head.field("Retry-After") or 0) <= 10
         assert (head.field("X-RateLimit-Limit"), head.field("X-RateLimit-Remaining")) == ("60", "0")
@@ -299,7 +299,7 @@ def test_behind_one_proxy_only_its_own_entry_counts(upstream_: Upstream) -> None
         for same in ("192.0.2.1:4711", "::ffff:192.0.2.1", "[::ffff:192.0.2.1]:4711"):
             assert status(same) == 429, same
         assert status("192.0.2.2") == 200
-        # An IPv6 household has 2^64 addresses.
+        # An IPv6 network prefix has 2^64 addresses.
         assert [status(text) for text in ("2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:0:2::1")] == [200, 429, 200]
         # Who comes past the proxy is whom the connection says.
         assert ask(service, upstream_)[0].status == 200
@@ -318,7 +318,7 @@ def test_failed_logins_lock_their_address_out(upstream_: Upstream) -> None:
     settings = {"SSE_THROTTLE": "3 per 1 second", "SSE_PASSCODES": PASSCODES, "SSE_TRUSTED_PROXIES": 1}
     with start(upstream_, **settings) as service:
         here, there = {"X-Forwarded-For": "192.0.2.1"}, {"X-Forwarded-For": "192.0.2.2"}
-        # Not to have a credential is no guess: it shuts nobody out.
+        # Not to have a credential is no guess: it shuts no client out.
         assert statuses(service, upstream_, 5, here) == [401, 401, 401, 429, 429]
         assert ask(service, upstream_, here, passcode=PASSCODES["alice"])[0].status == 200
         # On whatever endpoint, in whatever place.

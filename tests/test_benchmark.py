@@ -127,8 +127,8 @@ def test_a_stream_that_does_not_end_in_time_is_wrong(
 
     monkeypatch.setattr(client, "PATIENCE", 0.5)
     endless = upstream(script)
-    told = run(Door(name="endless", port=endless.port, upstream=endless.port), ONE).wrong
-    assert told == "1 streams did not end"
+    shown = run(Door(name="endless", port=endless.port, upstream=endless.port), ONE).wrong
+    assert shown == "1 streams did not end"
 
 
 def test_what_is_the_stream_is_right(upstream: Callable[..., Upstream]) -> None:
@@ -148,10 +148,10 @@ def test_a_wrong_relay_has_no_figure_and_fails_the_run(
 
     monkeypatch.setattr(benchmark, "doors", doors)
     assert benchmark.main(["--scale", str(SCALE)]) == 1
-    told = capsys.readouterr().out
-    row = next(cells(line) for line in told.splitlines() if line.startswith("| faulty"))
+    shown = capsys.readouterr().out
+    row = next(cells(line) for line in shown.splitlines() if line.startswith("| faulty"))
     assert set(row[1:]) == {"WRONG"}
-    assert "WRONG faulty, llm: stream" in told
+    assert "WRONG faulty, llm: stream" in shown
 
 
 @pytest.mark.parametrize(("load_average", "is_named"), [(0.0, False), (99.0, True)])
@@ -172,8 +172,8 @@ def test_a_harness_that_is_too_slow_is_named(source: Source) -> None:
     result = run(Door(name="slow", port=source.port, upstream=source.port), load)
     result.own_cpu = result.elapsed
     measured = Measured(result=result, latencies=[], lag=0.5, upstream_cpu=0.0)
-    told = doubts("slow", {"llm": measured})
-    assert told == ["slow: the upstream sent 500 ms late", "slow, llm: the client was at its limit, not the relay"]
+    shown = doubts("slow", {"llm": measured})
+    assert shown == ["slow: the upstream sent 500 ms late", "slow, llm: the client was at its limit, not the relay"]
 
 
 def test_without_proc_the_table_shows_a_dash(source: Source) -> None:

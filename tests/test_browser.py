@@ -287,7 +287,9 @@ def test_the_page_calls_a_free_target(page: Page, relay: Any) -> None:
         pytest.param("#fields", "a: 你", "ISO-8859-1", id="a value that fetch refuses"),
     ],
 )
-def test_what_cannot_be_sent_is_told(page: Page, shared_service: Service, field: str, value: str, problem: str) -> None:
+def test_what_cannot_be_sent_is_shown(
+    page: Page, shared_service: Service, field: str, value: str, problem: str
+) -> None:
     visit(page, shared_service.url)
     page.fill(field, value)
     page.click("#send")
@@ -303,7 +305,7 @@ def test_the_page_speaks_chinese_and_english(page: Page, shared_service: Service
     page.click("[data-language=zh]")
     expect(page.locator("#send")).to_contain_text("发送")
     assert page.get_attribute("html", "lang") == "zh-CN"
-    assert page.evaluate("() => [...document.querySelectorAll('[data-say]')].every((e) => e.textContent)")
+    assert page.evaluate("() => [...document.querySelectorAll('[data-text]')].every((e) => e.textContent)")
     assert "什么是服务器发送事件" in page.input_value("#body")
     page.reload()
     expect(page.locator("#send")).to_contain_text("发送")

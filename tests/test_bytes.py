@@ -424,7 +424,7 @@ def test_every_byte_arrives_at_a_client_that_reads_in_fits(relay: Relay, receive
         client.read_head()
         for number, _ in enumerate(client.iter_pieces()):
             if number % 10 == 0:
-                # Long enough for both buffers to fill; there is nothing that would tell.
+                # Long enough for both buffers to fill; nothing would show it.
                 full.wait(0.02)
         assert client.body == data
         assert client.is_complete

@@ -1,4 +1,4 @@
-"""Who calls is settled before what is asked for: names, foreign pages, bodies that tell who sent them."""
+"""Who calls is settled before what is asked for: names, foreign pages, bodies that name their sender."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_body_that_is_gone_is_refused(
     assert not there.requests
 
 
-# Bodies that tell who sent them, through a real gunicorn.
+# Bodies that name their sender, through a real gunicorn.
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_a_silent_reader_gets_heartbeats() -> None:
         client.read_until(b":\n:\n")
 
 
-def test_a_reader_that_does_not_read_holds_up_nobody_and_is_told() -> None:
+def test_a_reader_that_does_not_read_is_ended_alone() -> None:
     with (
         Site("stream-worker", SSE_CHANNEL_HISTORY=20) as site,
         site.read("c=a", receive_buffer=4096) as stalled,
@@ -311,7 +311,7 @@ def test_the_command_publishes(shared: Site, redis_server: RedisServer) -> None:
         client.read_until(b"data: from\ndata: stdin\n\n")
 
 
-def test_the_command_refuses_what_nobody_would_get(redis_server: RedisServer) -> None:
+def test_the_command_refuses_what_no_reader_would_get(redis_server: RedisServer) -> None:
     done = command("a", "hello")
     assert done.returncode == 1
     assert "SSE_STORAGE_URI" in done.stderr

@@ -1,6 +1,6 @@
 """What a request and an event take, in calls and system calls: counts, which no machine is too slow for.
 
-Each bound is what the code takes today, calls with a little room; whoever makes it take less lowers the bound.
+Each bound is what the code takes today, calls with a little room; a change that makes it take less lowers the bound.
 """
 
 from __future__ import annotations

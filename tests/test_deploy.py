@@ -66,7 +66,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 @pytest.fixture
 def port() -> Iterator[socket.socket]:
-    """A listening socket that is nobody's but the test's."""
+    """A listening socket of the test's alone."""
     with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
         yield listener
 
@@ -184,8 +184,8 @@ def test_the_units_have_only_keys_of_systemd(tmp_path: Path) -> None:
     command = [path, "verify", "--man=no", "--recursive-errors=no", str(tmp_path / SERVICE), str(socket_unit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     # Of the units of the machine it is run on it may say what it likes.
-    told = [line for line in (done.stdout + done.stderr).splitlines() if "flask-sse-relay" in line]
-    assert (done.returncode, told) == (0, [])
+    shown = [line for line in (done.stdout + done.stderr).splitlines() if "flask-sse-relay" in line]
+    assert (done.returncode, shown) == (0, [])
 
 
 def test_systemd_finds_the_service_well_locked(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def image(tmp_path: Path) -> Path:
     return root
 
 
-#: What tells of each file that is opened to be written, from the first moment on.
+#: What reports each file that is opened to be written, from the first moment on.
 AUDIT = """
 import os, sys
 def audit(event, args):
@@ -334,7 +334,7 @@ def test_the_composition_is_locked_and_agrees_with_itself(gunicorn_settings: dic
         assert one["read_only"] is True and one["cap_drop"] == ["ALL"], name
         assert one["security_opt"] == ["no-new-privileges:true"], name
     relay, redis, caddy = services["relay"], services["redis"], services["caddy"]
-    # Nobody reaches Redis but the relay, and the relay from outside only through Caddy.
+    # Only the relay reaches Redis, and the relay from outside only through Caddy.
     assert [name for name, one in services.items() if "ports" in one] == ["caddy"]
     assert whole["networks"]["store"] == {"internal": True}
     assert (relay["networks"], redis["networks"], caddy["networks"]) == (["front", "store"], ["store"], ["front"])

@@ -46,7 +46,7 @@ def named(value: Any) -> Any:
 
 
 def anatomy(app: Flask) -> dict[str, Any]:
-    """Return all that an extension could have changed of an app, without the routes and blueprints of ours."""
+    """Return all that an extension could have changed of an app, without the gateway's routes and blueprints."""
     routes = [(rule.rule, rule.methods, rule.endpoint) for rule in app.url_map.iter_rules()]
     return {
         "hooks": {
@@ -122,7 +122,7 @@ def log_in(client: FlaskClient) -> FlaskClient:
 def test_the_length_that_a_site_allows_is_not_ours(site: Callable[..., Flask]) -> None:
     client = log_in(site(embed, MAX_CONTENT_LENGTH=10).test_client())
     # No upstream covers it, which is found out when the body has been read.
-    assert forward(client, "http://nobody.example/").get_json()["code"] == "target_not_allowed"
+    assert forward(client, "http://unused.example/").get_json()["code"] == "target_not_allowed"
 
 
 def test_no_hook_handler_route_or_setting_of_the_site_is_changed(site: Callable[..., Flask]) -> None:
@@ -187,7 +187,7 @@ def test_a_stranger_is_refused_and_the_session_stays_here(
     [
         pytest.param("POST", "/ai/forward-sse", b"{", 400, "invalid_request", id="400"),
         pytest.param("POST", "/ai/forward-sse", b'{"targetUrl":"http://a.b/"}', 403, "target_not_allowed", id="403"),
-        pytest.param("GET", "/ai/upstream/nobody/", None, 404, "not_found", id="404"),
+        pytest.param("GET", "/ai/upstream/unused/", None, 404, "not_found", id="404"),
         pytest.param("DELETE", "/ai/forward-sse", None, 405, "method_not_allowed", id="405"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One reason for each ending, and everything let go at once: through a real gunicorn, seen from both sides."""
+"""One reason for each ending, and everything released at once: through a real gunicorn, seen from both sides."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def test_an_upstream_is_let_go_within_a_tenth_of_a_second(relay: Relay, script: 
         client.reset()
         delays.append(relay.upstream.wait_connection(number).wait_closed() - left)
     median = statistics.median(delays)
-    print(f"{script.__name__}: let go after {median * 1000:.1f} ms, at worst {max(delays) * 1000:.1f}")
+    print(f"{script.__name__}: released after {median * 1000:.1f} ms, at worst {max(delays) * 1000:.1f}")
     assert median < 0.1
 
 
 def test_a_client_that_half_closes_has_left(relay: Relay) -> None:
-    """On the wire it looks like one that closed, and what it is told is that the stream is not whole."""
+    """On the wire it looks like one that closed, and what it gets is that the stream is not whole."""
     mark = new_mark()
     client = relay.forward(silent, **mark)
     client.read_until(EVENT)
@@ -147,7 +147,7 @@ def test_pipelined_bytes_are_no_hang_up(relay: Relay) -> None:
 @pytest.mark.parametrize("leave", LEAVING)
 @pytest.mark.parametrize("script", [silent, headless])
 def test_leaving_after_pipelining_is_noticed(relay: Relay, script: Script, leave: Callable[[RawClient], None]) -> None:
-    """Bytes that nobody reads hide the FIN behind them."""
+    """Bytes that are not read hide the FIN behind them."""
     mark = new_mark()
     client = relay.forward(script, **mark)
     relay.upstream.wait_request()
@@ -228,7 +228,7 @@ def test_what_is_truncated_never_looks_complete(
     assert ending(relay.service, mark) == "upstream_truncated"
     connection = relay.upstream.wait_connection()
     # It has closed by itself, or is closed from our side.
-    eventually(lambda: connection._is_closed or connection.closed_at is not None, "the upstream was not let go")
+    eventually(lambda: connection._is_closed or connection.closed_at is not None, "the upstream was not released")
 
 
 def test_nothing_is_put_into_what_is_no_event_stream(relay: Relay) -> None:
@@ -319,7 +319,7 @@ def test_an_end_without_a_closure_alert_is_a_truncation(
 
 
 class Impatient:
-    """A service whose every time is short, two upstreams, and one address where nobody answers."""
+    """A service whose every time is short, two upstreams, and one address without a response."""
 
     def __init__(self, service: Service, upstream: Upstream, silent: SilentListener) -> None:
         self.service = service
@@ -374,17 +374,17 @@ def test_the_connection_has_a_time_limit(impatient: Impatient) -> None:
 def test_a_client_that_leaves_ends_the_wait_for_a_connection(
     service: Callable[..., Service],
 ) -> None:
-    with SilentListener() as nobody:
-        patient = service(SSE_UPSTREAMS={"silent": nobody.url}, SSE_THROTTLE="", SSE_CONNECT_TIMEOUT=60)
+    with SilentListener() as nothing:
+        patient = service(SSE_UPSTREAMS={"silent": nothing.url}, SSE_THROTTLE="", SSE_CONNECT_TIMEOUT=60)
         mark = new_mark()
-        with forward(patient, nobody.url + "/", **mark):
-            eventually(lambda: _is_connecting(patient, nobody.port), "no connection is tried")
+        with forward(patient, nothing.url + "/", **mark):
+            eventually(lambda: _is_connecting(patient, nothing.port), "no connection is tried")
         assert ending(patient, mark) == "client_gone"
-        eventually(lambda: not _is_connecting(patient, nobody.port), "it is still tried")
+        eventually(lambda: not _is_connecting(patient, nothing.port), "it is still tried")
 
 
 def _is_connecting(service: Service, port: int) -> bool:
-    """Tell whether a process of the service waits for a connection to that port (Linux): 02 is SYN_SENT."""
+    """Return whether a process of the service waits for a connection to that port (Linux): 02 is SYN_SENT."""
     inodes = {
         match[1]
         for pid in service.worker_pids()
@@ -565,7 +565,7 @@ def test_what_came_while_the_process_was_stopped_counts(
 def test_a_cancelled_stream_of_a_stalled_client_is_closed(
     service: Callable[..., Service], upstream: Callable[..., Upstream]
 ) -> None:
-    """The first reason stays, but what was to be told of it blocked for ever."""
+    """The first reason stays, but the report of it blocked for ever."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -638,7 +638,7 @@ def wrong_method(relay: Relay) -> None:
 
 
 def never_started(relay: Relay) -> None:
-    """Leave in the moment the request is sent, so that the head meets nobody."""
+    """Leave in the moment the request is sent, so that the head meets no client."""
     client = relay.forward(answer(EVENT))
     client.reset()
 
@@ -699,7 +699,7 @@ def test_no_ending_leaks(single: Relay, once: Callable[[Relay], None]) -> None:
     before = fds(single.service)
     for _ in range(5):
         once(single)
-        eventually(lambda: _gets_in(single), "the lease was not given back")
+        eventually(lambda: _gets_in(single), "the lease was not released")
         single.settle()
     # One connection of each side may be kept.
     eventually(lambda: fds(single.service) <= before + 1, f"{before} descriptors became {fds(single.service)}")
@@ -721,7 +721,7 @@ def test_the_last_lease_is_refused_and_given_again(single: Relay) -> None:
     is_refused(second, 503, "at_capacity")
     assert second.head is not None and second.head.field("Retry-After")
     first.close()
-    eventually(lambda: _gets_in(single), "the lease was not given back")
+    eventually(lambda: _gets_in(single), "the lease was not released")
 
 
 def test_memory_is_flat_with_stalled_clients_and_a_flood(relay: Relay) -> None:
@@ -739,7 +739,7 @@ def test_memory_is_flat_with_stalled_clients_and_a_flood(relay: Relay) -> None:
         time.sleep(0.1)
         return sum(connection.sent for connection in relay.upstream.connections) == sent
 
-    eventually(stalled, "somebody still takes bytes")
+    eventually(stalled, "a client still takes bytes")
     after = relay.service.rss()
     sent = sum(connection.sent for connection in relay.upstream.connections)
     print(f"20 stalled streams: {before / 2**20:.1f} MB became {after / 2**20:.1f}; {sent / 2**20:.1f} MB were sent")

@@ -75,7 +75,7 @@ NEVER_PASSED = [
 
 PASSED = ["Retry-After: 7", "X-Request-ID: theirs", "x-ratelimit-remaining-tokens: 99"]
 
-#: Types that a browser would run or show as a page of ours, or takes for one, and lists that hide them.
+#: Types that a browser would run or show as a page of the gateway's, or takes for one, and lists that hide them.
 UNSAFE_TYPES = [
     "text/html",
     "TEXT/HTML; charset=utf-8",
@@ -498,7 +498,7 @@ def test_a_body_that_drips_is_ended_while_other_streams_go_on(narrow: Relay, tar
 
 
 def _drip(client: RawClient, stopped: threading.Event) -> None:
-    """Send a byte a tenth of a second until told to stop, or until nobody takes it."""
+    """Send a byte a tenth of a second until it is stopped, or until no peer takes it."""
     try:
         while not stopped.wait(0.1):
             client.send(b" ")

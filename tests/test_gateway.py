@@ -19,8 +19,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from app import create_app
+from sse.web.access.jwt import LEEWAY
 
-from .support.ending import error_event
+from .support.ending import error_event, silent
 from .support.recording import Paced
 from .support.relay import Relay
 from .support.service import RawClient, Service, call, forward, start_refused
@@ -69,7 +70,7 @@ def test_a_long_wait_is_not_repeated_by_sdks(service: Callable[..., Service]) ->
     relay = service(SSE_THROTTLE="1 per 2 minute")
     heads = []
     for _ in range(2):
-        with call(relay, "GET", "/upstream/nobody/") as client:
+        with call(relay, "GET", "/upstream/unused/") as client:
             heads.append(client.read_head())
     assert [each.status for each in heads] == [404, 429]
     assert int(heads[1].field("Retry-After") or 0) > 60
@@ -132,12 +133,12 @@ def test_usage_of_a_client_that_leaves_is_partial_or_none(
     service: Callable[..., Service], upstream: Callable[..., Upstream]
 ) -> None:
     def script(connection: Connection) -> None:
-        usage = connection.read_request().target.endswith("/told")
+        usage = connection.read_request().target.endswith("/shown")
         connection.send(STREAM + chunk(b'data: {"choices":[],' + USAGE + b"}\n\n" if usage else EVENT))
         connection.wait_closed()
 
     relay = service(SSE_UPSTREAMS={"test": upstream(script).url}, SSE_USAGE=True)
-    for path, state in {"told": "partial", "untold": "none"}.items():
+    for path, state in {"shown": "partial", "unshown": "none"}.items():
         with post(relay, path=path, fields={"X-Request-Id": path}) as client:
             client.read_until(b"\n\n")
         assert f" usage={state} " in relay.wait_log(f"stream end=client_gone .*request_id={path}")[0]
@@ -310,11 +311,19 @@ def test_a_silent_stream_ends_with_its_credential(
 
 
 @pytest.mark.parametrize(
-    ("kind", "begun"),
-    [pytest.param("text/event-stream", b"data: b", id="events"), pytest.param("text/plain", b"", id="text")],
+    ("kind", "begun", "rest"),
+    [
+        pytest.param("text/event-stream", b"data: b", b"b\n\n", id="events"),
+        pytest.param("text/plain", b"half", b"", id="text"),
+    ],
 )
 def test_a_recording_ends_with_its_credential(
-    service: Callable[..., Service], upstream: Callable[..., Upstream], tmp_path: Path, kind: str, begun: bytes
+    service: Callable[..., Service],
+    upstream: Callable[..., Upstream],
+    tmp_path: Path,
+    kind: str,
+    begun: bytes,
+    rest: bytes,
 ) -> None:
     """It went on, at the expense of a client that was not one any more, and so did those that read it."""
     path, script = tmp_path / "clients.toml", Paced(fields=(f"Content-Type: {kind}",))
@@ -329,16 +338,15 @@ def test_a_recording_ends_with_its_credential(
             # The same client with another passcode.
             path.write_text(entry("a", "two"))
             assert (reader.read_body(), reader.ending) == (EVENT + begun, "aborted")
-        if begun:
-            script.send(b"b\n\ndata: c\n\n")
+        if rest:
+            script.send(rest + b"data: c\n\n")
         script.wait_closed(20)
-        rest = EVENT + (b"data: bb\n\n" if begun else b"")
-        assert (client.read_body(), client.ending) == (rest, "aborted")
+        assert (client.read_body(), client.ending) == (EVENT + begun + rest, "aborted")
     relay.wait_log("recording end=credential_expired ")
     assert len(re.findall("^.* stream end=credential_expired ", relay.log(), re.MULTILINE)) == 2
     with call(relay, "GET", place, {"X-Passcode": "one"}) as client:
         assert client.read_head().status == 401
-    with call(relay, "GET", f"{place}?offset={len(rest)}", {"X-Passcode": "two"}) as client:
+    with call(relay, "GET", f"{place}?offset={len(EVENT + begun + rest)}", {"X-Passcode": "two"}) as client:
         assert (client.read_head().status, client.head and client.head.field("Stream-End")) == (
             410,
             "credential_expired",
@@ -391,6 +399,52 @@ def test_a_token_of_an_issuer_is_a_credential(
     assert [request.target for request in keys.requests] == ["/jwks.json"]
 
 
+Sign = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def by_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Upstream, Sign]]:
+    """A service that takes tokens alone, its upstream, and what makes a token that ends after so many seconds."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    path.write_text(json.dumps({"keys": [jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)]}))
+
+    def sign(seconds: float) -> str:
+        claims = {"iss": "site", "aud": "gateway", "sub": "ann", "exp": int(time.time() + seconds)}
+        return jwt.encode(claims, key, algorithm="RS256")
+
+    said = {"keys": str(path), "issuer": "site", "audience": "gateway"}
+    with (
+        Upstream(silent) as upstream,
+        Service(SSE_UPSTREAMS={"test": upstream.url}, SSE_JWT=said, SSE_THROTTLE="5 per 1 minute") as service,
+    ):
+        yield service, upstream, sign
+
+
+def test_a_stream_ends_with_its_token(by_token: tuple[Service, Upstream, Sign]) -> None:
+    service, _, sign = by_token
+    # As if it had been given out long ago: what is left is what clocks may differ by.
+    with post(service, fields={"Authorization": f"Bearer {sign(3 - LEEWAY)}"}) as client:
+        assert client.read_until(EVENT) == EVENT and client.ending is None
+        assert client.read_body() == EVENT + error_event("credential_expired")
+    service.wait_log("stream end=credential_expired .* client=ann ")
+
+
+def test_wrong_tokens_count_as_failed_logins(by_token: tuple[Service, Upstream, Sign]) -> None:
+    service, _, sign = by_token
+    good = sign(600)
+    with post(service, fields={"Authorization": f"Bearer {good}"}) as client:
+        assert client.read_head().status == 200
+    statuses = []
+    for number in range(6):
+        with post(service, fields={"Authorization": f"Bearer {good}{number}"}) as client:
+            statuses.append(client.read_head().status)
+    assert statuses == [401] * 5 + [429]
+    # While locked out, a good one is refused too.
+    with post(service, fields={"Authorization": f"Bearer {good}"}) as client:
+        assert client.read_head().status == 429
+
+
 # Quotas
 
 
@@ -399,23 +453,37 @@ def test_a_token_of_an_issuer_is_a_credential(
     [
         pytest.param("reported", 29, id="what-is-reported"),
         pytest.param("silent", 3 + 400 // 4, id="an-estimate-where-nothing-is"),
+        pytest.param("cut", 1 + 400 // 4, id="an-estimate-where-a-part-is"),
         pytest.param("error", 0, id="nothing-for-an-error"),
+        pytest.param("get", 0, id="nothing-for-a-get"),
     ],
 )
 def test_a_quota_is_charged_at_the_end(
     service: Callable[..., Service], upstream: Callable[..., Upstream], kind: str, spent: int
 ) -> None:
-    bodies = {"reported": answer(*CHAT), "silent": answer(EVENT, EVENT, EVENT), "error": answer(b"{}", status=500)}
+    def cut(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(STREAM + chunk(b"data: {" + USAGE + b"}\n\n"))
+
+    events = answer(EVENT, EVENT, EVENT)
+    bodies = {
+        "reported": answer(*CHAT),
+        "silent": events,
+        "cut": cut,
+        "error": answer(b"{}", status=500),
+        "get": events,
+    }
+    method = "GET" if kind == "get" else "POST"
     relay = service(SSE_UPSTREAMS={"test": upstream(bodies[kind]).url}, SSE_QUOTA=f"{spent or 1} per 1 day")
     statuses = []
     for _ in range(2):
-        with post(relay, b" " * 400) as client:
+        with call(relay, method, "/upstream/test/", {}, b" " * 400) as client:
             refusal = client.read_head()
             statuses.append(refusal.status)
             client.read_body()
-        relay.wait_log(r"stream end=complete|code=quota_exceeded")
-    assert statuses == ([200, 429] if spent else [500, 500])
-    assert ("charged=estimated" in relay.log()) == (kind == "silent")
+        relay.wait_log(r"stream end=|code=quota_exceeded")
+    assert statuses == ([200, 429] if spent else [500, 500] if kind == "error" else [200, 200])
+    assert ("charged=estimated" in relay.log()) == (kind in ("silent", "cut"))
     if spent:
         assert 0 < int(refusal.field("Retry-After") or 0) <= 86400
         assert (client.json()["code"], client.json()["error"]["type"]) == ("quota_exceeded", "insufficient_quota")

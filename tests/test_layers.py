@@ -30,7 +30,7 @@ PARTS: dict[str, set[str]] = {
     "web": {"compat", "errors", "protocol", "relay", "settings", "signals"},
     "assembly": {"compat", "demo", "errors", "protocol", "relay", "settings", "web"},
     "cli": {"compat", "errors", "protocol", "relay", "settings", "web"},
-    "extension": {"assembly", "cli", "errors", "protocol", "relay", "settings", "web"},
+    "extension": {"assembly", "compat", "cli", "errors", "protocol", "relay", "settings", "web"},
     "flask_sse": {"extension", "protocol", "relay", "web"},
     "testing": {"protocol", "signals"},
     # The public names.
@@ -48,7 +48,7 @@ OUTSIDE = {
     "errors": set[str](),
     "protocol": {"idna"},
     "relay": {"certifi", "gevent", "opentelemetry", "redis", "requests"},
-    # gunicorn's settings tell prometheus-client of workers that have ended.
+    # gunicorn's settings inform prometheus-client of workers that have ended.
     "gunicorn": {"gevent", "gunicorn", "prometheus_client", "werkzeug"},
     # It is a small Flask app.
     "demo": {"flask", "werkzeug"},

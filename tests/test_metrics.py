@@ -161,7 +161,7 @@ def test_requests_are_counted_by_what_was_answered() -> None:
 
 
 def test_nothing_that_a_client_sends_becomes_a_label() -> None:
-    """Each new value of a label is a new time series, kept for ever by whoever reads them."""
+    """Each new value of a label is a new time series, kept for ever by what reads them."""
 
     def script(connection: Connection) -> None:
         while True:
@@ -245,7 +245,7 @@ def test_an_unavailable_store_is_counted_and_logged_once(redis_server: RedisServ
             ask()
         seen = scrape(service)
         assert seen.sum("sse_store_errors_total", part="throttle") == 3
-        # One for each that is taken, and for each that is given back.
+        # One for each that is taken, and for each that is released.
         assert seen.sum("sse_store_errors_total", part="leases") >= 3
         service.wait_log("Redis unavailable")
         assert service.log().count("Redis unavailable") == 1
@@ -286,7 +286,7 @@ def test_metrics_cover_all_workers_but_killed_ones() -> None:
 
 
 def is_cut(client: RawClient) -> bool:
-    """Tell whether the connection has been closed from the other side; the kernel does that as the worker dies."""
+    """Return whether the connection has been closed from the other side; the kernel does that as the worker dies."""
     client.sock.setblocking(False)
     try:
         return not client.sock.recv(1, 2)  # MSG_PEEK
@@ -441,5 +441,4 @@ def test_workers_that_end_leave_no_files_and_all_their_counts(tmp_path: Path) ->
             seen = scrape(service)
             assert seen.sum("sse_requests_total", code="relayed") == number + 2
             assert seen.sum("sse_first_byte_seconds_count") == number + 2
-        # One file more for the counters of all that have ended, and one for their histograms.
-        assert len(list(place.iterdir())) == before + 2
+        assert len(list(place.iterdir())) == before

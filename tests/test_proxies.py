@@ -144,7 +144,7 @@ class Steps:
 
 @pytest.mark.parametrize("content_type", [EVENT_STREAM, "Content-Type: application/x-ndjson"])
 def test_each_event_arrives_before_the_next_is_sent(stage: Stage, content_type: str) -> None:
-    """The client's wish to have it compressed is heard by nobody on the way."""
+    """The client's wish to have it compressed is ignored on the way."""
     steps = Steps(content_type)
     client = stage.forward(steps, {"Accept-Encoding": "gzip, br, deflate"})
     steps.follow(client)
@@ -289,7 +289,7 @@ def test_what_is_kept_inside_is_there_for_this_machine(stage: Stage, path: str) 
         "http://127.0.0.1/{}",
     ],
 )
-def test_and_for_nobody_else(stage: Stage, name: str, target: str) -> None:
+def test_and_for_no_other_client(stage: Stage, name: str, target: str) -> None:
     target = target.replace("%{:x}{}", f"%{ord(name[0]):x}{name[1:]}").replace("{}", name)
     liar = {"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", "Forwarded": "for=127.0.0.1"}
     client = stage.call("GET", target, liar, source=OUTSIDE)
@@ -314,11 +314,11 @@ def test_each_client_is_counted_for_itself(kind: str, tmp_path: Path, service: C
             return client.read_head().status
 
     try:
-        told = [status("127.0.0.2", f"192.0.2.{number}") for number in range(3)]
+        shown = [status("127.0.0.2", f"192.0.2.{number}") for number in range(3)]
         others = [status("127.0.0.3", "127.0.0.2") for _ in range(3)]
     finally:
         proxy.stop()
-    assert [code == 429 for code in told] == [code == 429 for code in others] == [False, False, True]
+    assert [code == 429 for code in shown] == [code == 429 for code in others] == [False, False, True]
 
 
 def test_a_query_is_not_in_the_access_log(
@@ -376,7 +376,7 @@ def lost(connection: Connection) -> None:
     ],
 )
 def test_a_request_is_never_sent_twice(kind: str, script: Script, status: int, tmp_path: Path) -> None:
-    """Whoever pays for a model's answer pays once, whichever host got the question and whatever became of it."""
+    """A model's response is paid once, whichever host got the question and whatever became of it."""
     with Upstream(script) as one, Upstream(script) as other:
         hosts = {"nginx": [one, other], "caddy": [one]}[kind]
         proxy = START[kind]([address(host) for host in hosts], tmp_path)
@@ -469,7 +469,7 @@ def test_two_hosts_count_a_clients_streams_together(two_hosts: Callable[..., Hos
 
 
 def test_two_hosts_have_each_as_many_streams_as_one(two_hosts: Callable[..., Hosts]) -> None:
-    """`SSE_MAX_STREAMS` is of a process; least_conn sends nobody to a full one while the other has room."""
+    """`SSE_MAX_STREAMS` is of a process; least_conn sends no client to a full one while the other has room."""
     proxy, services, upstreams = two_hosts(held, SSE_MAX_STREAMS=3, SSE_MAX_STREAMS_PER_CLIENT=0)
     with ExitStack() as stack:
         assert codes(at_once(proxy, 16, stack)) == ["at_capacity"] * 10

@@ -306,7 +306,7 @@ def test_an_event_source_stops_at_the_end(service: Service, upstream: Upstream) 
     assert read(service, place, "live=events", Last_Event_ID=str(len(BODY) + 19)).status == 204
 
 
-def test_an_interrupted_event_source_is_told_once(service: Service, upstream: Upstream) -> None:
+def test_an_interrupted_event_source_gets_one_error(service: Service, upstream: Upstream) -> None:
     upstream.script = script = Paced()
     with closing(post(service)) as client:
         place = location(client)
@@ -354,7 +354,7 @@ def test_a_complete_recording_that_is_read(service: Service, upstream: Upstream)
 
 
 def test_an_interrupted_recording_that_is_read(service: Service, upstream: Upstream) -> None:
-    """While nobody listens, too."""
+    """While no client listens, too."""
     upstream.script = script = Paced()
     with closing(post(service)) as client:
         place = location(client)

@@ -1,4 +1,4 @@
-"""The gateway as the base URL of clients that nobody here wrote."""
+"""The gateway as the base URL of clients of other projects."""
 
 from __future__ import annotations
 
@@ -290,10 +290,10 @@ def test_httpx_sse_reads_every_part_of_an_event(gateway: Gateway) -> None:
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 def test_mcp_calls_a_tool_and_hears_of_its_progress(gateway: Gateway, mode: str) -> None:
     """`legacy` opens a session, with a stream of its own beside the calls; `auto` does without one."""
-    heard: list[float] = []
+    received: list[float] = []
 
     async def note(progress: float, total: float | None, message: str | None) -> None:
-        heard.append(progress)
+        received.append(progress)
 
     async def use() -> None:
         bearer = {"Authorization": f"Bearer {PASSCODE}"}
@@ -309,7 +309,7 @@ def test_mcp_calls_a_tool_and_hears_of_its_progress(gateway: Gateway, mode: str)
             assert "counted to 3" in str(result.content)
 
     anyio.run(use)
-    assert heard == [1, 2, 3]
+    assert received == [1, 2, 3]
 
 
 # sse-starlette on uvicorn

@@ -95,7 +95,7 @@ def shows(text: str, secrets: Iterable[str]) -> bool:
     return WORD in text or FILE_DIGEST in text or any(part in text for part in parts)
 
 
-def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[str, dict[str, str], bytes]]:
+def calls(upstream: Upstream, unused: str, known: Iterable[str]) -> list[tuple[str, dict[str, str], bytes]]:
     """Return requests of all kinds, each with all secrets that fit into it: target, fields, body."""
     paths = ["ok", "truncated", "garbage", "closed", "redirect", "error", "silent"]
     made: list[tuple[str, dict[str, str], bytes]] = []
@@ -110,7 +110,7 @@ def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[s
         made.append((f"/upstream/test/{path}?key={QUERY_KEY}", own, BODY.encode()))
         made.append((f"/upstream/several/{path}?key={QUERY_KEY}", own, BODY.encode()))
         made.append((f"/upstream/test/{path}?key={QUERY_KEY}", {"Authorization": f"Bearer {PASSCODE}"}, BODY.encode()))
-    forward(f"{nobody}/?key={QUERY_KEY}")
+    forward(f"{unused}/?key={QUERY_KEY}")
     forward(f"https://10.0.0.1/?key={QUERY_KEY}")
     forward(f"https://user:{CLIENT_KEY}@example.com/")
     forward(f"//{QUERY_KEY}")
@@ -147,20 +147,20 @@ def calls(upstream: Upstream, nobody: str, known: Iterable[str]) -> list[tuple[s
 def test_no_secret_comes_out_anywhere(
     redis_server: Any, upstream: Callable[..., Upstream], service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    source, nobody = upstream(behave), upstream()
-    nobody.refuse()
+    source, unused = upstream(behave), upstream()
+    unused.refuse()
     clients, keys, known = tmp_path / "clients.toml", tmp_path / "keys.json", tokens()
     clients.write_text(f'[file]\nsha256 = "{FILE_DIGEST}"\nquota = "100000 per 1 day"\nallow = ["POST ok"]\n')
     keys.write_text(json.dumps({"keys": [jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]}))
     table = {
         "test": {"url": source.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
-        "nobody": {"url": nobody.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
+        "unused": {"url": unused.url, "headers": {"X-Upstream-Key": UPSTREAM_KEY}},
         "several": {
             "url": f"{source.url}/several",
             "retry": [500],
             "targets": [
                 {"id": "a", "headers": {"X-Upstream-Key": TARGET_KEY}},
-                {"id": "b", "url": nobody.url, "headers": {"X-Upstream-Key": TARGET_KEY}},
+                {"id": "b", "url": unused.url, "headers": {"X-Upstream-Key": TARGET_KEY}},
             ],
         },
     }
@@ -177,7 +177,7 @@ def test_no_secret_comes_out_anywhere(
         SSE_METRICS=True,
     )
     statuses = set()
-    for target, fields, body in calls(source, nobody.url, known.values()):
+    for target, fields, body in calls(source, unused.url, known.values()):
         status, said = everything(call(relay, "POST", target, fields, body))
         statuses.add(status)
         assert not shows(said, known.values()), (target, body, said)
@@ -198,7 +198,7 @@ def test_no_secret_comes_out_anywhere(
 
 
 def test_what_is_thrown_holds_no_secret(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of ours is logged with its traceback; that must not show what the request held."""
+    """A defect of the gateway is logged with its traceback; that must not show what the request held."""
     caplog.set_level(logging.DEBUG)
     app = create_app(
         {

@@ -319,7 +319,7 @@ def test_a_key_of_somebody_else_is_left_alone(key: str) -> None:
         ("FLASK_SSE_METRICS", "SSE_METRICS"),
     ],
 )
-def test_a_misspelt_key_is_told_what_was_meant(key: str, meant: str) -> None:
+def test_a_misspelt_key_is_refused_with_what_was_meant(key: str, meant: str) -> None:
     with pytest.raises(ValueError, match=f"^{key} is not a setting: did you mean {meant}[?]$"):
         Settings.from_config({key: CANARY})
 

@@ -22,7 +22,7 @@ from .support.upstream import LAST_CHUNK, Connection, SilentListener, Upstream, 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-#: Of these, gunicorn's own polls, keep-alive and our farewell take 4 s; 2 s are left for the last event.
+#: Of these, gunicorn's own polls, keep-alive and the error event take 4 s; 2 s are left for the last event.
 BRISK = ("--graceful-timeout", "6")
 #: As above, and for 4 s streams just go on.
 PATIENT = ("--graceful-timeout", "10")
@@ -45,7 +45,7 @@ def stops_politely(service: Service) -> None:
 
 
 class Steps:
-    """A script that sends an event when it is told to, then whatever it is given."""
+    """A script that sends an event when the test has it do so, then whatever it is given."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -132,7 +132,7 @@ def test_a_stream_that_ends_in_time_is_complete() -> None:
         stops_politely(service)
 
 
-def test_who_waits_for_a_head_is_told_to_come_again() -> None:
+def test_who_waits_for_a_head_may_come_again() -> None:
     mark = new_mark()
     with stopping(*BRISK, script=headless) as (service, upstream):
         with forward(service, upstream.url, **mark) as client:
@@ -145,7 +145,7 @@ def test_who_waits_for_a_head_is_told_to_come_again() -> None:
         stops_politely(service)
 
 
-def test_who_waits_for_a_connection_is_told_to_come_again() -> None:
+def test_who_waits_for_a_connection_may_come_again() -> None:
     with SilentListener() as listener:
         upstreams = {"test": f"http://127.0.0.1:{listener.port}/"}
         with Service(*BRISK, SSE_UPSTREAMS=upstreams, SSE_CONNECT_TIMEOUT=60) as service:
@@ -162,7 +162,7 @@ def test_who_waits_for_a_connection_is_told_to_come_again() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["/forward-sse", "/upstream/test/"])
-def test_whose_request_has_not_arrived_is_told_to_come_again(endpoint: str) -> None:
+def test_whose_request_has_not_arrived_may_come_again(endpoint: str) -> None:
     """A passcode in a JSON that was cut is no wrong passcode."""
     passcodes: dict[str, Any] = {"SSE_PASSCODES": {"ann": "right"}}
     with stopping(*BRISK, script=silent, **passcodes) as (service, _), RawClient(service.host, service.port) as client:
@@ -240,7 +240,7 @@ def test_a_stopping_service_serves_open_connections() -> None:
 
 
 def serves(service: Service) -> bool:
-    """Tell whether a new connection gets an answer that says so."""
+    """Return whether a new connection gets a response that shows it."""
     try:
         with call(service, "GET", "/healthz") as client:
             return client.read_head().status == 200
@@ -262,7 +262,7 @@ def test_a_reload_leaves_open_streams_alone_and_serves_new_ones() -> None:
         first = service.worker_pids()
         reload(service)
         eventually(lambda: len(service.worker_pids()) == 2, "no new worker beside the old one")
-        # The old worker takes none any more after a second at most; whoever comes until then is served as well.
+        # The old worker takes none any more after a second at most; each that comes until then is served as well.
         for _ in range(20):
             with call(service, "GET", "/healthz") as client:
                 assert client.read_head().status in (200, 503)

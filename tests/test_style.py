@@ -1,4 +1,4 @@
-"""What the style says of names and files, as far as a machine can tell."""
+"""What the style requires of names and files, as far as a machine can check."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def has_keep_alive(near: int, far: int) -> bool:
 
 
 def test_both_connections_of_a_silent_stream_are_probed(relay: Relay) -> None:
-    """NATs forget a silent connection after minutes, and neither end is told."""
+    """NATs forget a silent connection after minutes, and neither end notices."""
 
     def silent(connection: Connection) -> None:
         connection.read_request()

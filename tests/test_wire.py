@@ -49,7 +49,7 @@ def test_no_slash_is_added_or_removed(gateway: Relay, path: str, target: str, me
     assert gateway.upstream.requests[-1].target == target
 
 
-@pytest.mark.parametrize("path", ["/upstream/test", "/upstream/test//v1", "/upstream//test/v1", "/upstream/nobody//x"])
+@pytest.mark.parametrize("path", ["/upstream/test", "/upstream/test//v1", "/upstream//test/v1", "/upstream/unused//x"])
 @pytest.mark.parametrize("method", ["GET", "OPTIONS"])
 def test_nothing_is_redirected(gateway: Relay, path: str, method: str) -> None:
     fields = {**PAGE, "Access-Control-Request-Method": "POST"}
@@ -181,7 +181,7 @@ def test_a_list_that_occurs_twice_passes(gateway: Relay) -> None:
 
 
 def test_a_proxys_password_goes_no_further(gateway: Relay) -> None:
-    """Where nobody set a passcode, Authorization is the upstream's; but Basic is what a browser adds for a proxy."""
+    """Where no passcode is set, Authorization is the upstream's; but Basic is what a browser adds for a proxy."""
     for value, sent in [("Basic YTpi", None), ("basic YTpi", None), ("Bearer theirs", "Bearer theirs")]:
         with call(gateway.service, "GET", "/upstream/test/", {"Authorization": value}) as client:
             assert client.read_head().status == 200

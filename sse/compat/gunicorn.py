@@ -3,31 +3,142 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import gunicorn
-from gunicorn.config import Setting
+from gunicorn.config import Config
+from gunicorn.errors import AppImportError
 from gunicorn.glogging import Logger
-from gunicorn.http import message, wsgi
-from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http import wsgi as http_wsgi
 from gunicorn.http.message import Message
-from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers import base_async
+from gunicorn.workers.base import Worker
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
+
+from .environ import GUNICORN_SOCKET
+
+NAMES = {
+    "GeventWorker": "the worker that is extended",
+    "GeventWorker.server_class": "makes what accepts connections",
+    "GeventWorker.handle": "serves a connection",
+    "GeventWorker.handle_request": "serves a request",
+    "GeventWorker.handle_error": "responds to a request that cannot be read",
+    "GeventWorker.wsgi": "the app that is called",
+    "StopIteration": "ends a connection, if the app raises it",
+    "ALREADY_HANDLED": "returned by the app if it has sent the response",
+    "start_response.__self__": "the response",
+    "Response.headers": "the fields that the app has set",
+    "Response.default_headers": "the status line and gunicorn's own fields",
+    "Response.force_close": "closes the connection behind a response",
+    "Response.sent": "bytes of the body, for the access log",
+    "Logger.access": "logs a response",
+    "Request.headers": "the fields of a request, as they came",
+    "Request.unreader": "what has been read of the connection",
+    "Unreader.buf": "what of it belongs to the next request",
+    "Worker.alive": "whether the worker goes on",
+    "Worker.cfg": "the settings, in a worker",
+    "AppImportError": "stops the start with one line instead of a traceback",
+    "Config.env_orig": "the environment of the next master",
+}
+
+#: The first version with which the worker was tried.
+OLDEST = (27,)
 
 #: What the app returns where the response has been sent: gunicorn goes on with the next request of the connection.
 ALREADY_HANDLED: Any = getattr(base_async, "ALREADY_HANDLED", None)
 
-#: What a read of a request body raises if that is malformed, or ends early.
-BODY_ERRORS: tuple[type[Exception], ...] = (ParseException, NoMoreData)
+#: The settings with which gunicorn logs responses, and the logger that leaves them out without these.
+_ACCESS_SETTINGS = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog", "statsd_host")
+_LOGGER = "gunicorn.glogging.Logger"
+
+Environ = dict[str, Any]
+App = Callable[[Environ, Any], Iterable[bytes]]
 
 
 class EndOfConnection(StopIteration):
     """Raised by the app to end the greenlet of the connection; gunicorn logs it at debug, and closes its socket."""
+
+
+class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
+    """gunicorn's gevent worker, whose parts are replaced by the methods that raise here."""
+
+    wsgi: Any
+
+    def run_hooked(self) -> None:
+        """Serve until the worker is stopped, through the methods below."""
+        self.wsgi = partial(self.respond, self.wsgi)
+        self.server_class = self._listen
+        # The parser drops names with underscores by default.
+        if self.cfg.header_map == "drop":
+            self.cfg.set("header_map", "dangerous")
+        # As attributes: a request reads 34 settings, which gunicorn finds by their names each time.
+        kept: dict[str, Any] = self.cfg.__dict__
+        kept.update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        super().run()
+
+    def listen(self, listener: Any, size: int, context: Any) -> Any:
+        """Return what accepts connections.
+
+        :param size: most connections.
+        :param context: for TLS, None without.
+        """
+        raise NotImplementedError
+
+    def begin_request(self, client: Any, address: Any, request: Any) -> None:
+        """Prepare a request, before `respond` is called."""
+        raise NotImplementedError
+
+    def end_request(self, client: Any) -> bool:
+        """Return whether the connection ends with the request that has been served."""
+        raise NotImplementedError
+
+    def respond(self, app: App, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Return the app's response, or ALREADY_HANDLED."""
+        raise NotImplementedError
+
+    def refuse(self, client: Any, error: BaseException, write: Callable[[Any], None]) -> None:
+        """Respond to a request that cannot be served.
+
+        :param write: writes to a socket what gunicorn would respond.
+        """
+        raise NotImplementedError
+
+    def _listen(self, listener: Any, *, spawn: Any, **options: Any) -> Any:
+        # The other options are those of gevent's pywsgi.
+        return self.listen(listener, spawn.size, options.get("ssl_context"))
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        if self.server_class is None:
+            super().handle_request(listener_name, req, sock, addr)
+            return
+        self.begin_request(sock, addr, req)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            is_last = self.end_request(sock)
+        if is_last:
+            raise EndOfConnection
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        handle_error = super().handle_error
+        self.refuse(client, exc, lambda target: handle_error(req, target, addr, exc))
+
+
+def original_environment(cfg: Any) -> dict[str, str]:
+    """Return the environment with which the next master is executed."""
+    environment: dict[str, str] = cfg.env_orig
+    return environment
+
+
+def setting_error(error: Exception) -> Exception:
+    """Return what a worker raises to stop the start with one line instead of a traceback."""
+    stopping: Exception = AppImportError(f"Error: {error}")
+    return stopping
 
 
 def response_of(start_response: Any) -> Any:
@@ -35,38 +146,19 @@ def response_of(start_response: Any) -> Any:
     return start_response.__self__
 
 
-def replace_app(worker: Any, wrap: Callable[[Any], Any]) -> None:
-    """Replace the app that a worker has loaded by what `wrap` makes of it."""
-    worker.wsgi = wrap(worker.wsgi)
+def client_of(environ: Environ) -> Any:
+    """Return the client's socket."""
+    return environ[GUNICORN_SOCKET]
 
 
-def keep_all_fields(cfg: Any) -> None:
-    """Make the parser keep fields whose names have underscores, which it drops by default."""
-    if cfg.header_map == "drop":
-        cfg.set("header_map", "dangerous")
+def is_alive(worker: Any) -> bool:
+    """Return whether a worker goes on."""
+    return bool(worker.alive)
 
 
-def keep_settings(cfg: Any) -> None:
-    """Keep the values of all settings as attributes: a request reads 34, which gunicorn finds by name each time."""
-    vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
-
-
-def replace_body(req: Any, body: Any) -> None:
-    """Make the app and the parser read another body of a request.
-
-    :param body: its `failed` is true if the connection must not be read any more.
-    """
-    req.body = body
-
-
-def client_of(environ: dict[str, Any]) -> Any:
-    """Return the client's socket, None if environ has none."""
-    return environ.get("gunicorn.socket")
-
-
-def is_http_1(response: Any) -> bool:
-    """Return whether a response is sent as HTTP/1."""
-    return type(response) is wsgi.Response
+def graceful_times(worker: Any) -> tuple[float, float]:
+    """Return the seconds after which a worker that stops is killed, and those for which idle connections are kept."""
+    return worker.cfg.graceful_timeout, worker.cfg.keepalive
 
 
 def encode_head(response: Any) -> bytes:
@@ -80,44 +172,33 @@ def close_behind(response: Any) -> None:
     response.force_close()
 
 
-def has_read_ahead(response: Any) -> bool:
+def has_read_ahead(request: Any) -> bool:
     """Return whether bytes of the next request of the connection have been read together with this one's."""
-    unreader = response.req.unreader
-    data = unreader.take_buffered()
-    unreader.unread(data)
-    return bool(data)
+    return bool(request.unreader.buf.getbuffer().nbytes)
 
 
-def forwarder_fields(req: Any) -> Collection[str]:
-    """Return the names in upper case of the fields that a request's peer may set although they have underscores."""
-    allowed: Collection[str] = req._peer_trusted_for_forwarded()[1]
-    return allowed
+def logs_access(cfg: Any) -> bool:
+    """Return whether responses are logged, as far as the settings show it."""
+    return any(getattr(cfg, name, None) for name in _ACCESS_SETTINGS) or cfg.settings["logger_class"].get() != _LOGGER
 
 
-def logs_access(log: Any) -> bool:
-    """Return whether responses are logged; statsd's logger counts what others leave out."""
-    return bool(log.access_log_enabled) or type(log).access is not Logger.access
-
-
-def log_access(log: Any, response: Any, environ: dict[str, Any], sent: int, duration: timedelta) -> None:
+def log_access(log: Any, response: Any, request: Any, environ: Environ, sent: int, duration: timedelta) -> None:
     """Log a response that has been sent.
 
     :param sent: bytes of the body.
     """
     response.sent = sent
-    log.access(response, response.req, environ, duration)
+    log.access(response, request, environ, duration)
 
 
 def unexpected() -> list[str]:
-    """Return a sentence for each name that is not as this module, or the worker, expects it."""
+    """Return a sentence for each name that is not as this module expects it."""
+    if gunicorn.version_info < OLDEST:
+        return [f"gunicorn {gunicorn.__version__} is older than {OLDEST[0]}"]
     expected: list[tuple[Any, str, tuple[str, ...]]] = [
-        (wsgi.Response, "start_response", ("status", "headers")),
-        (wsgi.Response, "default_headers", ()),
-        (wsgi.Response, "force_close", ()),
-        (getattr(message, "HeaderPolicy", Message), "_peer_trusted_for_forwarded", ()),
-        (Unreader, "take_buffered", ()),
-        (Unreader, "unread", ("data",)),
-        (Setting, "get", ()),
+        (http_wsgi.Response, "start_response", ("status", "headers")),
+        (http_wsgi.Response, "default_headers", ()),
+        (http_wsgi.Response, "force_close", ()),
         (Logger, "access", ("resp", "req", "environ", "request_time")),
         (GeventWorker, "handle", ("listener", "client", "addr")),
         (GeventWorker, "handle_request", ("listener_name", "req", "sock", "addr")),
@@ -128,16 +209,19 @@ def unexpected() -> list[str]:
         found.append("gunicorn's GeventWorker has no server_class that is None")
     if ALREADY_HANDLED is None:
         found.append("gunicorn.workers.base_async has no ALREADY_HANDLED")
-    if not isinstance(getattr(Logger, "access_log_enabled", None), property):
-        found.append("gunicorn's Logger has no property access_log_enabled")
-    for owner, names in ((wsgi.Response, ("req", "sent", "headers")), (Message, ("headers", "body"))):
-        source = inspect.getsource(owner)
-        found += [f"gunicorn's {owner.__name__} has no {name}" for name in names if f"self.{name} =" not in source]
     texts: list[tuple[Any, str, str, str]] = [
-        (Parser, "finish_body", '"failed"', "does not check whether a body has failed"),
+        (http_wsgi.Response, "__init__", "self.sent =", "sets no sent"),
+        (http_wsgi.Response, "__init__", "self.headers =", "sets no headers"),
+        (Message, "__init__", "self.headers =", "sets no headers"),
+        (Message, "__init__", "self.unreader =", "sets no unreader"),
+        (Unreader, "__init__", "self.buf = io.BytesIO()", "sets no buf"),
+        (Worker, "__init__", "self.alive =", "sets no alive"),
+        (Worker, "__init__", "self.cfg =", "sets no cfg"),
         (AsyncWorker, "handle", "except StopIteration", "does not end the connection at a StopIteration"),
         (AsyncWorker, "handle_request", "self.wsgi(environ, resp.start_response)", "does not call worker.wsgi"),
-        (wsgi, "default_environ", '"gunicorn.socket": sock', "does not give the app its client's socket"),
+        (GeventWorker, "run", "self.server_class(", "does not call server_class"),
+        (Config, "__init__", "self.env_orig =", "keeps no env_orig"),
+        (http_wsgi, "default_environ", f'"{GUNICORN_SOCKET}": sock', "does not give the app its client's socket"),
     ]
     for owner, name, text, difference in texts:
         # A method that is not there may be part of another.

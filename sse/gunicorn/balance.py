@@ -33,10 +33,15 @@ class Balance:
         self._count = count
         self._looked_at = self._waits_since = self._impatient_until = 0.0
 
-    def must_wait(self) -> bool:
-        """Return whether another worker should accept the connection that waits."""
+    def enter(self) -> int:
+        """Record how many connections this worker has, and return that; it accepts more."""
         mine = self._count()
         self._loads[self._slot] = mine + 1
+        return mine
+
+    def must_wait(self) -> bool:
+        """Return whether another worker should accept the connection that waits."""
+        mine = self.enter()
         others = [load - 1 for slot, load in enumerate(self._loads) if load and slot != self._slot]
         least = min(others, default=mine)
         if mine <= least + max(SLACK, least // 10):

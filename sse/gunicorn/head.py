@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from http import HTTPStatus
 from typing import Any
 
-from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
-
-from ..compat import gunicorn as compat
 from ..errors import FieldsTooLarge, SSEError, UriTooLong
 
 #: Where environ has all fields of a request: names in upper case, repeated ones apart.
 FIELDS = "sse.fields"
 
 
-def separate_fields(req: Any) -> None:
-    """Keep all fields of a request, but let environ have none whose name has an underscore.
+def separate_fields(request: Any, address: Any, cfg: Any) -> list[tuple[str, str]]:
+    """Return all fields of a request, but let environ have none whose name has an underscore.
 
     There, `X_Forwarded_For` would be `X-Forwarded-For`, whose value proxies vouch for. gunicorn drops such fields for
     that, unless `header_map` is "dangerous"; with that the worker runs, and drops them here, when they have been kept.
     """
-    req.sse_fields = fields = req.headers
+    fields: list[tuple[str, str]] = request.headers
     if "_" in "".join([name for name, _ in fields]):
-        allowed = compat.forwarder_fields(req)
-        req.headers = [field for field in fields if "_" not in field[0] or field[0] in allowed or "*" in allowed]
+        allowed = cfg.forwarder_headers if _is_forwarder(address, cfg.forwarded_allow_ips) else ()
+        request.headers = [field for field in fields if "_" not in field[0] or field[0] in allowed or "*" in allowed]
+    return fields
 
 
-def encode_refusal(error: BaseException, *, is_shared: bool) -> bytes | None:
-    """Return the whole response to a head beyond gunicorn's limits, None for another error.
+def _is_forwarder(address: Any, allowed: list[str]) -> bool:
+    """Return whether a peer is one that `forwarded_allow_ips` names; those of a Unix socket are."""
+    if "*" in allowed or not isinstance(address, tuple):
+        return True
+    peer = ipaddress.ip_address(address[0].partition("%")[0])
+    return any(peer in ipaddress.ip_network(each, strict=False) for each in allowed)
+
+
+def replace_refusal(response: bytes, *, is_shared: bool) -> bytes:
+    """Return the response to a request that gunicorn refuses: its own, unless the head is beyond its limits.
 
     :param is_shared: whether scripts of other origins may read it; which, is not known, and it is the same for all.
     """
-    if isinstance(error, LimitRequestLine):
-        return _encode(UriTooLong(), is_shared)
-    return _encode(FieldsTooLarge(), is_shared) if isinstance(error, LimitRequestHeaders) else None
+    # RFC 9112, section 4: "status-line = HTTP-version SP status-code".
+    status = int(response[9:12])
+    found = [refusal for refusal in (UriTooLong, FieldsTooLarge) if refusal.status == status]
+    return _encode(found[0](), is_shared) if found else response
 
 
 def _encode(refusal: SSEError, is_shared: bool) -> bytes:

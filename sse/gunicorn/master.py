@@ -6,62 +6,161 @@ module that stays in the master would be the old one for the workers of the next
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
-from gunicorn.errors import HaltServer
+import gevent
+from gevent.monkey import get_original
 
 #: Seconds that the new code may take to be loaded in a check, and that new workers may take to serve.
 PATIENCE = 30.0
+#: Seconds between two looks at what other processes have done.
 INTERVAL = 0.05
-#: Seconds that new workers may take to end if one of them has not started.
-STOP_TIME = 5.0
-#: What gunicorn's documentation does not name; see tests/compat.
-NAMES = ("WORKERS", "kill_worker", "manage_workers", "num_workers", "reap_workers", "reload", "stop", "worker_age")
 _METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
+State = Literal["done", "pending", "failed", "stopping"]
 
-def guard_reload(server: Any) -> None:
-    """Make SIGHUP try the new code first, and keep old workers serving until new ones do.
 
-    Without the names that it needs of gunicorn's master, a reload stays what gunicorn makes of it.
+class Guard:
+    """Handles the signals with which gunicorn's master is reloaded and stopped, in front of gunicorn's own handlers.
+
+    Workers inherit it, and find it as the handler of SIGHUP. They share a file, to which each appends what has become
+    of it: the generation of workers that a reload has begun; for each that serves, how many are needed; `failed`
+    with the process ID of one that could not start; and `stop` from the master.
+
+    :param log: gunicorn's logger.
     """
-    if not all(hasattr(server, name) for name in NAMES):
-        server.log.warning("This gunicorn reloads in its own way: new code is not tried first")
-        return
-    reload, manage_workers, stop = server.reload, server.manage_workers, server.stop
 
-    def stop_all(graceful: bool = True) -> None:
-        # It raises for each further worker that has not started, and gunicorn shows a traceback of that.
-        while True:
-            try:
-                stop(graceful)
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._pid = os.getpid()
+        self._file = tempfile.TemporaryFile(buffering=0)
+        # Each write goes behind all others, whatever process writes; the system gives such files no mode of Python's.
+        fcntl.fcntl(self._file, fcntl.F_SETFL, os.O_APPEND)
+        self._is_checking = self._is_due = False
+        #: Counts the reloads; a worker keeps the number, and the time, with which it was started.
+        self.generation = 0
+        self._reloaded = -PATIENCE
+        self._handlers: dict[int, Any] = {}
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._handlers[number] = signal.signal(number, self)
+        self._write("0")
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if os.getpid() != self._pid:
+            # A worker that does not yet handle signals itself.
+            self._handlers[number](number, frame)
+        elif number == signal.SIGHUP:
+            # The handler may run in the event loop, where nothing may wait.
+            gevent.spawn(self._reload, frame)
+        else:
+            self._write("stop")
+            self._handlers[number](number, frame)
+
+    def _reload(self, frame: FrameType | None) -> None:
+        self._is_due = True
+        while self._is_due and not self._is_checking:
+            self._is_due, self._is_checking = False, True
+            problem = check_app()
+            self._is_checking = False
+            if os.getpid() != self._pid:
+                # A worker that was forked meanwhile has a copy of this greenlet.
                 return
-            except HaltServer:
+            if problem:
+                self._log.error("Reload refused, the old workers keep serving: %s", problem)
                 continue
+            self.generation += 1
+            self._reloaded = time.monotonic()
+            self._file.truncate(0)
+            self._write(str(self.generation))
+            self._handlers[signal.SIGHUP](signal.SIGHUP, frame)
 
-    def checked_reload() -> None:
-        if problem := check_app():
-            server.log.error("Reload refused, the old workers keep serving: %s", problem)
-            return
-        oldest = server.worker_age
-        server.manage_workers = lambda: _replace_workers(server, oldest, manage_workers)
-        try:
-            reload()
-        except HaltServer as error:
-            server.log.error("Reload failed, the old workers keep serving: %s", error.reason)
-            _stop_new(server, oldest)
-        finally:
-            server.manage_workers = manage_workers
+    def _write(self, word: str) -> None:
+        self._file.write(f"{word} ".encode())
 
-    server.reload, server.stop = checked_reload, stop_all
+    def _read(self) -> tuple[int, list[str]]:
+        """Return the generation that was begun last, and what has become of its workers."""
+        generation, *words = os.pread(self._file.fileno(), 1 << 16, 0).decode().split() or ["0"]
+        return int(generation), words
+
+    def state(self) -> State:
+        """Return how far the last reload is."""
+        _, words = self._read()
+        if "stop" in words:
+            return "stopping"
+        if any(word.startswith("failed") for word in words):
+            return "failed"
+        serving = [int(word) for word in words]
+        return "done" if serving and len(serving) >= serving[0] else "pending"
+
+    def is_replaced(self) -> bool:
+        """Return whether a reload has begun since this worker was started."""
+        return self._read()[0] != self.generation
+
+    def is_fatal(self, error: Exception) -> bool:
+        """Record that this worker could not start; return whether the master stops for it."""
+        word = f"failed:{os.getpid()}"
+        self._write(word)
+        _, words = self._read()
+        # Of several workers one is enough: gunicorn shows a traceback for each further one.
+        is_first = [each for each in words if each.startswith("failed")][:1] == [word]
+        if not self._is_reloading():
+            return is_first
+        self._log.error("Reload failed, the old workers keep serving: Worker failed to boot: %r", error, exc_info=error)
+        return False
+
+    def serve(self, workers: int) -> None:
+        """Record that this worker serves, and let it stop only when that is due.
+
+        On a reload gunicorn stops the old workers when the new ones have begun to start; they wait until those serve.
+
+        :param workers: how many are needed.
+        """
+        stop: Any = signal.getsignal(signal.SIGTERM)
+        is_waiting = False
+
+        def wait() -> None:
+            generation, deadline = -1, 0.0
+            while self.is_replaced() and (state := self.state()) in ("pending", "failed"):
+                if (last := self._read()[0]) != generation:
+                    generation, deadline = last, time.monotonic() + PATIENCE
+                if state == "pending" and time.monotonic() > deadline:
+                    break
+                gevent.sleep(INTERVAL)
+            stop(signal.SIGTERM, None)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            nonlocal is_waiting
+            if not self.is_replaced():
+                stop(number, frame)
+            elif not is_waiting:
+                is_waiting = True
+                gevent.spawn(wait)
+
+        self._write(str(workers))
+        signal.signal(signal.SIGTERM, on_signal)
+        if self._is_reloading():
+            gevent.spawn(self._stop_with_others, stop)
+
+    def _is_reloading(self) -> bool:
+        return time.monotonic() < self._reloaded + PATIENCE
+
+    def _stop_with_others(self, stop: Any) -> None:
+        """Stop this new worker if another new one does not start: the old ones keep serving then."""
+        while self._is_reloading() and not self.is_replaced():
+            if (state := self.state()) == "failed":
+                stop(signal.SIGTERM, None)
+            if state != "pending":
+                return
+            gevent.sleep(INTERVAL)
 
 
 def check_app() -> str:
@@ -80,52 +179,20 @@ def check_app() -> str:
 def _run(arguments: list[str], env: dict[str, str], output: Path) -> int | None:
     """Return the exit status of a Python with these arguments, None if it takes too long.
 
-    Not with `subprocess`: gevent's would take the ends of all children of this process, which gunicorn must get.
+    Not with `subprocess`: gevent's would take the ends of all children of this process, which gunicorn must get. And
+    with the system's functions: while others ran, gunicorn might get the end of this one.
     """
+    spawn, waitpid = get_original("os", ["posix_spawn", "waitpid"])
     create = os.O_WRONLY | os.O_CREAT
     actions = [(os.POSIX_SPAWN_OPEN, 1, str(output), create, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
-    pid = os.posix_spawn(sys.executable, [sys.executable, *arguments], env, file_actions=actions)
+    pid = spawn(sys.executable, [sys.executable, *arguments], env, file_actions=actions)
     deadline = time.monotonic() + PATIENCE
+    sleep = get_original("time", "sleep")
     while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        ended, status = waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(INTERVAL)
+        sleep(INTERVAL)
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    waitpid(pid, 0)
     return None
-
-
-def _replace_workers(server: Any, oldest: int, manage_workers: Callable[[], None]) -> None:
-    """Wait until the new workers serve, and then stop the old ones.
-
-    :raises HaltServer: if a new worker does not start.
-    """
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and not _is_serving(server, oldest):
-        time.sleep(INTERVAL)
-        server.reap_workers()
-    manage_workers()
-
-
-def _new_workers(server: Any, oldest: int) -> dict[int, Any]:
-    return {pid: worker for pid, worker in server.WORKERS.items() if worker.age > oldest}
-
-
-def _is_serving(server: Any, oldest: int) -> bool:
-    new = _new_workers(server, oldest).values()
-    # Until a worker serves, its file has the time of its making by the wall clock, which is far ahead.
-    return len(new) >= server.num_workers and all(worker.tmp.last_update() <= time.monotonic() for worker in new)
-
-
-def _stop_new(server: Any, oldest: int) -> None:
-    """Stop the new workers, because gunicorn would stop the old ones when it finds that a new one has not started."""
-    number = signal.SIGTERM
-    deadline = time.monotonic() + STOP_TIME
-    while new := _new_workers(server, oldest):
-        for pid in new:
-            server.kill_worker(pid, number)
-        time.sleep(INTERVAL)
-        number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
-        with suppress(HaltServer):
-            server.reap_workers()

@@ -10,8 +10,6 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 
-from ..compat.gevent import give_place_back, take_place
-
 
 class Parked(Protocol):
     """A stream without a greenlet."""
@@ -47,7 +45,6 @@ class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled 
     def park(self, stream: Parked) -> None:
         """Give a stream the place of the current greenlet, which is about to end."""
         self.discard(gevent.getcurrent())
-        take_place(self)
         self._parked.add(stream)
         self._none_parked.clear()
 
@@ -56,7 +53,6 @@ class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled 
         self._parked.discard(stream)
         if not self._parked:
             self._none_parked.set()
-        give_place_back(self)
         self.spawn(function)
 
     def join(self, timeout: float | None = None, raise_error: bool = False) -> bool:
@@ -77,7 +73,6 @@ class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled 
             # At once: what arrives for it before the greenlet begins would have it resumed.
             stream.leave_loop()
             enders.append(gevent.spawn(stream.abort, exception()))
-            give_place_back(self)
         self._none_parked.set()
         if block:
             gevent.joinall(enders, timeout)

@@ -1,4 +1,4 @@
-"""What gunicorn does with a request's body: one that is refused is not read, one that is malformed is a 400."""
+"""A request's body as the app gets it: one that is refused is not read, one that is malformed is a 400."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Any
 
 from werkzeug.exceptions import BadRequest
 
-from ..compat.gunicorn import BODY_ERRORS, replace_body
-
 #: Bytes of an unread body that are read so that the connection can be used again; beyond, it is closed.
 MAX_UNREAD = 64 * 1024
 
 
 class RequestBody:
-    """The body of a request, which counts what has not been read; both the app and gunicorn read from it.
+    """The body of a request, which counts what has not been read.
 
     :param body: gunicorn's.
     :param length: its bytes; None if it is chunked.
@@ -36,7 +34,7 @@ class RequestBody:
     def failed(self) -> bool:
         """Whether the connection ends here: where the next request starts is unknown, or too far away.
 
-        The name is gunicorn's, which otherwise reads what is left of a body, whatever its length, in one go.
+        gunicorn would read what is left of a body, whatever its length, in one go.
         """
         return self._is_malformed or self._left is None or self._left > MAX_UNREAD
 
@@ -68,9 +66,15 @@ class RequestBody:
         return iter(self.readline, b"")
 
     def _take(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
+        if self._is_malformed:
+            # Read again, it would seem to be at its end.
+            raise BadRequest("The request body is malformed")
         try:
             data = read(size)
-        except BODY_ERRORS as error:
+        except Exception as error:
+            # What the parser raises has no base of its own; an error of the connection has a number, or is a time-out.
+            if isinstance(error, OSError) and (error.errno is not None or isinstance(error, TimeoutError)):
+                raise
             self._is_malformed = True
             raise BadRequest(f"The request body is malformed: {error}") from error
         if self._left:
@@ -78,16 +82,13 @@ class RequestBody:
         return data
 
 
-def track_body(req: Any) -> RequestBody | None:
-    """Replace the body of a request of gunicorn's by one that is tracked; return it, None if there is no body."""
-    for name, value in req.headers:
-        if name == "CONTENT-LENGTH":
-            body = RequestBody(req.body, int(value))
-            break
-        if name == "TRANSFER-ENCODING":
-            body = RequestBody(req.body, None)
-            break
+def track_body(environ: dict[str, Any]) -> RequestBody | None:
+    """Replace the body of a request by one that is tracked; return it, None if there is no body."""
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        body = RequestBody(environ["wsgi.input"], None)
+    elif length := environ.get("CONTENT_LENGTH"):
+        body = RequestBody(environ["wsgi.input"], int(length))
     else:
         return None
-    replace_body(req, body)
+    environ["wsgi.input"] = body
     return body

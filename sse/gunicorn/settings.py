@@ -14,19 +14,20 @@ import atexit  # noqa: E402
 import errno  # noqa: E402
 import gc  # noqa: E402
 import importlib.util  # noqa: E402
+import itertools  # noqa: E402
 import logging  # noqa: E402
 import mmap  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import runpy  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import socket  # noqa: E402
 import tempfile  # noqa: E402
 import tomllib  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from gunicorn.errors import AppImportError  # noqa: E402
 from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -78,22 +79,32 @@ bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it untyped
     """The service's worker, which is made for streams; the master imports no more of it, see `_load`."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.loads, self.slot = _loads, next(_slots) % (len(_loads) // 4)
+
     def init_process(self) -> None:
         """Become that worker, in its process."""
+        from sse.compat.gunicorn import setting_error
         from sse.gunicorn import StreamWorker
         from sse.settings import SettingError
 
         self.__class__ = StreamWorker
-        self.loads = _loads
+        handler: Any = signal.getsignal(signal.SIGHUP)
+        self.guard = handler if hasattr(handler, "is_fatal") else None
         try:
             self.init_process()
-        except SettingError as error:
-            # One line instead of a traceback.
-            raise AppImportError(f"Error: {error}") from None
+        except Exception as error:
+            if self.guard is not None and not self.is_serving and not self.guard.is_fatal(error):
+                sys.exit(1)
+            if isinstance(error, SettingError):
+                raise setting_error(error) from None
+            raise
 
 
 # How many connections each worker has open, so that they get their shares.
 _loads = mmap.mmap(-1, 4 * 256)
+_slots = itertools.count()
 
 # A stream needs a greenlet at most, not a thread or a process.
 worker_class = Worker
@@ -169,35 +180,44 @@ def on_starting(server: Any) -> None:
             if type(handler) is logging.StreamHandler:
                 handler.setStream(in_background(handler.stream, report))
     if not ({"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ) or server.cfg.reuse_port):
-        for address in server.cfg.address:
+        for address in server.cfg.bind:
             _check_port(server, address)
 
 
-def _check_port(server: Any, address: Any) -> None:
-    if not isinstance(address, tuple):
+def _check_port(server: Any, address: str) -> None:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if not port.isdecimal() or "://" in host:
         return
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(address)
+            probe.bind((host.strip("[]"), int(port)))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                server.log.error("Port %d is in use: stop what listens there, or set PORT or -b to another", address[1])
+                server.log.error("Port %s is in use: stop what listens there, or set PORT or -b to another", port)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Go on with the counts of a worker that has ended."""
+    if directory := os.environ.get(METRICS_DIRECTORY):
+        _load("compat/prometheus_client.py")["adopt_counts"](directory)
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """Keep the counts of a worker that has ended, also of one that was killed, and forget its open streams."""
-    slot = 4 * (worker.age % (len(_loads) // 4))
-    _loads[slot : slot + 4] = bytes(4)
+    if hasattr(worker, "slot"):
+        worker.loads[4 * worker.slot : 4 * worker.slot + 4] = bytes(4)
     if directory := os.environ.get(METRICS_DIRECTORY):
-        _load("compat/prometheus_client.py")["fold_ended"](directory, worker.pid)
+        _load("compat/prometheus_client.py")["keep_counts"](directory, worker.pid)
 
 
 def pre_exec(server: Any) -> None:
     """Let the next master (SIGUSR2) make its own directory: ours ends with us."""
+    from sse.compat.gunicorn import original_environment
+
     if _own_metrics():
-        server.cfg.env_orig.pop(METRICS_DIRECTORY, None)
+        original_environment(server.cfg).pop(METRICS_DIRECTORY, None)
 
 
 def on_exit(server: Any) -> None:
@@ -208,10 +228,10 @@ def on_exit(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """Guard reloads, let the workers count, and warn of several workers without a shared store."""
-    _load("gunicorn/master.py")["guard_reload"](server)
+    _load("gunicorn/master.py")["Guard"](server.log)
     if path := _own_metrics():
         # The workers may run as another user (-u, -g).
-        os.chown(path, server.cfg.uid, server.cfg.gid)
+        os.chown(path, server.cfg.user, server.cfg.group)
     if server.cfg.workers > 1 and not _has_shared_store():
         server.log.warning(
             "%d workers, each with counts of its own: the limits of a client are as many times as high. Set "

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
+import gevent
 from gevent import socket
-from gevent.server import StreamServer
 
-from ..compat.gevent import system_socket
 from ..relay.linger import give_way
 from .balance import PAUSE, Balance
+from .pool import ConnectionPool
+
+#: Seconds until connections are accepted again after the system could give none, for want of file descriptors say: at
+#: first, and at most.
+MIN_RETRY, MAX_RETRY = 0.01, 1.0
+#: Most connections that are accepted in one go where no other worker wants its share.
+MAX_ACCEPT = 100
 
 
 class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets untyped
@@ -18,7 +26,7 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
     :param accepted: gevent's, which is closed afterwards.
     """
 
-    __slots__ = ("_has_read", "_is_ahead")
+    __slots__ = ("_has_read", "_is_ahead", "body", "request")
 
     def __init__(self, accepted: Any) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
@@ -26,15 +34,19 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
         self._is_ahead = False
         #: Whether anything was read since the last request.
         self._has_read = False
+        #: The request that is being served, and its body if it has one.
+        self.request: Any = None
+        self.body: Any = None
 
-    def recv(self, *args: Any) -> bytes:
+    def recv(self, size: int, *flags: int) -> bytes:
         """Return what has arrived; give way to others where that is always there at once."""
         self._has_read = True
         try:
-            data = bytes(system_socket(self).recv(*args))
+            # The system's own read never waits and never switches.
+            data = os.read(self.fileno(), size)
         except BlockingIOError:
             self._is_ahead = False
-            return bytes(super().recv(*args))
+            return bytes(super().recv(size, *flags))
         if self._is_ahead and data:
             give_way()
         self._is_ahead = True
@@ -47,28 +59,80 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
         self._has_read = False
 
 
-class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
-    """Accepts connections."""
+class Listener:
+    """Accepts connections; gunicorn uses it as it does a server of gevent's.
 
-    #: Set where several workers accept from one socket.
-    balance: Balance | None = None
+    :param listener: a socket of gevent's.
+    :param handle: serves a connection, given its peer's address too.
+    :param balance: set where several workers accept from one socket.
+    :param log: gunicorn's logger.
+    """
 
-    def do_read(self) -> tuple[Client, Any] | None:
-        """Return the next connection and its peer's address, None if there is none; gevent's hook."""
-        if self.balance is not None and self.balance.must_wait():
-            self.stop_accepting()
-            self._pause = self.loop.timer(PAUSE)
-            self._pause.start(self._go_on)
-            return None
-        accepted = super().do_read()
-        return (Client(accepted[0]), accepted[1]) if accepted else None
+    def __init__(
+        self,
+        listener: Any,
+        handle: Callable[[Client, Any], None],
+        pool: ConnectionPool,
+        balance: Balance | None,
+        log: Any,
+    ) -> None:
+        self._listener = listener
+        self._handle = handle
+        self._balance = balance
+        self._log = log
+        self._accepting: Any = None
+        self.pool = pool
+        #: Several workers get their shares.
+        self.max_accept = MAX_ACCEPT
 
-    def _go_on(self) -> None:
-        if self.started:
-            self.start_accepting()
+    def start(self) -> None:
+        """Begin to accept."""
+        self._listener.setblocking(False)
+        if self._balance is not None:
+            # Now, because the kernel may wake another worker for each of the first connections.
+            self._balance.enter()
+        self._accepting = gevent.spawn(self._run)
 
     def close(self) -> None:
         """Stop accepting; connections that are open stay."""
-        if self.balance is not None:
-            self.balance.leave()
-        super().close()
+        if self._balance is not None:
+            self._balance.leave()
+        self._accepting.kill()
+        self._listener.close()
+
+    def stop(self, timeout: float) -> None:
+        """Stop accepting, and end the connections that are still open after so many seconds."""
+        self.close()
+        self.pool.join(timeout)
+        self.pool.kill(timeout=timeout)
+
+    def _run(self) -> None:
+        retry = MIN_RETRY
+        while True:
+            socket.wait_read(self._listener.fileno())
+            try:
+                pause = self._accept()
+                retry = MIN_RETRY
+            except OSError as error:
+                self._log.error("Cannot accept connections, trying again in %g s: %s", retry, error)
+                pause, retry = retry, min(2 * retry, MAX_RETRY)
+            if pause:
+                gevent.sleep(pause)
+
+    def _accept(self) -> float:
+        """Accept connections that wait, and return for how many seconds others are left to other workers."""
+        for _ in range(self.max_accept):
+            if self.pool.full() or (self._balance is not None and self._balance.must_wait()):
+                return PAUSE
+            try:
+                accepted, address = self._listener.accept()
+            except BlockingIOError:
+                break
+            self.pool.spawn(self._serve, Client(accepted), address)
+        return 0
+
+    def _serve(self, client: Client, address: Any) -> None:
+        try:
+            self._handle(client, address)
+        finally:
+            client.close()

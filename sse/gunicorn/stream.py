@@ -11,12 +11,10 @@ from typing import Any
 import gevent
 
 from ..compat import gunicorn as compat
+from ..compat.gunicorn import Environ
 from ..relay.stream.pump import WAIT, End, Pause, Pump, Step
 from .pool import ConnectionPool
 from .socket import Client
-
-#: What WSGI gives an app of a request.
-Environ = dict[str, Any]
 
 #: RFC 9112, section 7.1: "last-chunk = 1*("0") [ chunk-ext ] CRLF", and an empty trailer section.
 LAST_CHUNK = b"0\r\n\r\n"
@@ -43,8 +41,8 @@ class Stream:
     :param close: closes the body, as WSGI has it.
     :param head: as it is sent.
     :param log: gunicorn's.
-    :param logged: gunicorn's response and the environ if the access log is kept: a stream may be open for hours, and
-        needs neither.
+    :param logged: gunicorn's response and request, and the environ, if the access log is kept: a stream may be open for
+        hours, and needs none of them.
     """
 
     __slots__ = (
@@ -71,7 +69,7 @@ class Stream:
         close: Callable[[], None],
         head: bytes,
         log: Any,
-        logged: tuple[Any, Environ] | None,
+        logged: tuple[Any, Any, Environ] | None,
     ) -> None:
         self._connection = connection
         #: Whether the greenlet that has accepted the connection has lost it.

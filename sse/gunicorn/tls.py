@@ -19,6 +19,10 @@ HANDSHAKE_TIME = 10.0
 class TLSClient(ssl.SSLSocket):  # type: ignore[misc]  # gevent leaves its sockets untyped
     """A client's connection that gives way to others before each read and each request."""
 
+    #: The request that is being served, and its body if it has one.
+    request: Any = None
+    body: Any = None
+
     take_turn = staticmethod(give_way)
 
     def recv(self, *args: Any) -> bytes:
@@ -27,33 +31,27 @@ class TLSClient(ssl.SSLSocket):  # type: ignore[misc]  # gevent leaves its socke
         return bytes(super().recv(*args))
 
 
-class TLSListener(StreamServer):  # type: ignore[misc]  # gevent leaves its compiled parts untyped
-    """Accepts connections with TLS.
+def tls_server(
+    listener: Any, serve: Callable[[Any, Any], None], connections: Pool, context: ssl.SSLContext, log: Any
+) -> StreamServer:
+    """Return what accepts connections with TLS.
 
     :param serve: serves a connection, given its peer's address too.
     :param connections: what it is served in, a greenlet for each.
     :param log: gunicorn's logger.
     """
+    # https://docs.python.org/3/library/ssl.html#ssl.SSLContext.sslsocket_class
+    context.sslsocket_class = TLSClient
 
-    def __init__(
-        self, listener: Any, serve: Callable[[Any, Any], None], connections: Pool, context: ssl.SSLContext, log: Any
-    ) -> None:
-        # https://docs.python.org/3/library/ssl.html#ssl.SSLContext.sslsocket_class
-        context.sslsocket_class = TLSClient
-        super().__init__(listener, handle=serve, spawn=connections, ssl_context=context)
-        self._log = log
-
-    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
-        """Serve a connection as soon as TLS is agreed; gevent's hook, which would write a traceback for each failure.
-
-        Health checks that only connect, port scans and plain HTTP are everyday events.
-        """
-        client_socket.settimeout(HANDSHAKE_TIME)
+    def handle(plain: Any, address: Any) -> None:
+        # gevent would do it, and write a traceback for each health check, port scan and plain request.
+        plain.settimeout(HANDSHAKE_TIME)
         try:
-            client = self.wrap_socket(client_socket, **self.ssl_args)
+            client = context.wrap_socket(plain, server_side=True)
         except OSError as error:
-            self._log.debug("Connection from %s ended before TLS was agreed: %s", address, error)
-            client_socket.close()
+            log.debug("Connection from %s ended before TLS was agreed: %s", address, error)
             return
         with closing(client):
-            self.handle(client, address)
+            serve(client, address)
+
+    return StreamServer(listener, handle=handle, spawn=connections)

@@ -173,7 +173,7 @@ def _load(text: bytes) -> Any:
 
 
 def _read_value(text: bytes) -> Usage:
-    """Return what the last key that holds usage says, where the document around it is not known."""
+    """Return the value of the last key that holds usage, where the document around it is not known."""
     for match in reversed(list(_KEY.finditer(text))):
         value = _load_value(text[match.end() : match.end() + MAX_LINE])
         if isinstance(value, dict) and value:
@@ -254,7 +254,7 @@ def _openai_chat(usage: Object) -> Usage:
     )
     prompt, output = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     reasoning, total = _count(output_details, "reasoning_tokens"), _count(usage, "total_tokens")
-    # xAI leaves reasoning out of the completion; the total says so.
+    # xAI leaves reasoning out of the completion, and counts it in the total.
     if reasoning and output is not None and total == (prompt or 0) + output + reasoning:
         output += reasoning
     if output is None and prompt is not None:

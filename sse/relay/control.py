@@ -54,7 +54,7 @@ def check_directory(path: Path) -> None:
 class Control:
     """The socket of this process.
 
-    :param monitor: knows the exchanges.
+    :param monitor: has the exchanges.
     :param directory: where the sockets are; it is made if its parent is there.
     """
 

@@ -16,9 +16,9 @@ from ..protocol.field import is_event_stream
 from .background import run_soon
 from .drain import Phase
 from .exchange import Exchange, Limits, Side, Stage
-from .log.base import Header, Reader
+from .log.base import Header
 from .log.contract import Log
-from .log.ring import Recording
+from .log.ring import Reader, Recording
 from .monitor import Monitor
 from .stream.end import EndReason
 from .stream.source import Source, TruncatedBody

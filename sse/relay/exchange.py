@@ -136,7 +136,7 @@ class Client(Side):
     def cancel(self, reason: EndReason) -> None:
         """Shut the client's connection down; a request that has not arrived whole still gets its response."""
         super().cancel(reason)
-        tcp.shut_down_client(self.connection, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
+        tcp.shut_down(self.connection, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
 
     def watch(self, on_gone: Any) -> None:
         """Call `on_gone()` when the client leaves; call this when the request has been read whole."""
@@ -315,7 +315,7 @@ class Exchange:
         elif phase is Phase.FINISHING:
             self._end_at_boundary(EndReason.DRAINING)
         elif phase is Phase.CLOSED and self.reason is not None:
-            tcp.shut_down_client(self.client.connection)
+            tcp.shut_down(self.client.connection)
         elif phase >= Phase.ABORTING:
             self.cancel(EndReason.DRAINING)
 
@@ -327,7 +327,7 @@ class Exchange:
 
     def end(self, reason: EndReason) -> None:
         """End the exchange as soon as an event has ended; at once if there are no events, or it is called again."""
-        if self.ends_at_boundary or self.upstream.stage is not Stage.READ:
+        if self.ends_at_boundary:
             self.cancel(reason)
         else:
             self._end_soon(reason)

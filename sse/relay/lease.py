@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import AtCapacity, TooManyStreams
 from .redis import SharedStore, nothing
 
-#: Seconds after which a refused client may try again: there is no telling when a stream ends, so soon but not at once.
+#: Seconds after which a refused client may try again: when a stream ends is unknown, so soon but not at once.
 RETRY_AFTER = 1
 #: Seconds after which a refusal is certain: a client that comes back at once finds its last stream about to end.
 SETTLE_TIME = 0.02

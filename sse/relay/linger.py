@@ -52,15 +52,14 @@ def discard(body: Any, client: socket.socket | None) -> None:
     gunicorn's own gevent worker would read the rest without a bound and without a pause, and an app cannot mark
     the connection as unusable.
 
-    :param body: the server's `wsgi.input`.
+    :param body: the server's `wsgi.input`; None for one that is malformed.
     :param client: the connection, whose response has been sent; None or not gevent's: the server is left to itself.
     """
     if not isinstance(client, gevent_socket.socket):
         return
     # What a server raises for a malformed body does not matter here; the response has been sent.
     with contextlib.suppress(Exception):
-        # `failed` is gunicorn's: read again, a malformed body seems to be at its end.
-        if _drain(body.read, client) and not getattr(body, "failed", False):
+        if body is not None and _drain(body.read, client):
             return
     linger(client)
     with contextlib.suppress(OSError):

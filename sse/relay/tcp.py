@@ -12,9 +12,9 @@ import ssl
 import struct
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
 
-from ..compat.gevent import system_socket
+from gevent.monkey import get_original
 
 #: Seconds between two looks at whether a client has received everything before its connection is reset.
 DRAIN_INTERVAL = 0.01
@@ -43,11 +43,27 @@ def is_gone(connection: socket.socket) -> bool:
 def _peek(connection: socket.socket) -> bytes | None:
     """Return what a read would give, without taking it; None if it would block."""
     try:
-        return bytes(system_socket(connection).recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except (BlockingIOError, TimeoutError):
+        with _borrow(connection) as borrowed:
+            return borrowed.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
         return None
     except OSError:
         return b""
+
+
+@contextlib.contextmanager
+def _borrow(connection: socket.socket) -> Iterator[socket.socket]:
+    """Yield a socket of the system's for the same connection, which never waits and has no TLS.
+
+    :raises OSError: if the connection is closed.
+    """
+    if (descriptor := connection.fileno()) < 0:
+        raise OSError("the connection is closed")
+    borrowed: socket.socket = get_original("socket", "socket")(fileno=descriptor)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()
 
 
 def bytes_acked(connection: socket.socket) -> int | None:
@@ -80,24 +96,19 @@ def unsent(connection: socket.socket) -> int:
 
 
 def shut_down(connection: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
-    """Shut down one or both directions of a connection, waking whatever is blocked on it."""
+    """Shut down one or both directions of a connection, waking whatever is blocked on it.
+
+    The server sees just what it sees of a client that left. A shutdown of `ssl` would remove the TLS state under a
+    blocked read; one of gevent's would raise EBADF where the connection is waited for.
+    """
     if connection is None:
         return
-    # SSLSocket.shutdown() would remove the TLS state under a blocked read; the class below it does not.
-    below: Any = super(ssl.SSLSocket, connection) if isinstance(connection, ssl.SSLSocket) else connection
     try:
-        below.shutdown(how)
+        with _borrow(connection) as borrowed:
+            borrowed.shutdown(how)
     except OSError:
         # ENOTCONN, EBADF: it is closed already.
         return
-
-
-def shut_down_client(client: socket.socket | None, how: int = socket.SHUT_RDWR) -> None:
-    """Shut down a client's connection, so that the server sees just what it sees of a client that left.
-
-    gevent's own shutdown would raise EBADF where the connection is waited for, which gunicorn logs as a fault.
-    """
-    shut_down(system_socket(client) if client is not None else None, how)
 
 
 def reset(client: socket.socket, *, patience: float) -> None:

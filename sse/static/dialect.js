@@ -1,5 +1,5 @@
 /**
- * What the page knows of language models: examples of their calls, and what is in their events. Pure.
+ * Language models: examples of their calls, and what is in their events. Pure.
  */
 
 const JSON_TYPE = "application/json";
@@ -120,12 +120,18 @@ function readText(value, data) {
 
 /** Returns what one event reports of the whole: tokens in and out, and why the model stopped. */
 function readReport(value) {
-	const usage = value.usage ?? value.message?.usage ?? {};
+	const usage = value.usage ?? value.message?.usage ?? value.response?.usage ?? {};
+	const meta = value.usageMetadata ?? {}; // Gemini's, without what the model thought
 	const choice = value.choices?.[0] ?? value.output?.choices?.[0] ?? value.output ?? {};
-	const finish = choice.finish_reason ?? value.delta?.stop_reason ?? value.stop_reason ?? value.done_reason;
+	const finish =
+		choice.finish_reason ??
+		value.delta?.stop_reason ??
+		value.stop_reason ??
+		value.done_reason ??
+		value.candidates?.[0]?.finishReason;
 	return {
-		input: usage.prompt_tokens ?? usage.input_tokens ?? value.prompt_eval_count,
-		output: usage.completion_tokens ?? usage.output_tokens ?? value.eval_count,
+		input: usage.prompt_tokens ?? usage.input_tokens ?? meta.promptTokenCount ?? value.prompt_eval_count,
+		output: usage.completion_tokens ?? usage.output_tokens ?? meta.candidatesTokenCount ?? value.eval_count,
 		finish: finish === "null" ? undefined : finish, // DashScope's
 	};
 }
@@ -134,7 +140,7 @@ function readReport(value) {
  * Returns a reader that gets the events of one stream and returns all that is known so far: `text`, `thought`, and
  * `input`, `output` (tokens) and `finish` where reported; and `added`, what this event brought.
  *
- * @param {boolean} [incremental] whether DashScope was asked for only what is new in each event; undefined: find out
+ * @param {boolean} [incremental] whether DashScope was requested to send only what is new in each event; undefined: find out
  */
 export function createReader(incremental) {
 	const all = { text: "", thought: "", added: "" };

@@ -6,7 +6,7 @@ export const $ = (id) => document.getElementById(id);
 export const all = (selector) => [...document.querySelectorAll(selector)];
 export const number = (value) => value.toLocaleString(currentLanguage());
 
-/** Makes an element; text in it stays text, whatever it says. */
+/** Makes an element; text in it stays text, whatever it is. */
 export function make(name, properties = {}, ...children) {
 	const element = Object.assign(document.createElement(name), properties);
 	element.append(...children);
@@ -25,7 +25,7 @@ export function press(attribute, value) {
 	}
 }
 
-/** Copies a text, and says so on the button for a moment. */
+/** Copies a text, and shows that on the button for a moment. */
 export async function copy(text, button) {
 	try {
 		await navigator.clipboard.writeText(text);

@@ -13,7 +13,7 @@ const STORE = "sse-form";
 /** Headers that are not kept in the browser's storage, whatever is in them. */
 const SECRETS = /^\s*(authorization|cookie|[\w-]*(key|token|secret|passcode|password)[\w-]*)\s*:/i;
 
-/** What the gateway says of itself; see page.py. */
+/** The state of the gateway; see page.py. */
 let facts = { upstreams: [], demo: false, open: true };
 let preset = "openai"; // "" once the form is the visitor's own
 let isFilling = false;
@@ -75,7 +75,7 @@ function arrange() {
 	$("target-label").textContent = word(isFree ? "target" : "path");
 	$("target").placeholder = isFree ? "https://api.example.com/v1/chat/completions" : "";
 	$("prefix").textContent = isFree ? "" : place() === OWN ? "/" : `/upstream/${place()}/`;
-	$("body-field").hidden = $("asked").hidden = $("method").value === "GET";
+	$("body-field").hidden = $("question-pair").hidden = $("method").value === "GET";
 	for (const input of all("#presets input")) input.checked = input.value === preset;
 	$("undo").hidden = !before;
 	for (const name of ["model", "question"]) {
@@ -140,13 +140,13 @@ export function describe(passcode) {
 	return { url, method, headers: passcode ? { ...fields, "X-Passcode": asBytes(passcode) } : fields, body };
 }
 
-/** What the table of calls says of the call. */
+/** The entry of the table of calls. */
 export const labelOf = () =>
 	[place() === FREE || place() === OWN ? $("target").value : place(), getString($("body").value, "model")]
 		.filter(Boolean)
 		.join(" · ");
 
-/** Whether DashScope is asked for only what is new in each event; undefined if the call does not say. */
+/** Whether DashScope is requested to send only what is new in each event; undefined if the call sets nothing. */
 export function isIncremental() {
 	try {
 		return JSON.parse($("body").value).parameters.incremental_output;
@@ -187,9 +187,9 @@ async function askAgain() {
 	relabelForm();
 }
 
-/** Takes what the gateway says, and fills the form for the first time, or as it was before a reload. */
-export function prepareForm(told) {
-	facts = told;
+/** Takes the state of the gateway, and fills the form for the first time, or as it was before a reload. */
+export function prepareForm(state) {
+	facts = state;
 	offerUpstreams();
 	for (const name of facts.demo ? ["openai", "dashscope", "ticks"] : Object.keys(PRESETS)) {
 		const input = make("input", { type: "radio", name: "preset", value: name });
@@ -247,7 +247,7 @@ function change({ name, value, id }) {
 	keep();
 }
 
-/** Puts what the form says by itself into the language chosen. */
+/** Puts the texts of the form into the language chosen. */
 export function relabelForm() {
 	for (const option of $("upstream").options) {
 		if (option.value === FREE) option.textContent = word("free");

@@ -13,7 +13,7 @@ const WORDS = {
 		method: "Method",
 		ticks: "Ticks",
 		fields: "Headers, one per line",
-		asked: "Question",
+		questionLabel: "Question",
 		model: "Model",
 		undo: "Undo",
 		body: "Body",
@@ -110,7 +110,7 @@ const WORDS = {
 		method: "方法",
 		ticks: "计数流",
 		fields: "请求头，每行一个",
-		asked: "问题",
+		questionLabel: "问题",
 		model: "模型",
 		undo: "撤销",
 		body: "请求体",
@@ -206,11 +206,11 @@ export const currentLanguage = () => language;
 /** The word, or what makes it, in the language chosen. */
 export const word = (name) => WORDS[language][name];
 
-/** Puts every word of the page, from `data-say` and `data-label`, into a language. */
+/** Puts every word of the page, from `data-text` and `data-label`, into a language. */
 export function speak(next = language) {
 	language = next;
 	document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
-	for (const element of document.querySelectorAll("[data-say]")) element.textContent = word(element.dataset.say);
+	for (const element of document.querySelectorAll("[data-text]")) element.textContent = word(element.dataset.text);
 	for (const element of document.querySelectorAll("[data-label]")) {
 		element.setAttribute("aria-label", word(element.dataset.label));
 	}

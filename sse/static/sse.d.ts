@@ -92,7 +92,7 @@ export interface FetchInit extends ReadInit {
 	 * Open the stream again when it ends or is cut, with `Last-Event-ID`. The wait is the server's `retry` (3 s until it
 	 * sends one), doubles with each failure up to 30 s, and is lengthened at random so that many clients do not come
 	 * back at once; a refusal's `Retry-After` takes its place. A 204 and all other refusals end the stream. Only for
-	 * GET: a POST is never sent twice, and fetchSSE throws a TypeError if asked to.
+	 * GET: a POST is never sent twice, and fetchSSE throws a TypeError for one.
 	 */
 	reconnect?: boolean;
 	/**

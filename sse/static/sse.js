@@ -242,7 +242,7 @@ function start(url, options, handlers, location, offset = 0) {
 			const from = position;
 			const error = await connect();
 			if (signal.aborted) return;
-			// Only the recording says whether an end was the end.
+			// Only the recording shows whether an end was the end.
 			const isOver = location ? isClosed || Date.now() - touched > keep * 1000 : !reconnect;
 			if (isOver || isFinal) return error && !(location && isWhole) ? handlers.onError?.(error) : handlers.onDone?.();
 			if (error || !location) handlers.onReconnect?.(error);

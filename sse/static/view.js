@@ -25,7 +25,7 @@ const pause = () => new Promise((done) => setTimeout(done));
 /** One call and all that is known of it; the page shows one at a time. */
 export class Call {
 	/**
-	 * @param {string} label what the table of calls says of it
+	 * @param {string} label its entry in the table of calls
 	 * @param {boolean} [incremental] see createReader
 	 */
 	constructor(label, incremental) {

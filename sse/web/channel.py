@@ -96,7 +96,7 @@ def subscribe(
 ) -> Response:
     """Return the event stream of some channels, as the response to the current request.
 
-    :param since: the last event ID that the client has had; None: what the request says.
+    :param since: the last event ID that the client has had; None: that of the request.
     :param replay: past events that a client without an id gets, at most.
     :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
     :param headers: more response fields.

@@ -6,16 +6,16 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..compat.environ import GUNICORN_SOCKET, input_descriptor
 from ..relay.stream.end import Abort
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-#: Where gunicorn, its worker `gevent_pywsgi`, and werkzeug put it, and whether they send the head before a byte of the
-#: body.
-KEYS = {"gunicorn.socket": True, "gunicorn.sock": False, "werkzeug.socket": True}
+#: Where gunicorn and werkzeug put it; both send the head before a byte of the body.
+KEYS = (GUNICORN_SOCKET, "werkzeug.socket")
 
 
 @dataclass(slots=True)
@@ -43,11 +43,11 @@ class BorrowedSocket(socket.socket):
 
 def client_connection(environ: WSGIEnvironment) -> ClientConnection:
     """Return the connection of a request."""
-    for key, sends_head in KEYS.items():
+    for key in KEYS:
         if key in environ:
-            return ClientConnection(environ[key], _abort(environ), sends_head)
+            return ClientConnection(environ[key], _abort(environ), sends_head=True)
     is_uwsgi = "uwsgi.version" in environ
-    descriptor = _uwsgi_descriptor() if is_uwsgi else _input_descriptor(environ["wsgi.input"])
+    descriptor = _uwsgi_descriptor() if is_uwsgi else input_descriptor(environ["wsgi.input"])
     if descriptor < 0 or not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         # Servers have a name; ASGI's adapters and test clients have none, and keep nothing waiting.
         return ClientConnection(None, Abort.RAISE, "SERVER_SOFTWARE" not in environ)
@@ -68,16 +68,3 @@ def _uwsgi_descriptor() -> int:
     import uwsgi
 
     return int(uwsgi.connection_fd())
-
-
-def _input_descriptor(file: Any) -> int:
-    """Return what a request body is read from, -1 if that is no file of the system's.
-
-    gevent.pywsgi and cheroot wrap the connection's own file, `rfile`.
-    """
-    while (below := getattr(file, "rfile", None)) is not None:
-        file = below
-    try:
-        return int(file.fileno())
-    except (AttributeError, OSError, ValueError):
-        return -1

@@ -13,40 +13,7 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 from pydantic.json_schema import models_json_schema
 
-from ..errors import (
-    AtCapacity,
-    ChannelNotAllowed,
-    CrossSite,
-    Draining,
-    EndedByOperator,
-    FieldsTooLarge,
-    IdempotencyKeyReused,
-    InvalidOffset,
-    InvalidRequest,
-    LengthRequired,
-    MethodNotAllowed,
-    ModelNotAllowed,
-    NotFound,
-    OffsetExpired,
-    QuotaExceeded,
-    RouteNotAllowed,
-    SSEError,
-    StoreUnavailable,
-    StreamExpired,
-    StreamInterrupted,
-    StreamNotFound,
-    TargetNotAllowed,
-    Throttled,
-    TooLarge,
-    TooManyStreams,
-    Unauthenticated,
-    UnsupportedMediaType,
-    UpgradeRequired,
-    UpstreamBadResponse,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-    UriTooLong,
-)
+from ..errors import REFUSALS, MethodNotAllowed, OffsetExpired, SSEError, StreamInterrupted, Unauthenticated
 from .model import ForwardRequest, Problem
 from .page import STATIC, may_call, protect
 from .state import State, current_state
@@ -66,54 +33,31 @@ _TAGS = {
     "Operation": "For those who run the gateway.",
 }
 
+_BY_CODE = {refusal.code: refusal for refusal in REFUSALS}
+
+
+def _refusals(codes: str) -> tuple[type[SSEError], ...]:
+    return tuple(_BY_CODE[code] for code in codes.split())
+
+
 #: What any relayed call may be refused with.
-RELAY_REFUSALS = (
-    InvalidRequest,
-    Unauthenticated,
-    TargetNotAllowed,
-    CrossSite,
-    MethodNotAllowed,
-    LengthRequired,
-    TooLarge,
-    UriTooLong,
-    FieldsTooLarge,
-    RouteNotAllowed,
-    ModelNotAllowed,
-    Throttled,
-    TooManyStreams,
-    QuotaExceeded,
-    UpstreamUnreachable,
-    UpstreamBadResponse,
-    AtCapacity,
-    Draining,
-    EndedByOperator,
-    UpstreamTimeout,
-    IdempotencyKeyReused,
-    OffsetExpired,
-    StoreUnavailable,
+RELAY_REFUSALS = _refusals(
+    "invalid_request unauthenticated target_not_allowed cross_site_request method_not_allowed length_required "
+    "too_large uri_too_long fields_too_large route_not_allowed model_not_allowed throttled too_many_streams "
+    "quota_exceeded upstream_unreachable upstream_bad_response at_capacity draining "
+    "ended_by_operator upstream_timeout idempotency_key_reused offset_expired store_unavailable"
 )
-
-#: What any request for a recording may be refused with.
-RECORDING_REFUSALS = (
-    InvalidRequest,
-    Unauthenticated,
-    NotFound,
-    StreamNotFound,
-    MethodNotAllowed,
-    StreamExpired,
-    Throttled,
-    StoreUnavailable,
+_FORWARD_REFUSALS = (*RELAY_REFUSALS, *_refusals("unsupported_media_type"))
+_UPSTREAM_REFUSALS = (*RELAY_REFUSALS, *_refusals("not_found websocket_not_supported"))
+#: What any request for a recording may be refused with, and one that reads it.
+RECORDING_REFUSALS = _refusals(
+    "invalid_request unauthenticated not_found stream_not_found method_not_allowed stream_expired throttled "
+    "store_unavailable"
 )
-
+_READING_REFUSALS = _refusals("invalid_offset stream_interrupted offset_expired too_many_streams draining")
 #: What a request for channels may be refused with.
-CHANNEL_REFUSALS = (
-    InvalidRequest,
-    ChannelNotAllowed,
-    MethodNotAllowed,
-    TooManyStreams,
-    AtCapacity,
-    Draining,
-    StoreUnavailable,
+CHANNEL_REFUSALS = _refusals(
+    "invalid_request channel_not_allowed method_not_allowed too_many_streams at_capacity draining store_unavailable"
 )
 
 # Without a type, for readers of OpenAPI 3.1 disagree whether the whole is meant, or an event.
@@ -303,30 +247,29 @@ _HEADERS = {
     "Allow": _header("the methods that the path supports"),
 }
 
-_REQUEST_ID = {
-    "name": "X-Request-Id",
-    "in": "header",
-    "description": "1 to 128 of A-Z a-z 0-9 . _ -; another one is generated otherwise; sent to the upstream and logged",
-    "schema": {"type": "string"},
-}
-_LAST_EVENT_ID = {
-    "name": "Last-Event-ID",
-    "in": "header",
-    "description": "ID of the last event that was received, as EventSource sends it when it reconnects",
-    "schema": {"type": "string"},
-}
+
+def _parameter(
+    name: str, description: str, schema: Mapping[str, Any] | None = None, *, where: str = "header"
+) -> dict[str, Any]:
+    """Return a parameter; one of the path is required, as OpenAPI has it."""
+    required = {"required": True} if where == "path" else {}
+    return {"name": name, "in": where, **required, "description": description, "schema": schema or {"type": "string"}}
 
 
-def _parameter(name: str, description: str, schema: dict[str, Any], *, where: str = "header") -> dict[str, Any]:
-    return {"name": name, "in": where, "description": description, "schema": schema}
-
-
+_REQUEST_ID = _parameter(
+    "X-Request-Id",
+    "1 to 128 of A-Z a-z 0-9 . _ -; another one is generated otherwise; sent to the upstream and logged",
+)
+_LAST_EVENT_ID = _parameter(
+    "Last-Event-ID", "ID of the last event that was received, as EventSource sends it when it reconnects"
+)
+_LAST_EVENT_ID_QUERY = _parameter(
+    "lastEventId", "the same, for a first connection: EventSource cannot set a header field", where="query"
+)
 _SECONDS = {"type": "integer", "maximum": 10**9 - 1}
 _RECORDING = [
     _parameter(
-        "Stream-TTL",
-        "record the response, and keep it for so many seconds after its end",
-        {**_SECONDS, "minimum": 1},
+        "Stream-TTL", "record the response, and keep it for so many seconds after its end", {**_SECONDS, "minimum": 1}
     ),
     _parameter(
         "Stream-Leave",
@@ -342,14 +285,6 @@ _RECORDING = [
 
 _STREAMS = """Returns a response that was recorded, from any position. `live` selects the view: without it, what is
 there; `long-poll` waits for the first byte; `tail` streams to the end; `events` is for EventSource."""
-
-_LAST_EVENT_ID_QUERY = {
-    "name": "lastEventId",
-    "in": "query",
-    "description": "the same, for a first connection: EventSource cannot set a header field",
-    "schema": {"type": "string"},
-}
-
 
 #: The body of the examples.
 _QUESTION = {"model": "demo", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
@@ -370,75 +305,83 @@ def _curl(url: str, *options: str, state: State | None = None, body: object = No
     return " \\\n  ".join(lines)
 
 
+def _operation(
+    tag: str, summary: str, description: str, responses: dict[str, Any], *parameters: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Return an operation but for what differs between the methods of a path.
+
+    :param more: its other members; `security` is none unless it is given.
+    """
+    known = {"tags": [tag], "summary": summary, "description": description, "parameters": [*parameters]}
+    return {**{name: value for name, value in known.items() if value}, "responses": responses, "security": [], **more}
+
+
+def _methods(prefix: str, operation: dict[str, Any], examples: Mapping[str, str]) -> dict[str, Any]:
+    """Return an operation under each of its methods, with its example."""
+    return {
+        method: {"operationId": f"{prefix}_{method}", **operation, "x-example": example}
+        for method, example in examples.items()
+    }
+
+
 def _forward(state: State, url: str) -> dict[str, Any]:
     security = _security(state)
     demonstration = state.demonstration
     host = demonstration.url if demonstration is not None else "https://api.example.com/"
     example = {"targetUrl": f"{host}v1/chat/completions", "body": _QUESTION}
-    return {
-        "post": {
-            "operationId": "forward",
-            "tags": ["Relay"],
-            "x-example": _curl(f"{url}/forward-sse", state=state, body=example),
-            "x-try": "openai",
-            "summary": "Call an upstream by its URL",
-            "description": _FORWARD,
-            "parameters": [_REQUEST_ID, *_RECORDING],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": "#/components/schemas/ForwardRequest"}, "example": example}
-                },
-            },
-            "responses": _relayed(state, (*RELAY_REFUSALS, UnsupportedMediaType)),
-            # The last way is the `passcode` of the JSON, for which OpenAPI has no scheme.
-            "security": [*security, {}] if security else [],
-        }
-    }
+    content = {"schema": {"$ref": "#/components/schemas/ForwardRequest"}, "example": example}
+    operation = _operation(
+        "Relay",
+        "Call an upstream by its URL",
+        _FORWARD,
+        _relayed(state, _FORWARD_REFUSALS),
+        _REQUEST_ID,
+        *_RECORDING,
+        operationId="forward",
+        requestBody={"required": True, "content": {"application/json": content}},
+        # The last way is the `passcode` of the JSON, for which OpenAPI has no scheme.
+        security=[*security, {}] if security else [],
+    )
+    example_call = _curl(f"{url}/forward-sse", state=state, body=example)
+    return {"post": {**operation, "x-example": example_call, "x-try": "openai"}}
 
 
 def _upstream(state: State, url: str, names: Iterable[str]) -> dict[str, Any]:
     known = list(names)
-    enum = {"enum": known} if known else {}
     base = f"{url}/upstream/{known[0] if known else 'NAME'}"
-    examples = {
-        "get": _curl(f"{base}/v1/models", state=state),
-        "head": _curl(f"{base}/v1/models", "-I", state=state),
-        "post": _curl(f"{base}/v1/chat/completions", state=state, body=_QUESTION),
-        "put": _curl(f"{base}/v1/things/1", "-X", "PUT", state=state, body={}),
-        "patch": _curl(f"{base}/v1/things/1", "-X", "PATCH", state=state, body={}),
-        "delete": _curl(f"{base}/v1/things/1", "-X", "DELETE", state=state),
+    operation = _operation(
+        "Relay",
+        "Call an upstream by its name",
+        _UPSTREAM,
+        _relayed(state, _UPSTREAM_REFUSALS),
+        _REQUEST_ID,
+        *_RECORDING,
+        security=_security(state),
+    )
+    with_body = {**operation, "requestBody": {"content": {"application/json": {}, "*/*": {}}}}
+    thing = f"{base}/v1/things/1"
+    operations = {
+        **_methods("upstream", operation, {"get": _curl(f"{base}/v1/models", state=state)}),
+        **_methods("upstream", operation, {"head": _curl(f"{base}/v1/models", "-I", state=state)}),
+        **_methods(
+            "upstream",
+            with_body,
+            {
+                "post": _curl(f"{base}/v1/chat/completions", state=state, body=_QUESTION),
+                "put": _curl(thing, "-X", "PUT", state=state, body={}),
+                "patch": _curl(thing, "-X", "PATCH", state=state, body={}),
+                "delete": _curl(thing, "-X", "DELETE", state=state),
+            },
+        ),
     }
-    operations: dict[str, Any] = {}
-    for method, example in examples.items():
-        operations[method] = {
-            "operationId": f"upstream_{method}",
-            "tags": ["Relay"],
-            "x-example": example,
-            "x-try": "openai" if method == "post" else "",
-            "summary": "Call an upstream by its name",
-            "description": _UPSTREAM,
-            "parameters": [_REQUEST_ID, *_RECORDING, *([_LAST_EVENT_ID] if method == "get" else [])],
-            **({} if method in ("get", "head") else {"requestBody": {"content": {"application/json": {}, "*/*": {}}}}),
-            "responses": _relayed(state, (*RELAY_REFUSALS, NotFound, UpgradeRequired)),
-            "security": _security(state),
-        }
+    operations["get"]["parameters"] = [*operation["parameters"], _LAST_EVENT_ID]
+    operations["post"]["x-try"] = "openai"
+    name = {"type": "string", **({"enum": known} if known else {})}
+    path = "the rest of the upstream's URL; it may have several segments"
     return {
         "parameters": [
-            {
-                "name": "name",
-                "in": "path",
-                "required": True,
-                "description": "the upstream's name in `SSE_UPSTREAMS`",
-                "schema": {"type": "string", **enum},
-            },
-            {
-                "name": "path",
-                "in": "path",
-                "required": True,
-                "description": "the rest of the upstream's URL; it may have several segments",
-                "schema": {"type": "string"},
-            },
+            _parameter("name", "the upstream's name in `SSE_UPSTREAMS`", name, where="path"),
+            _parameter("path", path, where="path"),
         ],
         **operations,
     }
@@ -448,120 +391,82 @@ def _streams(state: State, url: str) -> dict[str, Any]:
     """Return what can be done with a recording."""
     refusals = [r for r in RECORDING_REFUSALS if r is not Unauthenticated or not state.access.is_open]
     position = _refer("X-Request-Id", "Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Closed")
-    common = {"tags": ["Recordings"], "security": _security(state)}
     offset = {"type": "string", "pattern": "^([0-9]{1,20}|-1|now)$"}
-    place = f"{url}/streams/ID"
-    reading = {
-        **common,
-        "summary": "Read a recording",
-        "description": _STREAMS,
-        "parameters": [
-            _REQUEST_ID,
-            _LAST_EVENT_ID,
-            _parameter("lastEventId", "the same, for a first connection", {"type": "string"}, where="query"),
-            _parameter("offset", "a number of bytes, `-1` (the beginning) or `now` (the end)", offset, where="query"),
-            _parameter("live", "the view", {"enum": ["long-poll", "tail", "events"]}, where="query"),
-        ],
-        "responses": {
+    place, security = f"{url}/streams/ID", _security(state)
+    reading = _operation(
+        "Recordings",
+        "Read a recording",
+        _STREAMS,
+        {
             "200": {"description": "the bytes", "headers": position, "content": _UPSTREAM_CONTENT},
             "204": {"description": "nothing follows, or nothing yet", "headers": position},
-            **_refused((*refusals, InvalidOffset, StreamInterrupted, OffsetExpired, TooManyStreams, Draining)),
+            **_refused((*refusals, *_READING_REFUSALS)),
         },
-    }
-    ending = {**common, "responses": {"204": {"description": "the recording has ended"}, **_refused(refusals)}}
+        _REQUEST_ID,
+        _LAST_EVENT_ID,
+        _parameter("lastEventId", "the same, for a first connection", where="query"),
+        _parameter("offset", "a number of bytes, `-1` (the beginning) or `now` (the end)", offset, where="query"),
+        _parameter("live", "the view", {"enum": ["long-poll", "tail", "events"]}, where="query"),
+        security=security,
+    )
+    ended = {"204": {"description": "the recording has ended"}, **_refused(refusals)}
     action = {**_parameter("action", "what to do", {"const": "abort"}, where="query"), "required": True}
+    stop = _operation(
+        "Recordings", "Stop the upstream and keep what has come", "", ended, _REQUEST_ID, action, security=security
+    )
+    erase = _operation(
+        "Recordings", "Stop the upstream and erase the recording", "", ended, _REQUEST_ID, security=security
+    )
+    reads = {"get": _curl(f"{place}?offset=0&live=tail", state=state), "head": _curl(place, "-I", state=state)}
     return {
-        "parameters": [
-            {**_parameter("id", "from `Location`", {"type": "string"}, where="path"), "required": True},
-        ],
-        "get": {
-            "operationId": "stream_get",
-            **reading,
-            "x-example": _curl(f"{place}?offset=0&live=tail", state=state),
-        },
-        "head": {"operationId": "stream_head", **reading, "x-example": _curl(place, "-I", state=state)},
+        "parameters": [_parameter("id", "from `Location`", where="path")],
+        **_methods("stream", reading, reads),
         "patch": {
+            **stop,
             "operationId": "stream_stop",
-            "summary": "Stop the upstream and keep what has come",
-            **ending,
-            "parameters": [_REQUEST_ID, action],
             "x-example": _curl(f"{place}?action=abort", "-X", "PATCH", state=state),
         },
         "delete": {
+            **erase,
             "operationId": "stream_erase",
-            "summary": "Stop the upstream and erase the recording",
-            **ending,
-            "parameters": [_REQUEST_ID],
             "x-example": _curl(place, "-X", "DELETE", state=state),
         },
     }
 
 
+def _event_stream(refusals: Iterable[type[SSEError]], **responses: Any) -> dict[str, Any]:
+    """Return the responses of an event stream of the site's own."""
+    events = {"description": "the events", "headers": _refer("X-Request-Id"), "content": _STREAM}
+    return {"200": events, **responses, **_refused(refusals)}
+
+
 def _channels(url: str) -> dict[str, Any]:
+    names = {"type": "array", "items": {"type": "string"}, "minItems": 1}
     channel = {
-        "name": "channel",
-        "in": "query",
+        **_parameter("channel", "the name of a channel; up to 16 of them", names, where="query"),
         "required": True,
-        "description": "the name of a channel; up to 16 of them",
-        "schema": {"type": "array", "items": {"type": "string"}, "minItems": 1},
     }
-    operation = {
-        "tags": ["Channels"],
-        "x-try": "",
-        "summary": "Read channels",
-        "description": _CHANNELS,
-        "parameters": [channel, _REQUEST_ID, _LAST_EVENT_ID, _LAST_EVENT_ID_QUERY],
-        "responses": {
-            "200": {"description": "the events", "headers": _refer("X-Request-Id"), "content": _STREAM},
-            "204": {"description": "the channels are closed, and nothing follows", "headers": _refer("X-Request-Id")},
-            **_refused(CHANNEL_REFUSALS),
-        },
-        "security": [],
-    }
-    examples = {"get": _curl(f"{url}/channels?channel=NAME"), "head": _curl(f"{url}/channels?channel=NAME", "-I")}
-    return {
-        method: {"operationId": f"channels_{method}", **operation, "x-example": example}
-        for method, example in examples.items()
-    }
+    closed = {"description": "the channels are closed, and nothing follows", "headers": _refer("X-Request-Id")}
+    responses = _event_stream(CHANNEL_REFUSALS, **{"204": closed})
+    parameters = {**channel, "required": True}, _REQUEST_ID, _LAST_EVENT_ID, _LAST_EVENT_ID_QUERY
+    operation = _operation("Channels", "Read channels", _CHANNELS, responses, *parameters)
+    place = f"{url}/channels?channel=NAME"
+    return _methods("channels", operation, {"get": _curl(place), "head": _curl(place, "-I")})
 
 
 def _ticks(url: str) -> dict[str, Any]:
-    operation = {
-        "tags": ["Demonstration"],
-        "x-try": "ticks",
-        "summary": "Read a demonstration stream",
-        "description": _TICKS,
-        "parameters": [
-            _REQUEST_ID,
-            _LAST_EVENT_ID,
-            _LAST_EVENT_ID_QUERY,
-        ],
-        "responses": {
-            "200": {"description": "the events", "headers": _refer("X-Request-Id"), "content": _STREAM},
-            **_refused((MethodNotAllowed,)),
-        },
-        "security": [],
-    }
+    parameters = _REQUEST_ID, _LAST_EVENT_ID, _LAST_EVENT_ID_QUERY
+    responses = _event_stream((MethodNotAllowed,))
+    operation = _operation("Demonstration", "Read a demonstration stream", _TICKS, responses, *parameters)
     examples = {"get": _curl(f"{url}/sse", "--max-time 3"), "head": _curl(f"{url}/sse", "-I")}
-    return {
-        method: {"operationId": f"ticks_{method}", **operation, "x-example": example}
-        for method, example in examples.items()
-    }
+    return _methods("ticks", {**operation, "x-try": "ticks"}, examples)
 
 
 def _metrics(url: str) -> dict[str, Any]:
-    return {
-        "get": {
-            "operationId": "metrics",
-            "tags": ["Operation"],
-            "x-example": _curl(f"{url}/metrics"),
-            "x-try": "",
-            "description": "Counters and histograms, in Prometheus' text format.",
-            "summary": "Return the metrics for Prometheus",
-            "responses": {"200": {"description": "the metrics", "content": {"text/plain": {}}}},
-            "security": [],
-        }
-    }
+    description = "Counters and histograms, in Prometheus' text format."
+    responses = {"200": {"description": "the metrics", "content": {"text/plain": {}}}}
+    operation = _operation("Operation", "Return the metrics for Prometheus", description, responses)
+    return {"get": {**operation, "operationId": "metrics", "x-example": _curl(f"{url}/metrics")}}
 
 
 def _security(state: State) -> list[dict[str, list[str]]]:

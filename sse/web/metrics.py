@@ -8,12 +8,13 @@ from __future__ import annotations
 import http
 import os
 from functools import cache, partial
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from ..compat.prometheus_client import IS_SHARED, labelled, lock_files
+from ..compat.prometheus_client import lock_files
 from ..errors import ClientGone
 from ..protocol.usage import COUNTS, Usage
 from ..relay.durable import RecordingEnd
@@ -23,6 +24,11 @@ from ..relay.stream.end import StreamEnd
 FIRST_BYTE_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 #: Buckets of the seconds of a stream's longest gap: from token to token, up to the idle time-out.
 GAP_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+#: Whether values are kept in files that all processes read, as the library decides when it is imported.
+IS_SHARED = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 _STATUSES = frozenset({*http.HTTPStatus, ClientGone.status})
 
@@ -78,7 +84,7 @@ class Metrics:
         self._tokens = counter("sse_tokens", "Tokens that upstreams reported; some are parts", ["upstream", "type"])
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
-        self._of = cache(labelled)
+        self._of = cache(_labelled)
 
     def begin_stream(self, upstream: str) -> None:
         """Count a stream as open."""
@@ -145,6 +151,10 @@ class Metrics:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         with lock_files(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
             return generate_latest(registry)
+
+
+def _labelled(metric: Metric, *labels: str) -> Metric:
+    return metric.labels(*labels)
 
 
 def _status(status: int) -> str:

@@ -13,7 +13,7 @@ from flask import Request
 from pydantic_core import from_json
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
 
-from ..errors import Draining, InvalidRequest, LengthRequired, SSEError, TooLarge, UnsupportedMediaType
+from ..errors import Draining, InvalidRequest, LengthRequired, MalformedBody, SSEError, TooLarge, UnsupportedMediaType
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason
 from ..relay.upstream.client import RETRY_AFTER
@@ -42,7 +42,7 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
         # Such a server gives an empty body, and an upstream would serve, and charge for, an empty request.
         raise LengthRequired
     # The site has read from it before, for example because it looked at `request.form`.
-    was_taken = "stream" in vars(request) and getattr(request, "_cached_data", None) is None
+    was_taken = "stream" in vars(request)
     try:
         body = _read(request, length, most)
     except RequestEntityTooLarge as error:
@@ -51,7 +51,7 @@ def read_body(request: Request, exchange: Exchange, most: int) -> bytes | None:
         raise _not_arrived(exchange) from error
     except Exception as error:
         # Each server raises its own exceptions for a malformed body; gunicorn has six, none of them an OSError.
-        raise InvalidRequest("the request body is malformed") from error
+        raise MalformedBody("the request body is malformed") from error
     if len(body) > most:
         raise TooLarge(f"the request body is longer than {most} bytes")
     if was_taken and len(body) < (length or is_chunked):

@@ -55,7 +55,7 @@ class _Counter:
         elif name in SENDS:
             self.costs["client_sends" if descriptor == self._client else "upstream_sends"] += 1
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Say what it was, and count no more."""
         sys.setprofile(None)
         self.costs["look_ups"] += _look_ups
@@ -63,7 +63,7 @@ class _Counter:
 
 
 def _is_in_thread(frame: FrameType | None) -> bool:
-    """Tell whether a frame is of what goes on beside all requests, such as the look at the clocks."""
+    """Return whether a frame is of what goes on beside all requests, such as the look at the clocks."""
     while frame is not None:
         if frame.f_code.co_filename == threading.__file__:
             return True
@@ -78,12 +78,12 @@ def _counted(application: Callable[..., Any]) -> Callable[..., Any]:
         counter = _Counter(environ["gunicorn.socket"])
         sys.setprofile(counter.note)
         body = application(environ, start_response)
-        # Not in something else that tells: the worker knows a pump from other bodies.
+        # Not in something else that reports: the worker distinguishes a pump from other bodies.
         close = body.close
 
         def close_and_tell() -> None:
             close()
-            counter.tell()
+            counter.report()
 
         body.close = close_and_tell
         return body

@@ -35,7 +35,7 @@ class User(UserMixin):
 
 
 def caller(_: object) -> str | None:
-    """Return the name of who is logged in: what the gateway is told of the site's accounts."""
+    """Return the name of who is logged in: what the gateway gets of the site's accounts."""
     return str(current_user.get_id()) if current_user.is_authenticated else None
 
 

@@ -1,4 +1,4 @@
-"""The service, which also tells of its greenlets, its views' ends and its responses' closing, and sets a length."""
+"""The service, which also reports its greenlets, its views' ends and its responses' closing, and sets a length."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def hold() -> EventSourceResponse:
 def change(response: Response) -> Response:
     if "length" in request.args:
         response.headers["Content-Length"] = request.args["length"]
-    if "told" in request.args:
+    if "reported" in request.args:
         response.call_on_close(lambda: print("response closed", flush=True))
     return response

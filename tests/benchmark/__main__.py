@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, and return 1 if a relay was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the streams and events; default 1")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the figures too, as multiples of ours")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the figures too, relative to the gateway's")
     options = parser.parse_args(arguments)
     scale: float = options.scale
     _raise_file_limit()

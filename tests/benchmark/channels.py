@@ -42,7 +42,7 @@ LAST_START = 60.0
 EVENTS = 20
 #: What is aimed at: KiB of a silent reader, and how many times nchan's time.
 MOST_MEMORY, OF_NCHAN = 12.0, 2.0
-#: Readers below which the figures tell more of publishing than of readers.
+#: Readers below which the figures show more of publishing than of readers.
 ENOUGH = 500
 
 Rounds = dict[str, list[Taken]]
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}.")
     missing = [f"MISSING {name}" for name in found if isinstance(name, str)]
-    reached = goals(values) if options.readers >= ENOUGH else ["Too few readers to tell which goal is met."]
+    reached = goals(values) if options.readers >= ENOUGH else ["Too few readers to judge which goal is met."]
     print("\n".join([*reached, *missing, *(f"WRONG {fault}" for fault in faults)]))
     return 1 if faults else 0
 

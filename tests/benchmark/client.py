@@ -50,7 +50,7 @@ class Door:
 
 @dataclass(kw_only=True)
 class Result:
-    """What a load has shown. CPU time and memory are None where the system does not tell."""
+    """What a load has shown. CPU time and memory are None where the system does not show them."""
 
     #: What was wrong first; "" if every byte came once and in order.
     wrong: str = ""
@@ -138,7 +138,7 @@ def _check_head(head: bytes) -> None:
     if not head.startswith(b"HTTP/1.1 200 "):
         raise _Wrong(f"answered {head.splitlines()[0].decode('latin-1')}")
     if b"transfer-encoding: chunked" not in head.lower():
-        raise _Wrong("the answer is not chunked, so nobody could tell whether it is whole")
+        raise _Wrong("the answer is not chunked, so whether it is whole cannot be seen")
 
 
 class _Run:

@@ -1,4 +1,4 @@
-"""How much CPU time and memory a tree of processes has taken, where the system tells."""
+"""How much CPU time and memory a tree of processes has taken, where the system shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 class Meter:
     """Reads what a process and its children, as they are now, have used.
 
-    :param pid: the process; None is nobody, whose use is unknown.
+    :param pid: the process; None is no process, whose use is unknown.
     """
 
     def __init__(self, pid: int | None) -> None:

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement
 
 #: Pixels: of the picture, and of its margins to the left and right, at the top and the bottom.
 WIDTH, HEIGHT, SIDE, TOP, BOTTOM = 800, 420, 60, 60, 50
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # These can be told apart by the colour-blind.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # The colour-blind can distinguish these.
 
 
 def bars(path: Path, title: str, names: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> None:

@@ -169,7 +169,7 @@ def doubts(name: str, row: Row) -> list[str]:
         result = measured.result
         relay = (result.cpu or 0.0) / result.elapsed
         for who, cpu in (("client", result.own_cpu), ("upstream", measured.upstream_cpu)):
-            # The direct connection has nobody else to wait for.
+            # The direct connection has nothing else to wait for.
             if name != "direct" and relay < BUSY and cpu / result.elapsed > BUSY:
                 found.append(f"{name}, {load}: the {who} was at its limit, not the relay")
     return found

@@ -75,12 +75,12 @@ def doctor(
     command = [sys.executable, "-m", "flask", "--app", app, "sse", "doctor", *args]
     if files:
         command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command]
-    told = subprocess.run(
+    shown = subprocess.run(
         command, cwd=root, env=environment(settings, env or {}), capture_output=True, text=True, timeout=PATIENCE
     )
-    assert "Traceback" not in told.stderr, told.stderr
-    assert WORD not in told.stdout + told.stderr, "a secret came out"
-    return Report(status=told.returncode, output=told.stdout, errors=told.stderr)
+    assert "Traceback" not in shown.stderr, shown.stderr
+    assert WORD not in shown.stdout + shown.stderr, "a secret came out"
+    return Report(status=shown.returncode, output=shown.stdout, errors=shown.stderr)
 
 
 def table(url: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "what", "said"),
     [
-        pytest.param("-k sync", {}, "worker class", "fail .*sync.* -k gevent", id="sync"),
+        pytest.param("-k sync", {}, "worker class", "fail .*SyncWorker.* -k gevent", id="sync"),
         pytest.param("-k gthread", {}, "worker class", "warn .*holds a thread.* -k gevent", id="gthread"),
         pytest.param("-k gevent_pywsgi", {}, "worker class", "warn .*head waits.* -k gevent", id="pywsgi"),
         pytest.param("-k nonsense", {}, "gunicorn", "fail .*'nonsense' invalid or not found.*fix", id="no-class"),
@@ -205,7 +205,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
             id="files",
         ),
         pytest.param("--graceful-timeout 9", {}, "restart", "warn .*within 9 s graceful_timeout = 28", id="graceful"),
-        pytest.param("-c /dev/null -k gevent", {}, "restart", "warn .*killed.*end_with_worker", id="no-farewell"),
+        pytest.param("-c /dev/null -k gevent", {}, "restart", "warn .*killed.*end_with_worker", id="no-error-event"),
         pytest.param("-c /dev/null -k gevent", {}, "control socket", "warn .*_disable = True", id="control-socket"),
     ],
 )
@@ -227,7 +227,7 @@ def test_nothing_is_wrong_with_gunicorn_as_it_is_delivered(settings: dict[str, A
 
 
 def test_a_patch_that_comes_too_late_is_found(tmp_path: Path) -> None:
-    """gevent does not reach a class that somebody has imported by name."""
+    """gevent does not reach a class that was imported by name."""
     (tmp_path / "late.py").write_text(
         "from ssl import SSLContext\nimport requests\nfrom gevent import monkey\nmonkey.patch_all()\n"
     )
@@ -236,7 +236,7 @@ def test_a_patch_that_comes_too_late_is_found(tmp_path: Path) -> None:
 
 
 def test_the_probe_has_gunicorns_import_path(tmp_path: Path) -> None:
-    """Beside the program that reads it are modules of ours with common names."""
+    """Beside the program that reads it are modules of the package with common names."""
     (tmp_path / "wrong.py").write_text("import certificate\n")
     report = doctor(env={"GUNICORN_CMD_ARGS": f"-c {tmp_path}/wrong.py"}, **SOUND)
     assert re.match("fail .*No module named 'certificate'.*fix gunicorn.conf.py", report.finding("gunicorn"))
@@ -413,7 +413,7 @@ def upstreams_report() -> Iterator[Report]:
             "behind": start(_dated(3600)),
             "mute": start(_silent),
             "garbage": start(lambda connection: connection.send(b"SSH-2.0-x\r\n" * 3)),
-            "unknown-name": "https://nobody.invalid/",
+            "unknown-name": "https://unused.invalid/",
             "closed": f"http://127.0.0.1:{free_port()}/",
             "unanswered": silent.url,
         }
@@ -479,7 +479,7 @@ def public(url: str, **options: Any) -> Report:
     return doctor(url, **{**SOUND, "SSE_TRUSTED_PROXIES": 1, **options})
 
 
-#: nginx as it comes, if nothing of the relay's tells it otherwise.
+#: nginx as it comes, without any setting of the relay's.
 UNHEARD: Edit = (r"^ *gzip off;$", "gzip off; proxy_ignore_headers X-Accel-Buffering;")
 BUFFERING: Edit = (r"^ *proxy_buffering off;$", "")
 OLD: Edit = (r"^ *proxy_http_version 1.1;$", "")

@@ -26,7 +26,7 @@ def test_a_limit_of_a_request_has_what_it_was_counted_by() -> None:
 
     assert app.test_client().get("/").status_code == 200
     [current] = seen
-    assert current is not None, REMEDY
+    assert current is not None and hasattr(current, "request_args"), REMEDY
     assert list(identifiers(current)) == ["key", "scope"], REMEDY
     assert limiter.limiter.get_window_stats(current.limit, *identifiers(current)).remaining == 2, REMEDY
 

@@ -7,32 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter
-
-from sse.compat.prometheus_client import IS_SHARED, labelled
-
 from ..support.service import ROOT
 
 REMEDY = "prometheus-client has changed: adapt sse/compat/prometheus_client.py or hold it below this version"
 
-#: Two processes that end, and what is read of them.
+#: Two processes that end, one after the other, and what is read of them.
 COUNT = """
 import os, sys
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
-from sse.compat.prometheus_client import IS_SHARED, fold_ended, lock_files
-assert IS_SHARED
+from sse.compat.prometheus_client import adopt_counts, keep_counts, lock_files
 place = os.environ["PROMETHEUS_MULTIPROC_DIR"]
-registry = CollectorRegistry()
-counter = Counter("calls", "", ["kind"], registry=registry)
-gauge = Gauge("open", "", multiprocess_mode="livesum", registry=registry)
 for number in (1, 2):
     if not (pid := os.fork()):
+        adopt_counts(place)
+        registry = CollectorRegistry()
+        counter = Counter("calls", "", ["kind"], registry=registry)
+        gauge = Gauge("open", "", multiprocess_mode="livesum", registry=registry)
         counter.labels("a").inc(number)
         gauge.inc()
         os._exit(0)
     os.waitpid(pid, 0)
-    fold_ended(place, pid)
+    keep_counts(place, pid)
 collected = CollectorRegistry()
 MultiProcessCollector(collected)
 with lock_files(place):
@@ -40,15 +36,10 @@ with lock_files(place):
 """
 
 
-def test_without_its_directory_values_are_kept_in_memory() -> None:
-    assert not IS_SHARED, REMEDY
-    counter = Counter("contract", "", ["kind"], registry=CollectorRegistry())
-    assert labelled(counter, "a") is labelled(counter, "a"), REMEDY
-
-
-def test_files_of_ended_processes_can_be_added_up(tmp_path: Path) -> None:
+def test_the_files_of_ended_processes_are_continued(tmp_path: Path) -> None:
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COUNT], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert 'calls_total{kind="a"} 3.0' in done.stdout, f"{REMEDY}\n{done.stderr}"
-    left = {path.name.partition("_")[2] for path in tmp_path.iterdir() if path.name.startswith("counter")}
-    assert "ended.db" in left, REMEDY
+    assert "open" not in done.stdout, REMEDY
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith("counter_ended"), REMEDY

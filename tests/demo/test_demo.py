@@ -283,8 +283,8 @@ def test_each_token_arrives_when_it_is_sent() -> None:
         ends.append(boundary.at_boundary)
     assert all(ends), "an event came in parts"
     assert len(client.pieces) == boundary.events == len(tokens_of(TEXT)) + 3
-    told = client.pieces[-3].at - client.pieces[0].at
-    assert told >= 0.9 * delay * len(tokens_of(TEXT)), "they came all at once"
+    shown = client.pieces[-3].at - client.pieces[0].at
+    assert shown >= 0.9 * delay * len(tokens_of(TEXT)), "they came all at once"
 
 
 def test_several_are_served_at_the_same_time() -> None:

@@ -111,7 +111,7 @@ def test_own_streams_queue(tmp_path: Path) -> None:
 
 
 def test_migration_before(upstream: Callable[..., Upstream]) -> None:
-    """The view that is to be replaced works as the page says, in fair weather."""
+    """The view that will be replaced works as the page says, in fair weather."""
     ollama = upstream(answer(b"data: hello\n\n"))
     app = site_of(block("migration_before").replace(OLLAMA, ollama.url))
     assert app.test_client().post("/chat", json={"messages": []}).data == b"data: hello\n\n"

@@ -1,4 +1,4 @@
-"""What somebody stumbles over in the first hour says what to do, in one line and without a traceback."""
+"""What goes wrong in the first hour is answered with what to do, in one line and without a traceback."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_wrong_setting_is_one_line(key: str, value: str, remedy: str) -> None:
     ],
 )
 def test_a_refused_target_is_named_in_the_log_alone(shared_service: Service, target: str, cause: str) -> None:
-    """The client is not told why, because that would show a network; the operator is, without path and query."""
+    """The client gets no reason, because that would show a network; the operator does, without path and query."""
     start = len(shared_service.log())
     with forward(shared_service, target, http_fields={"X-Request-Id": "first-hour"}) as client:
         body = client.read_body()
@@ -58,6 +58,6 @@ def test_a_refused_target_is_named_in_the_log_alone(shared_service: Service, tar
     assert f'cause="{cause}"' in line and "canary" not in line
 
 
-def test_a_missing_upstream_is_told_apart_from_a_missing_page(shared_service: Service) -> None:
+def test_a_missing_upstream_is_distinct_from_a_missing_page(shared_service: Service) -> None:
     with call(shared_service, "GET", "/upstream/nowhere/v1/models") as client:
         assert client.json()["code"] == "not_found"

@@ -140,7 +140,7 @@ def test_quickstart_redis(folder: Path, redis_server: RedisServer) -> None:
 
 
 def test_quickstart_nginx(folder: Path, upstream: Callable[..., Upstream], tmp_path: Path) -> None:
-    """The block is all that nginx is told of the gateway: events pass one by one, and a cut stays visible."""
+    """The block is all that nginx has of the gateway: events pass one by one, and a cut stays visible."""
     deepseek = upstream(speak("Hello"))
     with gateway(folder, "quickstart_key", deepseek) as url:
         location = block("quickstart_nginx").replace(HERE.removeprefix("http://"), urlsplit(url).netloc)

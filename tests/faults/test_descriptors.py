@@ -72,8 +72,7 @@ def test_without_descriptors_clients_get_503(url: str, left: int) -> None:
             assert crowd.streaming == STREAMS
             with Crowd(service, 1) as one_more:
                 assert one_more.streaming == 1
-            # gevent asks for one connection more than there are.
-            assert service.log().count("Traceback") == service.log().count("Too many open files")
+            assert "Traceback" not in service.log()
 
 
 def test_who_cannot_be_let_in_waits_without_work_for_the_worker() -> None:
@@ -81,7 +80,7 @@ def test_who_cannot_be_let_in_waits_without_work_for_the_worker() -> None:
         with limited(pid, 0):
             start, began, used = len(service.log()), time.monotonic(), processor_time(pid)
             with call(service, "GET", "/healthz") as waiting:
-                # gevent says so each time it tries in vain: after 10 ms, 20, and so on up to a second.
+                # Each attempt in vain is logged: after 10 ms, 20, and so on up to a second.
                 for _ in range(8):
                     start = service.wait_log("Too many open files", start=start).end()
                 goes_on(crowd)

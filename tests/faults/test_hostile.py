@@ -86,7 +86,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def at_rest(narrow_relay: Relay) -> int:
-    """How many descriptors the worker has open when it has served, and nobody is there."""
+    """How many descriptors the worker has open when it has served, and no client is there."""
     narrow_relay.forward(answer(EVENT, framing="close")).read_body()
     narrow_relay.settle()
     counts: list[int] = []
@@ -104,7 +104,7 @@ def test_nothing_is_left_of_it(script: Script, narrow: Relay, at_rest: int) -> N
     with narrow.forward(script) as client:
         client.read_body()
         assert client.head is not None
-        # The one that sends too much has sent all it promised; what comes after that is nobody's.
+        # The one that sends too much has sent all it promised; what comes after that belongs to no request.
         assert client.head.status in (502, 504) or client.ending == "aborted" or client.body == EVENT[:3]
     # Its one lease is there for the next one.
     with narrow.forward(answer(EVENT, framing="close")) as client:

@@ -1,4 +1,4 @@
-"""A disk that is full, and nobody who reads the log: no stream and no answer depends on what is written there."""
+"""A disk that is full, and a log without a reader: no stream and no response depends on what is written there."""
 
 from __future__ import annotations
 

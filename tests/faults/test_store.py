@@ -1,4 +1,4 @@
-"""The shared store gone, slow, full, read-only or spoilt: nobody is refused or let in for that, and it is said once."""
+"""The shared store gone, slow, full, read-only or spoilt: no client is refused or let in for that; one log line."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def read_only(redis_server: RedisServer, client: Any) -> Iterator[None]:
 
 @contextmanager
 def spoilt(redis_server: RedisServer, client: Any) -> Iterator[None]:
-    """Whatever there is of ours becomes something else."""
+    """Every key of the gateway becomes something else."""
     keys = client.keys("*")
     assert keys
     for key in keys:

@@ -1,4 +1,4 @@
-"""A thousand clients that are gone at once: everything they held is given back."""
+"""A thousand clients that are gone at once: everything they held is released."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_thousand_clients_that_vanish_leave_nothing_behind() -> None:
             gone = time.monotonic() - began
             eventually(lambda: descriptors(pid) < 50, "descriptors are left")
             sizes.append(service.rss())
-            told = f"/healthz after {answered:.2f} s, all let go after {gone:.2f} s, {sizes[-1] / 2**20:.0f} MB"
-            print(f"{'RST' if by_reset else 'FIN'}: {told}")
+            shown = f"/healthz after {answered:.2f} s, all released after {gone:.2f} s, {sizes[-1] / 2**20:.0f} MB"
+            print(f"{'RST' if by_reset else 'FIN'}: {shown}")
         assert max(sizes[1:]) - sizes[0] < LEFT_BEHIND
         eventually(lambda: service.log().count("end=client_gone") == 3 * CLIENTS, "not all have ended")
         assert "Traceback" not in service.log()

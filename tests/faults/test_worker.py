@@ -95,7 +95,7 @@ def test_a_killed_workers_leases_expire(
             assert len(leases) == STREAMS
             assert max(end for _, end in leases) <= now + LIFETIME
             assert 0 < store.ttl(key) <= LIFETIME + 1
-            # As if their time were over, which nobody waits for; the living ones' come back with the next renewal.
+            # As if their time were over, which no test waits for; the living ones' come back with the next renewal.
             for lease, _ in leases:
                 store.zincrby(key, -LIFETIME - 1, lease)
             with Crowd(service, 1) as one_more:
@@ -137,7 +137,7 @@ def test_a_killed_worker_leaks_no_quota_or_lease(redis_server: RedisServer, tmp_
         assert (refused.read_head().status, refused.json()["code"]) == (429, "too_many_streams")
         [key] = store.keys("sse-leases:*ann")
         assert 0 < store.ttl(key) <= LIFETIME + 1
-        # As if their time were over, which nobody waits for.
+        # As if their time were over, which no test waits for.
         for lease, _ in store.zrange(key, 0, -1, withscores=True):
             store.zincrby(key, -LIFETIME - 1, lease)
         upstream.script = answer(usage, framing="close")
@@ -148,7 +148,7 @@ def test_a_killed_worker_leaks_no_quota_or_lease(redis_server: RedisServer, tmp_
 
 
 class Asking(threading.Thread):
-    """Asks one short thing after the other, each on a connection of its own, until nobody listens."""
+    """Asks one short thing after the other, each on a connection of its own, until nothing listens."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(daemon=True)
@@ -185,7 +185,7 @@ def test_a_stop_under_load_leaves_no_response_ambiguous() -> None:
         asking = [Asking(service) for _ in range(4)]
         for each in asking:
             each.start()
-        eventually(lambda: all(len(each.seen) > 10 for each in asking), "nobody answers")
+        eventually(lambda: all(len(each.seen) > 10 for each in asking), "no response")
         service.terminate()
         crowd.wait_ended(20)
         for each in asking:
@@ -199,7 +199,7 @@ def test_a_stop_under_load_leaves_no_response_ambiguous() -> None:
         assert service.wait_exit(20) == 0
         assert "SIGKILL" not in service.log()
         assert "Traceback" not in service.log()
-        # What had not been accepted when the listener closed is reset; after that nobody is there.
+        # What had not been accepted when the listener closed is reset; after that nothing listens.
         answers = [seen for each in asking for seen in each.seen]
         assert set(answers) <= {200, 503, "reset"}
         for each in asking:

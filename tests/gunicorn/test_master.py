@@ -52,7 +52,7 @@ def post_worker_init(worker):
 
 
 def test_a_reload_onto_broken_code_is_refused(site: Path, started: Callable[..., Service]) -> None:
-    """It stopped the service: the old workers were told to stop before the new ones failed."""
+    """It stopped the service: the old workers were stopped before the new ones failed."""
     service = started("--workers", "2")
     before = service.worker_pids()
     (site / "app.py").write_text("raise RuntimeError('a broken deploy')\n")

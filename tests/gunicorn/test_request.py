@@ -212,7 +212,7 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("target", ["/forward-sse", "/read", "/lines"])
 def test_a_malformed_body_is_a_bad_request(site: Service, target: str, name: str) -> None:
-    """Each was a 500 with a traceback, whoever sent it."""
+    """Each was a 500 with a traceback, whichever client sent it."""
     start = len(site.log())
     refuses_malformed(site, target, name)
     # Lines of requests before this one may come late.

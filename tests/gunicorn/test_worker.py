@@ -27,7 +27,7 @@ STREAMS = 20
 
 
 class Held:
-    """Upstreams' answers that begin with an event and then wait until they are told to go on."""
+    """Upstreams' answers that begin with an event and then wait until they may go on."""
 
     def __init__(self) -> None:
         self.may_go_on = threading.Event()
@@ -54,7 +54,7 @@ def held() -> Held:
 
 @pytest.fixture
 def serve(service: Callable[..., Service]) -> Callable[..., Service]:
-    """`serve(upstream)` starts a service that tells of its greenlets."""
+    """`serve(upstream)` starts a service that reports its greenlets."""
 
     def start(upstream: Upstream, *args: str, **settings: object) -> Service:
         given = {"SSE_UPSTREAMS": {"test": upstream.url}, "SSE_THROTTLE": "", **settings}
@@ -263,7 +263,7 @@ def test_call_on_close_runs_when_a_relayed_response_is_closed(
     running = serve(upstream(held))
     if not parks:
         held.may_go_on.set()
-    with call(running, "GET", "/upstream/test/?told") as client:
+    with call(running, "GET", "/upstream/test/?reported") as client:
         follow(client)
         if parks:
             assert "response closed" not in running.log()

@@ -114,6 +114,10 @@ describe("what is reported:", () => {
 			{ output: { text: "a", finish_reason: "null" }, usage: { input_tokens: 3, output_tokens: 1 } },
 			{ output: { text: "ab", finish_reason: "stop" }, usage: { input_tokens: 3, output_tokens: 5 } },
 		],
+		"Gemini's counts": [
+			{ candidates: [{ content: {} }], usageMetadata: { promptTokenCount: 3 } },
+			{ candidates: [{ finishReason: "stop" }], usageMetadata: { promptTokenCount: 3, candidatesTokenCount: 5 } },
+		],
 		"Ollama's counts": [
 			{ message: { content: "a" }, done: false },
 			{ message: { content: "" }, done: true, done_reason: "stop", prompt_eval_count: 3, eval_count: 5 },
@@ -124,6 +128,15 @@ describe("what is reported:", () => {
 			assert.deepEqual([input, output, finish], [3, 5, "stop"]);
 		});
 	}
+
+	test("OpenAI's usage of Responses", () => {
+		const usage = { input_tokens: 3, output_tokens: 5 };
+		const { input, output } = readAll([
+			{ type: "response.created", response: { status: "in_progress", usage: null } },
+			{ type: "response.completed", response: { status: "completed", usage } },
+		]);
+		assert.deepEqual([input, output], [3, 5]);
+	});
 
 	test("no count before there is one", () => {
 		const { output, finish } = readAll([{ output: { text: "a", finish_reason: "null" } }]);
@@ -192,7 +205,7 @@ test("every preset is a call that can be sent", () => {
 	}
 });
 
-test("content types are told apart", () => {
+test("content types are distinguished", () => {
 	const kinds = {
 		"text/event-stream;charset=UTF-8": "events",
 		"application/x-ndjson": "lines",

@@ -328,7 +328,7 @@ describe("resumeSSE", () => {
 		assert.equal(requests[0].headers["x-passcode"], "p");
 	});
 
-	test("tells what the gateway refuses", async () => {
+	test("reports what the gateway refuses", async () => {
 		const fields = { "Content-Type": "application/problem+json" };
 		kept.refuse = (response) => response.writeHead(404, fields).end('{"code": "stream_not_found"}');
 		const { end, code, error } = await run((handlers) => resumeSSE(`${base}ai/streams/none`, 0, handlers));

@@ -86,7 +86,7 @@ describe("fetchSSE", () => {
 		server.close();
 	});
 
-	/** Runs one stream to its end and tells in which order the handlers were called. */
+	/** Runs one stream to its end and returns in which order the handlers were called. */
 	async function run(init, respond, handlers = {}) {
 		answer = respond;
 		requests = [];
@@ -265,7 +265,7 @@ describe("fetchSSE", () => {
 		assert.deepEqual([last.code, last.status, last.retryAfter], ["throttled", 429, 7]);
 	});
 
-	test("a refusal of the upstream has its status and body, and no code of ours", async () => {
+	test("a refusal of the upstream has its status and body, and none of the codes of the gateway", async () => {
 		const body = JSON.stringify({ code: "unauthenticated" });
 		for (const type of ["application/json", "application/problem+json"]) {
 			const { last } = await run({}, (request, response) =>
@@ -536,7 +536,7 @@ describe("fetchSSE", () => {
 		await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", script], { timeout: 10_000 });
 	});
 
-	test("the caller's signal keeps no listener of ours", async () => {
+	test("the caller's signal keeps no listener of the client", async () => {
 		const own = new AbortController();
 		const counts = { add: 0, remove: 0 };
 		for (const name of Object.keys(counts)) {

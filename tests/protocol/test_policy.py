@@ -66,7 +66,7 @@ def allowed(body: object = None, *, method: str = "POST", path: str = "v1/chat/c
 def test_models_that_are_allowed() -> None:
     assert allowed({"model": "small"})
     assert allowed({"model": "qwen-max", "messages": [{"model": "other"}]})
-    assert allowed(path="v1beta/models/qwen-2:generateContent")
+    assert allowed(path="v1beta/models/small:generateContent")
     assert allowed({"model": "small"}, query="model=qwen-1")
     assert allowed(path="openai/deployments/small/chat/completions")
     assert allowed(method="GET", path="v1/files")
@@ -91,6 +91,7 @@ def test_models_that_are_allowed() -> None:
         pytest.param({"body": {"model": None}}, id="null"),
         pytest.param({"body": {"model": "small"}, "query": "model=big"}, id="query-says-another"),
         pytest.param({"body": {"model": "small"}, "query": "model=small&model=big"}, id="query-says-two"),
+        pytest.param({"body": {"model": "small"}, "query": "model="}, id="query-says-nothing"),
         pytest.param({"body": {"model": "small"}, "path": "v1/models/big:generateContent"}, id="path-says-another"),
         pytest.param({"body": {"model": "small"}, "path": "v1/mod%65ls/big"}, id="path-with-an-escape"),
         pytest.param({"body": {"model": "small"}, "path": "openai/deployments/big/chat"}, id="deployment-another"),

@@ -133,7 +133,7 @@ def test_a_piece_is_bounded() -> None:
         pytest.param(HistoryLimits(bytes=60), id="bytes"),
     ],
 )
-def test_a_history_that_is_too_short_is_told(limits: HistoryLimits) -> None:
+def test_a_history_that_is_too_short_is_reset(limits: HistoryLimits) -> None:
     hub = Channels(limits)
     first = publish(hub, "a")
     for _ in range(9):

@@ -121,7 +121,7 @@ def test_past_events_come_where_they_are_asked_for(make: Make) -> None:
     assert data_of(subscribe(other, "a", replay=2), 2) == ["3", "4"]
 
 
-def test_a_history_that_is_too_short_is_told(make: Make) -> None:
+def test_a_history_that_is_too_short_is_reset(make: Make) -> None:
     one, other = make(HistoryLimits(events=3)), make(HistoryLimits(events=3))
     first = publish(one, "a")
     for _ in range(5):

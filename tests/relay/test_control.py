@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import stat
@@ -125,3 +126,9 @@ def test_the_longest_directory_can_be_listened_in(tmp_path: Path) -> None:
         # Linux: /proc/sys/kernel/pid_max is 4194304 at most.
         with socket.socket(socket.AF_UNIX) as connection:
             connection.bind(str(path.with_name("4194304.sock")))
+
+
+def test_a_directory_that_is_too_long_leaves_no_socket(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be used: AF_UNIX path too long"):
+        Control(Monitor(Drain()), tmp_path / ("d" * 120)).open()
+    gc.collect()

@@ -1,4 +1,4 @@
-"""When an exchange is cut, and that cutting wakes whoever waits."""
+"""When an exchange is cancelled, and that this wakes what waits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_peer_that_sends_is_not_gone(pair: Pair) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"pipelined"])
 def test_a_peer_that_closed_is_gone(pair: Pair, data: bytes) -> None:
-    """Bytes nobody has read hide the FIN from whoever peeks."""
+    """Bytes that were not read hide the FIN from a peek."""
     pair[1].sendall(data)
     pair[1].close()
     until_gone(pair[0])
@@ -306,7 +306,7 @@ def until_acknowledged(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("send", [5.0, 0.0])
 def test_a_client_that_does_not_take_the_error_event_is_closed(pair: Pair, send: float) -> None:
-    """The first reason stays; but whoever was blocked in telling it stayed blocked for ever."""
+    """The first reason stays; but what was blocked in reporting it stayed blocked for ever."""
     exchange = opened(pair[0], send=send)
     since = enter(exchange, Stage.WRITE)
     exchange.cancel(EndReason.MAX_DURATION)
@@ -339,13 +339,13 @@ def test_cancelling_shuts_the_upstream_down(pair: Pair) -> None:
 
 
 def test_a_connection_that_was_released_is_not_shut_down(pair: Pair) -> None:
-    """It is in its pool, and carries somebody else's answer in the next moment."""
+    """It is in its pool, and carries another client's response in the next moment."""
     exchange = opened()
     exchange.upstream.attach(Connection(pair[0]))
     exchange.upstream.detach()
     exchange.lose_client(EndReason.CLIENT_GONE)
-    pair[0].sendall(b"somebody else's")
-    assert pair[1].recv(15) == b"somebody else's"
+    pair[0].sendall(b"another client's")
+    assert pair[1].recv(16) == b"another client's"
 
 
 def test_nothing_is_opened_for_a_cancelled_exchange(pair: Pair) -> None:

@@ -89,7 +89,7 @@ def test_what_is_held_is_renewed_and_what_is_not_expires(
     third = shared(lifetime=2)
     with pytest.raises(TooManyStreams):
         third.take("a")
-    # Seven thirds of the lifetime: what nobody renews has expired, with the second that is rounded off.
+    # Seven thirds of the lifetime: what is not renewed has expired, with the second that is rounded off.
     for _ in range(7):
         assert renewed.acquire(timeout=10)
     held.append(third.take("a"))
@@ -245,7 +245,7 @@ def test_services_share_leases_and_forget_a_killed_worker(
         for pid in one.worker_pids():
             os.kill(pid, signal.SIGKILL)
         held.read_body()
-    # Nobody gave that one back; its thirty seconds are not waited for, they are taken off its end.
+    # That one was not released; its thirty seconds are not waited for, they are taken off its end.
     store = redis_server.client()
     [key] = store.keys("sse-leases:*")
     assert 0 < store.ttl(key) <= LIFETIME + 1

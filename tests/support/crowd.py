@@ -107,7 +107,7 @@ class Spring:
 def _send(sock: socket.socket, data: bytes) -> None:
     try:
         sock.send(data)
-    except OSError:  # it has gone, which the next read tells
+    except OSError:  # it has gone, which the next read shows
         return
 
 
@@ -127,7 +127,7 @@ class Reader:
 
     @property
     def is_aborted(self) -> bool:
-        """Whether it ended as nobody can take for a whole answer."""
+        """Whether it ended as no client can take for a whole response."""
         return self.has_ended and self.is_streaming and not self.data.endswith(LAST_CHUNK)
 
     @property

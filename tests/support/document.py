@@ -96,7 +96,7 @@ def started(text: str, *, cwd: Path = ROOT, **extra: str) -> Iterator[str]:
 
 
 def playground(url: str) -> dict[str, Any]:
-    """Return what the page is told of the service: `upstreams`, and whether it is `open`."""
+    """Return what the page gets from the service: `upstreams`, and whether it is `open`."""
     document: dict[str, Any] = httpx.get(
         f"{url}/playground.json", headers={"X-Passcode": PASSCODE}, timeout=PATIENCE
     ).json()

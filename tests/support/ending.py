@@ -26,7 +26,7 @@ def error_event(reason: EndReason | str, id: str | None = None) -> bytes:
 
 
 def new_mark() -> dict[str, Any]:
-    """Return options of `forward` that tell the stream's log line from those of all others."""
+    """Return options of `forward` that distinguish the stream's log line from those of all others."""
     return {"http_fields": {"X-Request-Id": uuid.uuid4().hex}}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import redis
 
-from sse.relay.log.base import Header, Reader
+from sse.relay.log.base import Header
 from sse.relay.log.contract import Log
 from sse.relay.log.redis import RedisLog
-from sse.relay.log.ring import Recording
+from sse.relay.log.ring import Reader, Recording
 from sse.relay.log.store import Timing
 
 ERRORS = (redis.RedisError,)

@@ -67,7 +67,7 @@ class Proxy:
 
 
 def listen(start: Callable[[int], tuple[Process, str]]) -> Proxy:
-    """Start a proxy on a free port: neither tells what port it got, so it is chosen here, and again if it was taken.
+    """Start a proxy on a free port: neither shows what port it got, so it is chosen here, and again if it was taken.
 
     :param start: returns what was started on a port, and what it writes when it listens.
     """

@@ -19,7 +19,7 @@ TTL = {"Stream-TTL": "60"}
 
 @dataclass
 class Paced:
-    """An upstream's script that sends what the test tells it, when it tells it."""
+    """An upstream's script that sends what the test has it send, when it does."""
 
     fields: tuple[str, ...] = (EVENT_STREAM,)
     status: int = 200
@@ -89,7 +89,7 @@ def reply(client: RawClient) -> Reply:
 
 
 def post(service: Service, path: str = "/upstream/test/", **fields: str) -> RawClient:
-    """Send a request whose response is to be recorded; the caller closes."""
+    """Send a request whose response should be recorded; the caller closes."""
     sent = {**TTL, "Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in fields.items()}}
     return call(service, "POST", path, sent, b"{}")
 

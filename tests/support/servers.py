@@ -1,4 +1,4 @@
-"""Event streams that nobody here wrote: servers from PyPI, run by uvicorn in a process of their own."""
+"""Event streams of other projects: servers from PyPI, run by uvicorn in a process of their own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sse_starlette_app() -> Starlette:
 
 
 def mcp_app() -> Starlette:
-    """Return an MCP server with streamable HTTP, whose one tool tells its progress before it answers."""
+    """Return an MCP server with streamable HTTP, whose one tool reports its progress before its result."""
     server = MCPServer("counter")
 
     @server.tool()

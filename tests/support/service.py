@@ -139,7 +139,7 @@ class Service(Process):
         root: Path = ROOT,
         **settings: Any,
     ) -> None:
-        # With port 0 the kernel chooses, so nobody can take the port between the choice and the bind.
+        # With port 0 the kernel chooses, so no process can take the port between the choice and the bind.
         # gunicorn waits for idle connections when it stops, as long as it would have kept them.
         command = [sys.executable, "-m", "gunicorn", app, "-b", f"{self.host}:0", "--keep-alive", "1", *args]
         super().__init__(command, env=environment(settings, env or {}), cwd=root)
@@ -214,7 +214,7 @@ class RawClient:
     """An HTTP client that hides nothing: every byte, when it came, and how it ended.
 
     :param timeout: seconds that each wait for bytes may take.
-    :param source: the address of ours that it calls from, such as `127.0.0.2`.
+    :param source: the local address that it calls from, such as `127.0.0.2`.
     """
 
     def __init__(
@@ -302,7 +302,7 @@ class RawClient:
         self._decode(time.monotonic())
 
     def read_piece(self) -> Piece | None:
-        """Return the next piece of the body, or None when it has ended: `ending` tells how.
+        """Return the next piece of the body, or None when it has ended: `ending` shows how.
 
         :raises TimeoutError: if neither comes.
         """
@@ -369,7 +369,7 @@ class RawClient:
         return self.body
 
     def read_body(self) -> bytes:
-        """Return the whole body, however it ends: `ending` tells."""
+        """Return the whole body, however it ends: `ending` shows."""
         for _ in self.iter_pieces():
             pass
         return self.body

@@ -1,4 +1,4 @@
-"""An upstream for tests: a TCP server that answers, byte for byte, what a test tells it, and sees what came.
+"""An upstream for tests: a TCP server that sends, byte for byte, what a test has it send, and sees what came.
 
 It knows no more HTTP than is needed to read a request (RFC 9112), so that it can break every rule in its answers.
 """
@@ -292,7 +292,7 @@ class Connection:
             self.send(data[offset : offset + 1])
 
     def flood(self, piece: bytes = chunk(b"data: flood\n\n" * 1000)) -> None:
-        """Send `piece` again and again, as fast as the peer takes it, until it leaves; `sent` tells how far it got."""
+        """Send `piece` again and again, as fast as the peer takes it, until it leaves; `sent` shows how far it got."""
         try:
             while True:
                 self.send(piece)
@@ -544,7 +544,7 @@ class Upstream:
 
 
 class SilentListener:
-    """An address on which a connect neither succeeds nor fails: its queue is full and nobody accepts.
+    """An address on which a connect neither succeeds nor fails: its queue is full and nothing accepts.
 
     Linux drops the SYN then; `with SilentListener() as silent:` gives `silent.url`.
     """

@@ -13,7 +13,7 @@ import pytest
 
 from sse.web.log import FORMATTERS, log_event
 
-#: What somebody may say who wants a line of their own, or to steer a terminal.
+#: What a client may send to get a line of its own, or to steer a terminal.
 HOSTILE = [
     "a\n2026-01-01 00:00:00,000 INFO stream end=complete",
     "a\r\nb",
@@ -54,8 +54,8 @@ def test_a_value_makes_neither_a_line_nor_a_field_in_text(logger: Make, value: s
     assert written.isascii() and written.removesuffix("\n").isprintable()
     assert written.splitlines() == [written.removesuffix("\n")]
     _, _, fields = written.partition(" stream client=")
-    told, end = json.JSONDecoder().raw_decode(fields)
-    assert (told, fields[end:]) == (value, " last=yes\n")
+    shown, end = json.JSONDecoder().raw_decode(fields)
+    assert (shown, fields[end:]) == (value, " last=yes\n")
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -64,9 +64,9 @@ def test_a_value_makes_neither_a_line_nor_a_field_in_json(logger: Make, value: s
     log_event(log, logging.INFO, "stream", {"client": value, "last": "yes"})
     written = output.getvalue()
     assert written.isascii() and written.removesuffix("\n").isprintable()
-    told = json.loads(written)
-    assert list(told) == ["time", "level", "logger", "message", "client", "last"]
-    assert (told["message"], told["client"], told["last"]) == ("stream", value, "yes")
+    shown = json.loads(written)
+    assert list(shown) == ["time", "level", "logger", "message", "client", "last"]
+    assert (shown["message"], shown["client"], shown["last"]) == ("stream", value, "yes")
 
 
 @pytest.mark.parametrize("form", FORMATTERS)
@@ -92,20 +92,20 @@ def test_values_are_written_so_that_they_can_be_read_again(logger: Make) -> None
     assert text.getvalue().endswith(" INFO stream end=complete events=3 client=- total=0.120 upstream=own:site.news\n")
     log, output = logger("json")
     log_event(log, logging.WARNING, "stream", fields)
-    told: dict[str, Any] = json.loads(output.getvalue())
-    assert datetime.datetime.fromisoformat(told.pop("time")).utcoffset() == datetime.timedelta(0)
-    assert told == {"level": "WARNING", "logger": "sse", "message": "stream", **fields}
+    shown: dict[str, Any] = json.loads(output.getvalue())
+    assert datetime.datetime.fromisoformat(shown.pop("time")).utcoffset() == datetime.timedelta(0)
+    assert shown == {"level": "WARNING", "logger": "sse", "message": "stream", **fields}
 
 
 def test_any_line_of_the_logger_is_an_object(logger: Make) -> None:
     log, output = logger("json")
     log.warning("the store is %s", "away", extra={"tries": 2, "level": "mine", "time": object()})
-    told = json.loads(output.getvalue())
-    assert (told["message"], told["tries"], told["level"]) == ("the store is away", 2, "WARNING")
-    assert datetime.datetime.fromisoformat(told["time"])
+    shown = json.loads(output.getvalue())
+    assert (shown["message"], shown["tries"], shown["level"]) == ("the store is away", 2, "WARNING")
+    assert datetime.datetime.fromisoformat(shown["time"])
 
 
-def test_a_line_that_nobody_wants_is_not_made() -> None:
+def test_a_line_that_is_not_wanted_is_not_made() -> None:
     class Never:
         def __str__(self) -> str:
             raise AssertionError("made")

@@ -370,7 +370,7 @@ def test_without_it_the_request_is_out_of_reach(heartbeat: float) -> None:
         _ = client_of(view, HEARTBEAT=heartbeat).get("/?q=asked").data
 
 
-def test_an_app_without_sse_is_told_so() -> None:
+def test_an_app_without_sse_gets_an_error() -> None:
     app = Flask(__name__)
     with app.test_request_context(), pytest.raises(RuntimeError, match="has no SSE"):
         EventSourceResponse([])

@@ -72,7 +72,7 @@ def test_nothing_else_is_served(name: str) -> None:
     assert status(site(playground=True).test_client(), f"/ai/sse-static/{name}") == 404
 
 
-# What the page is told
+# What the page gets
 
 
 def upstreams(app: Flask, **fields: str) -> list[str]:

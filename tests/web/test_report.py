@@ -220,10 +220,10 @@ def test_a_fault_of_ours_is_one_object_with_its_traceback(
     response = client.get("/upstream/test/", headers={"X-Request-Id": "failing"})
     assert (response.status_code, response.headers["X-Request-Id"]) == (500, "failing")
     assert response.get_json()["request_id"] == "failing"
-    told = json.loads(written.getvalue())
-    assert (told["level"], told["message"], told["error"]) == ("ERROR", "failed", "RuntimeError")
-    assert (told["upstream"], told["code"], told["request_id"]) == ("test", "internal_error", "failing")
-    assert "break_down" in told["exception"] and "a defect\nof two lines" in told["exception"]
+    shown = json.loads(written.getvalue())
+    assert (shown["level"], shown["message"], shown["error"]) == ("ERROR", "failed", "RuntimeError")
+    assert (shown["upstream"], shown["code"], shown["request_id"]) == ("test", "internal_error", "failing")
+    assert "break_down" in shown["exception"] and "a defect\nof two lines" in shown["exception"]
     figures = client.get("/metrics").text
     assert 'sse_requests_total{code="internal_error",status="500",upstream="test"} 1.0' in figures
     assert 'sse_streams_open{upstream="test"} 0.0' in figures
@@ -251,5 +251,5 @@ def test_a_client_name_of_the_sites_forges_nothing(
     assert line.isascii() and line.isprintable() and len(line) < 1000
     assert re.search(r" INFO stream end=client_gone status=200 upstream=test client=\S", line)
     assert line.endswith(" request_id=one")
-    told = json.loads(written.getvalue())
-    assert (told["client"], told["end"], told["request_id"]) == (name[:64], "client_gone", "one")
+    shown = json.loads(written.getvalue())
+    assert (shown["client"], shown["end"], shown["request_id"]) == (name[:64], "client_gone", "one")

@@ -142,7 +142,7 @@ def test_a_path_is_text(upstream: Callable[..., Upstream]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "error"),
     [
-        pytest.param(("nobody", "x"), {}, LookupError, id="upstream"),
+        pytest.param(("unused", "x"), {}, LookupError, id="upstream"),
         pytest.param(("there", "x"), {"json": {}, "data": b""}, ValueError, id="two-bodies"),
         pytest.param(("there", "x"), {"method": "TRACE"}, ValueError, id="method"),
         pytest.param(("there", "x"), {"client": ""}, ValueError, id="client"),

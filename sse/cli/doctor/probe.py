@@ -9,17 +9,22 @@ import json
 import resource
 import sys
 import warnings
+from typing import Any
 
 from gunicorn.app.wsgiapp import WSGIApplication
-from gunicorn.config import Config
 
 
-def _bases(cfg: Config) -> list[str]:
+def _bases(cfg: Any) -> list[str]:
     try:
         return [base.__name__ for base in cfg.worker_class.__mro__]
     except RuntimeError as error:
         # A traceback follows in its text.
         sys.exit(str(error).partition("\n")[0].rstrip(": "))
+
+
+def _is_set(hook: Any) -> bool:
+    # Those that do nothing are gunicorn's own.
+    return not hook.__module__.startswith("gunicorn.")
 
 
 def main() -> None:
@@ -31,7 +36,6 @@ def main() -> None:
     monkey = sys.modules.get("gevent.monkey")
     is_patched = monkey is not None and monkey.is_module_patched("socket")
     plan = {
-        "worker_class": cfg.worker_class_str,
         "worker_bases": _bases(cfg),
         "workers": cfg.workers,
         "worker_connections": cfg.worker_connections,
@@ -41,9 +45,9 @@ def main() -> None:
         "reuse_port": cfg.reuse_port,
         "has_http_2": "http_protocols" in cfg.settings and "h2" in cfg.http_protocols,
         "max_requests": cfg.max_requests,
-        "handles_child_exit": cfg.child_exit is not Config().child_exit,
+        "handles_child_exit": _is_set(cfg.child_exit),
         "has_control_socket": not cfg.control_socket_disable,
-        "ends_streams": cfg.post_worker_init is not Config().post_worker_init,
+        "ends_streams": _is_set(cfg.post_worker_init),
         "is_patched": is_patched,
         "is_patched_late": any(entry.category.__name__ == "MonkeyPatchWarning" for entry in caught),
         # After the file was read, for it may have raised it.

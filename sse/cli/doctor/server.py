@@ -35,7 +35,6 @@ PATIENCE = 30
 class Plan:
     """gunicorn's settings, under its own names; see `probe`."""
 
-    worker_class: str
     #: The names of its class and of its base classes.
     worker_bases: list[str]
     workers: int
@@ -103,10 +102,10 @@ def _worker_class(plan: Plan, settings: Settings) -> Finding:
     remedy = 'worker_class = "gevent" in gunicorn.conf.py, or -k gevent'
     for base, cost in _COSTS.items():
         if base in plan.worker_bases:
-            return warn("worker class", f"{plan.worker_class}: {cost}", remedy)
+            return warn("worker class", f"{base}: {cost}", remedy)
     if _is_gevent(plan):
         return ok("worker class", "gevent's: a stream is a greenlet at most")
-    return fail("worker class", f"{plan.worker_class}: not made for streams, one can occupy a whole process", remedy)
+    return fail("worker class", f"{plan.worker_bases[0]}: not made for streams, one can occupy a whole process", remedy)
 
 
 def _is_gevent(plan: Plan) -> bool:

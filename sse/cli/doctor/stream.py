@@ -128,7 +128,7 @@ def _judge(stream: Stream, times: list[float]) -> Finding:
         text = f"{len(times)} events came in {bursts} burst{'' if bursts == 1 else 's'}"
     else:
         text = f"{len(times)} events came within {PATIENCE:g} s"
-    # Only the operator knows what such a stream should have sent by now.
+    # What such a stream should have sent by now is unknown here.
     return held_back(stream.shown, text, level=Level.WARN if stream.is_own else Level.FAIL)
 
 

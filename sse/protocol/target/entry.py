@@ -63,7 +63,7 @@ class Upstream:
     response_headers: frozenset[str] = frozenset()
     #: What may be called below the base; none are all.
     routes: tuple[Route, ...] = ()
-    #: Whether streams of OpenAI's chat dialect have to be asked for with their usage.
+    #: Whether streams of OpenAI's chat dialect must be requested with their usage.
     require_usage: bool = False
     #: What is called in the place of the base; none: the base itself.
     targets: tuple[UpstreamTarget, ...] = ()

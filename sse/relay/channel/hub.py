@@ -91,7 +91,7 @@ class Channels:
         return self._feed.publish(channel, b"")
 
     def info(self, name: str) -> ChannelInfo:
-        """Return what this process knows of a channel."""
+        """Return the state of a channel in this process."""
         with self.numbering.lock:
             channel = self._channels.get(name)
             if channel is None:

@@ -23,7 +23,7 @@ log = logging.getLogger("sse")
 
 #: All keys are in one hash slot of a Cluster, because a script numbers and appends at once.
 PREFIX = "sse:{channel}:"
-#: Seconds without a word from Redis after which it is asked for one, and after as many more the connection is replaced.
+#: Seconds of silence after which Redis is sent a PING, and after as many more the connection is replaced.
 PING_INTERVAL = 5.0
 #: Seconds in which a reader's channels must be there, and between two attempts to connect.
 FOLLOW_TIMEOUT, RETRY_INTERVAL = 1.0, 0.5

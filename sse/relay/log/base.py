@@ -1,14 +1,13 @@
 """A log of bytes that are found by their position: what a recording consists of, wherever it is stored.
 
 One recorder appends; readers in any process take what follows a position. A position is the count of the bytes before
-it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`); `contract.py` says what both do.
+it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`); `contract.py` defines what both do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
@@ -115,30 +114,3 @@ class Claim:
     process: str = ""
     #: Whether the recording has begun.
     has_begun: bool = False
-
-
-class Reader(Protocol):
-    """A position in a recording that moves on with each read; a `Source` of a pump."""
-
-    #: Position of the next byte.
-    offset: int
-    header: Header
-
-    def read(self) -> bytes | None:
-        """Return what follows, None if nothing does yet, b"" at the end of a complete recording; never wait.
-
-        :raises Interrupted: at the end of one that is not complete.
-        :raises Trimmed: if the next byte is not kept any more.
-        """
-
-    def wait(self, timeout: float | None) -> None:
-        """Block until `read()` may return something else than None, or for `timeout` seconds (None: for ever)."""
-
-    def subscribe(self, wake: Wake) -> Wake:
-        """Call `wake()` each time `read()` may return something; return what unsubscribes."""
-
-    def cancel(self) -> None:
-        """Make the next `read()` raise; idempotent, never waits."""
-
-    def close(self) -> None:
-        """Leave the recording; idempotent."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..stream.end import EndReason
-from .base import Claim, Header, Reader, Snapshot
-from .ring import Recording
+from .base import Claim, Header, Snapshot
+from .ring import Reader, Recording
 
 
 class Log(Protocol):

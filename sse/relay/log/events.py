@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from ...protocol.parser import EventParser, EventTooLong
 from ..stream.source import TruncatedBody
-from .base import Reader, Trimmed
+from .base import Trimmed
+from .ring import Reader
 
 #: Digits of a position: padded, so that positions sort as text too.
 DIGITS = 16

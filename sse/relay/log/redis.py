@@ -20,10 +20,10 @@ from ..background import run_soon
 from ..redis import QUEUE_TIMEOUT
 from ..stream.end import EndReason
 from . import script
-from .base import MAX_READERS, Claim, Expired, Header, NotKept, Reader, Snapshot, TooManyReaders, Trimmed, Unavailable
+from .base import MAX_READERS, Claim, Expired, Header, NotKept, Snapshot, TooManyReaders, Trimmed, Unavailable
 from .follow import COUNT, Entry, Follower
 from .remote import RemoteReader
-from .ring import Own, Recording
+from .ring import Own, Reader, Recording
 from .store import Keys, Timing, alive_key, claim_key, decode_claim, encode_claim, milliseconds
 from .upload import Uploads
 
@@ -184,18 +184,17 @@ class RedisLog:
         recording = self._own.get(id)
         if recording is not None:
             return self._own.join(recording, offset, self._on_left, lambda: self._leave(name))
-        reader = RemoteReader(self, keys, snapshot, offset, lambda: self._leave(name))
+        reader = RemoteReader(
+            keys,
+            snapshot,
+            offset,
+            fetch=self.fetch,
+            follow=self._follower.follow,
+            retry_interval=self._timing.retry,
+            on_close=lambda: self._leave(name),
+        )
         self._readers[name] = reader
         return reader
-
-    @property
-    def retry_interval(self) -> float:
-        """Seconds between two attempts while the store is unavailable."""
-        return self._timing.retry
-
-    def subscribe(self, keys: Keys, position: int, deliver: Callable[[Sequence[Entry]], None]) -> Callable[[], None]:
-        """Call back with the entries behind a position."""
-        return self._follower.follow(keys.data, f"{position}-0", deliver)
 
     def _leave(self, name: str) -> None:
         keys = self._keys_of_readers.pop(name)

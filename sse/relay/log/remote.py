@@ -5,41 +5,37 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from ..background import run_soon
 from ..stream.end import EndReason
 from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Unavailable, Wake
-from .follow import Entry
-from .ring import BaseReader
+from .follow import Deliver, Entry
+from .ring import Reader
 from .store import Keys
 
 #: Bytes of a reader in another process that are read ahead of it.
 READ_AHEAD = 256 * 1024
 
 
-class Store(Protocol):
-    """What a reader needs of the log."""
+class RemoteReader(Reader):
+    """A reader of what another process records, or has recorded.
 
-    @property
-    def retry_interval(self) -> float:
-        """Seconds between two attempts while the store is unavailable."""
+    :param fetch: returns up to so many bytes of the store from a position on; raises `Trimmed` or `Unavailable`.
+    :param follow: calls back with the entries behind a position; returns what ends that.
+    :param retry_interval: seconds between two attempts while the store is unavailable.
+    """
 
-    def fetch(self, keys: Keys, offset: int, limit: int) -> bytes:
-        """Return bytes of the store from a position on, b"" if there are none.
-
-        :raises Trimmed: if the first ones are not kept.
-        :raises Unavailable: if the store is.
-        """
-
-    def subscribe(self, keys: Keys, position: int, deliver: Callable[[Sequence[Entry]], None]) -> Wake:
-        """Call back with the entries behind a position; return what ends that."""
-
-
-class RemoteReader(BaseReader):
-    """A reader of what another process records, or has recorded."""
-
-    def __init__(self, store: Store, keys: Keys, snapshot: Snapshot, offset: int, on_close: Wake) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        snapshot: Snapshot,
+        offset: int,
+        *,
+        fetch: Callable[[Keys, int, int], bytes],
+        follow: Callable[[str, str, Deliver], Wake],
+        retry_interval: float,
+        on_close: Wake,
+    ) -> None:
         super().__init__(snapshot.header, offset, on_close)
         self.keys = keys
         self.process = snapshot.process
@@ -50,14 +46,14 @@ class RemoteReader(BaseReader):
         #: When there was the last sign of the recorder, and how often there was no trace of the recording.
         self.heard_at = time.monotonic()
         self.misses = 0
-        self._store = store
+        self._fetch_bytes, self._retry_interval = fetch, retry_interval
         self._lock = threading.Lock()
         #: Bytes that were read ahead, and the position behind them.
         self._ready = bytearray()
         self._have = offset
         self._error: Exception | None = None
         self._is_fetching = self._is_closed = False
-        self._unfollow = store.subscribe(keys, snapshot.end, self._deliver) if self.reason is None else None
+        self._unfollow = follow(keys.data, f"{snapshot.end}-0", self._deliver) if self.reason is None else None
 
     def _next(self) -> bytes | None:
         # All at one moment: the last bytes and the end may be delivered between two looks.
@@ -113,7 +109,7 @@ class RemoteReader(BaseReader):
 
     def _fetch(self) -> None:
         try:
-            data = self._store.fetch(self.keys, self._have, READ_AHEAD)
+            data = self._fetch_bytes(self.keys, self._have, READ_AHEAD)
             if not data and self._have < self.known_end:
                 # What was there has gone: a flush, an eviction, a failover.
                 raise Trimmed(self.known_end)
@@ -123,7 +119,7 @@ class RemoteReader(BaseReader):
         except Trimmed as error:
             self._error = error
         except Unavailable:
-            time.sleep(self._store.retry_interval)
+            time.sleep(self._retry_interval)
         self._is_fetching = False
         if not self._is_closed:
             self._bells.ring()

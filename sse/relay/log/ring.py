@@ -13,7 +13,7 @@ from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
 from .base import READ_SIZE, Header, Interrupted, Snapshot, Trimmed, Wake
 
-#: Bytes that an open recording is expected to need: a long answer of a language model. New ones are admitted by it.
+#: Bytes that an open recording is expected to need: a long response of a language model. New ones are admitted by it.
 EXPECTED_SIZE = 256 * 1024
 
 
@@ -123,13 +123,13 @@ class Recording:
         return self._kept[0]
 
 
-class BaseReader:
-    """What the readers of both stores share: the position, and waiting."""
+class Reader:
+    """A position in a recording that moves on with each read; a `Source` of a pump."""
 
     def __init__(self, header: Header, offset: int, on_close: Wake) -> None:
         self.header = header
+        #: Position of the next byte.
         self.offset = offset
-        self.status = header.status
         self._on_close: Wake | None = on_close
         self._is_cancelled = False
         self._bells = Bells()
@@ -139,6 +139,11 @@ class BaseReader:
         raise NotImplementedError
 
     def read(self) -> bytes | None:
+        """Return what follows, None if nothing does yet, b"" at the end of a complete recording; never wait.
+
+        :raises Interrupted: at the end of one that is not complete.
+        :raises Trimmed: if the next byte is not kept any more.
+        """
         if self._is_cancelled:
             raise TruncatedBody("the reader was cancelled")
         piece = self._next()
@@ -172,16 +177,18 @@ class BaseReader:
                 wake()
 
     def cancel(self) -> None:
+        """Make the next `read()` raise."""
         self._is_cancelled = True
         self._bells.ring()
 
     def close(self) -> None:
+        """Leave the recording."""
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close()
 
 
-class LocalReader(BaseReader):
+class LocalReader(Reader):
     """A reader of what this process records."""
 
     def __init__(self, recording: Recording, offset: int, on_close: Wake) -> None:

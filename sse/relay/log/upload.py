@@ -214,7 +214,7 @@ class Uploads:
         header = json.dumps(asdict(upload.recording.header), separators=(",", ":"))
         process, timing = self._process(), self._timing
         arguments = upload.generation, upload.written, process, header, milliseconds(timing.open)
-        # The process is known to live before anything says that it records.
+        # The key of the process comes before anything that names it as the recorder.
         with self._connection().pipeline(transaction=False) as pipeline:
             pipeline.set(alive_key(process), 1, px=milliseconds(timing.alive))
             pipeline.execute_command("EVAL", script.CREATE, 1, upload.keys.meta, *arguments)

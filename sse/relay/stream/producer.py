@@ -47,6 +47,7 @@ class Producer:
         self._is_cancelled = False
         #: The greenlet that waits for the next item, to be interrupted.
         self._waiting: Any = None
+        self._loop: Any = None
         #: What was produced and not read yet: a piece, b"" at the end, or what was raised.
         self._piece: bytes | BaseException | None = None
 
@@ -77,7 +78,7 @@ class Producer:
         waiting = self._waiting
         if isinstance(waiting, gevent.Greenlet):
             # Only the hub may throw into a greenlet, and it alone can be sure that the greenlet waits.
-            waiting.parent.loop.run_callback_threadsafe(self._interrupt)
+            self._loop.run_callback_threadsafe(self._interrupt)
 
     def _interrupt(self) -> None:
         if self._waiting is not None:
@@ -115,6 +116,7 @@ class Producer:
             raise StreamCancelled
         if self._iterator is None:
             self._iterator = iter(self._items)
+        self._loop = gevent.get_hub().loop
         self._waiting = gevent.getcurrent()
         try:
             return next(self._iterator)

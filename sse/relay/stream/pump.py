@@ -20,7 +20,7 @@ from ...errors import SSEError, error_object
 from ...protocol.boundary import LINE, Boundary, rest_of_event
 from ...protocol.event import ServerSentEvent, encode_comment
 from ..exchange import FINAL_WRITE_TIMEOUT, STOPPED, Exchange, Stage
-from ..tcp import reset, shut_down_client
+from ..tcp import reset, shut_down
 from .end import MESSAGES, STATUSES, Abort, EndReason, StreamAborted, StreamEnd
 from .source import Source, Tap, TruncatedBody
 
@@ -306,7 +306,7 @@ class Pump:
         if how is Abort.RESET:
             reset(connection, patience=FINAL_WRITE_TIMEOUT)
         else:
-            shut_down_client(connection)
+            shut_down(connection)
         return True
 
     def close_unsent(self) -> None:

@@ -129,9 +129,6 @@ class Body:
         if self._connection is not None:
             self._end(reusable=False)
 
-    def release_conn(self) -> None:
-        """Do nothing: `close()` and the end of `stream()` have done it. requests calls it."""
-
     def _end(self, *, reusable: bool) -> None:
         connection, self._connection = self._connection, None
         if connection is None:

@@ -82,8 +82,8 @@ class Access:
         failures = throttle or FAILED_LOGINS
         # One count for all endpoints. A request without a credential is no failed login.
         self._anonymous = counts.limit(failures, "address", scope="sse-anonymous")
-        self._failed = counts.limit(failures, "address", scope="sse-guess")
-        self._failed_before = counts.limit(failures, "address", scope="sse-guess", counts=False)
+        self._failed = counts.limit(failures, "address", scope="sse-failed-login")
+        self._failed_before = counts.limit(failures, "address", scope="sse-failed-login", counts=False)
         self.unknown_bodies = UnknownBodies()
         #: Whether other processes count failed logins too, and until when (time.monotonic()) this process's own count.
         self._shares_failures = limiter is not None or store is not None

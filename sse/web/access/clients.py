@@ -166,13 +166,13 @@ class Directory:
             self._by_digest = self._index(_read(path))
 
     def __bool__(self) -> bool:
-        """Return whether a credential is asked for."""
+        """Return whether there are clients with a passcode."""
         return bool(self._fixed) or self._path is not None
 
     def find(self, passcode: bytes) -> Client | None:
         """Return the client that has a passcode, None if there is none or it has expired.
 
-        The digest is looked up, so the time that it takes says nothing about the passcodes.
+        The digest is looked up, so the time that it takes reveals nothing of the passcodes.
         """
         self._refresh()
         client = self._by_digest.get(digest(passcode))

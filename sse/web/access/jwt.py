@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import threading
 import time
@@ -95,7 +94,7 @@ class Verifier:
     def __init__(self, rules: Rules, keys: KeySet) -> None:
         self._rules = rules
         self._keys = keys
-        # By digest, for a token itself is a secret. The value says until when (time.monotonic()) it is believed.
+        # By digest, for a token itself is a secret. The value is when (time.monotonic()) it must be verified again.
         self._verified: dict[bytes, tuple[float, Token]] = {}
 
     def verify(self, text: str) -> Token | None:
@@ -137,10 +136,12 @@ class Verifier:
                 leeway=LEEWAY,
                 options={"require": ["exp", "iss", "aud", self._rules.client]},
             )
-        except (jwt.PyJWTError, json.JSONDecodeError, TypeError, ValueError):
-            # TypeError: a key of another kind than the algorithm's.
+            expires = float(claims["exp"])
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
+            # TypeError: a key of another kind than the algorithm's. OverflowError, RecursionError: numbers and nested
+            # JSON that are no token's, and that some versions of PyJWT do not expect.
             return None
         name = claims[self._rules.client]
         if not isinstance(name, str) or not CLIENT_NAME.fullmatch(name):
             return None
-        return Token(client=name, expires=float(claims["exp"]))
+        return Token(client=name, expires=expires)

@@ -18,7 +18,7 @@ def check_call(call: Call, entry: Upstream | None, request: UpstreamRequest) -> 
     :raises TargetNotAllowed: if the upstream is not one of the client's.
     :raises RouteNotAllowed: if the method and path are not allowed.
     :raises ModelNotAllowed: if a model is named that is not allowed, or none.
-    :raises InvalidRequest: if the upstream needs to be asked for usage, and is not.
+    :raises InvalidRequest: if the request must include usage, and does not.
     """
     rules, target = call.rules, request.target
     path = target.matched_path if entry is None else target.matched_path[len(entry.base.matched_path.rstrip("/")) :]
@@ -39,7 +39,7 @@ def check_call(call: Call, entry: Upstream | None, request: UpstreamRequest) -> 
 
 
 def _hides_usage(body: bytes | None) -> bool:
-    """Return whether a body asks for a stream of OpenAI's dialect without its usage."""
+    """Return whether a body requests a stream of OpenAI's dialect without its usage."""
     try:
         document = json.loads(body or b"")
     except (ValueError, RecursionError):

@@ -66,7 +66,7 @@ class Quotas:
     def retry_after(self, client: str, quota: RateLimitItem) -> int | None:
         """Return the seconds after which a client that has spent its quota may call again, None if it has not."""
         spent, rest = self._count(client, quota, 0)
-        return max(rest, 1) if spent >= quota.amount else None
+        return rest if spent >= quota.amount else None
 
     def charge(self, client: str, quota: RateLimitItem, tokens: int) -> None:
         """Add what a client has spent; do it before its lease is released, so that a next call sees it."""

@@ -7,7 +7,8 @@ from functools import partial
 
 from flask import Response, request
 
-from ...errors import MethodNotAllowed, SSEError
+from ...compat.environ import GUNICORN_SOCKET
+from ...errors import MalformedBody, MethodNotAllowed, SSEError
 from ...relay.linger import discard
 from ..call import current_call
 from ..report import report_refusal
@@ -24,7 +25,9 @@ def refuse(error: SSEError) -> Response:
     report_refusal(error)
     response = problem(error, call)
     if request.content_length or "chunked" in request.headers.get("Transfer-Encoding", ""):
-        response.call_on_close(partial(discard, request.environ["wsgi.input"], request.environ.get("gunicorn.socket")))
+        # Read again, a malformed body seems to be at its end.
+        body = None if isinstance(error, MalformedBody) else request.environ["wsgi.input"]
+        response.call_on_close(partial(discard, body, request.environ.get(GUNICORN_SOCKET)))
     if error.retry_after is not None or error.status < 500:
         response.headers.extend(current_state().access.rate_limit_fields(call))
     if isinstance(error, MethodNotAllowed):

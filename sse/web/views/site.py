@@ -47,13 +47,13 @@ def relay_from_site(
     # In WSGI's form, as the endpoints have them: a character is a byte.
     path, _, query = path.removeprefix("/").encode(errors="surrogatepass").decode("latin-1").partition("?")
     given = list((headers or {}).items())
-    asks = any(name.lower() == "accept" for name, _ in given)
+    has_accept = any(name.lower() == "accept" for name, _ in given)
     with refusing(), Relay(request, call, state) as relay:
         fields = encode_request_fields(
             with_trace(given, request.headers.get),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
             has_body=bool(body),
-            accept=None if asks else "text/event-stream",
+            accept=None if has_accept else "text/event-stream",
         )
         target = state.table.join(entry, path, query)
         wanted = UpstreamRequest(method=method, target=target, fields=fields, body=body, client=call.client)

@@ -57,7 +57,7 @@ def stream(id: str) -> Response:
     call.upstream = snapshot.header.upstream
     if state.metrics is not None:
         state.metrics.resumes.labels(view or "now").inc()
-    response = _VIEWS[view](_Asked(request, call, state, recordings, id, snapshot))
+    response = _VIEWS[view](_Query(request, call, state, recordings, id, snapshot))
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -78,7 +78,7 @@ def _end(request: Request, call: Call, recordings: Recordings, id: str) -> Respo
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Query:
     """A request to read a recording, and the recording's state."""
 
     request: Request
@@ -142,36 +142,36 @@ class _Asked:
         return Reading(self.state, self.recordings, self.id, self.snapshot, offset)
 
 
-def _now(asked: _Asked) -> Response:
+def _now(query: _Query) -> Response:
     """Return the bytes that are there."""
-    args = asked.request.args
+    args = query.request.args
     # HEAD without a position describes the recording as a whole.
-    return asked.read(asked.position("now" if asked.request.method == "HEAD" and "offset" not in args else None))
+    return query.read(query.position("now" if query.request.method == "HEAD" and "offset" not in args else None))
 
 
-def _long_poll(asked: _Asked) -> Response:
+def _long_poll(query: _Query) -> Response:
     """Return the bytes that are there, or the first that come."""
-    offset = asked.position()
-    if offset >= asked.snapshot.end and asked.snapshot.reason is None:
-        _wait(asked, offset)
-        asked = _Asked(
-            asked.request,
-            asked.call,
-            asked.state,
-            asked.recordings,
-            asked.id,
-            find(asked.recordings, asked.id, asked.call),
+    offset = query.position()
+    if offset >= query.snapshot.end and query.snapshot.reason is None:
+        _wait(query, offset)
+        query = _Query(
+            query.request,
+            query.call,
+            query.state,
+            query.recordings,
+            query.id,
+            find(query.recordings, query.id, query.call),
         )
-        asked.check_interrupted(offset)
-    if offset >= asked.snapshot.end:
-        return Response(status=204, headers=asked.fields(offset))
-    return asked.read(offset)
+        query.check_interrupted(offset)
+    if offset >= query.snapshot.end:
+        return Response(status=204, headers=query.fields(offset))
+    return query.read(offset)
 
 
-def _wait(asked: _Asked, offset: int) -> None:
+def _wait(query: _Query, offset: int) -> None:
     """Wait until there is a byte at a position, the recording has ended, or the time is over."""
     deadline = time.monotonic() + LONG_POLL
-    with asked.reading(offset) as reading:
+    with query.reading(offset) as reading:
         try:
             while reading.reader.read() is None and (left := deadline - time.monotonic()) > 0:
                 reading.reader.wait(left)
@@ -182,37 +182,37 @@ def _wait(asked: _Asked, offset: int) -> None:
                 raise ClientGone from None
 
 
-def _tail(asked: _Asked) -> Response:
+def _tail(query: _Query) -> Response:
     """Stream the bytes to the end as they come, exactly as the upstream sent them."""
-    offset = asked.position()
-    fields = [(name, value) for name, value in asked.snapshot.header.fields if name.lower() == "content-type"]
+    offset = query.position()
+    fields = [(name, value) for name, value in query.snapshot.header.fields if name.lower() == "content-type"]
     fields.append(("Stream-Next-Offset", encode_offset(offset)))
-    if offset >= asked.snapshot.end and asked.is_complete:
+    if offset >= query.snapshot.end and query.is_complete:
         return Response(b"", headers=[*fields, ("Stream-Closed", "true")])
-    return asked.reading(offset).respond(asked.call, fields)
+    return query.reading(offset).respond(query.call, fields)
 
 
-def _events(asked: _Asked) -> Response:
+def _events(query: _Query) -> Response:
     """Stream whole events, for an EventSource."""
-    if not is_event_stream(dict(asked.snapshot.header.fields).get("Content-Type", "")):
+    if not is_event_stream(dict(query.snapshot.header.fields).get("Content-Type", "")):
         raise InvalidRequest("live: the recording is not an event stream")
-    text = asked.request.headers.get("Last-Event-ID") or asked.request.args.get("lastEventId")
-    offset = asked.position(text or None)
-    if asked.is_complete and not _has_event(asked, offset):
+    text = query.request.headers.get("Last-Event-ID") or query.request.args.get("lastEventId")
+    offset = query.position(text or None)
+    if query.is_complete and not _has_event(query, offset):
         # WHATWG HTML, section 9.2.3: an EventSource does not come back after a status other than 200.
-        return Response(status=204, headers=asked.fields(asked.snapshot.end))
-    reading = asked.reading(offset)
-    reading.source = EventReader(reading.reader, max_event=asked.state.settings.resume_max_bytes)
+        return Response(status=204, headers=query.fields(query.snapshot.end))
+    reading = query.reading(offset)
+    reading.source = EventReader(reading.reader, max_event=query.state.settings.resume_max_bytes)
     fields = [("Content-Type", "text/event-stream; charset=utf-8")]
-    return reading.respond(asked.call, fields, is_event_stream=True)
+    return reading.respond(query.call, fields, is_event_stream=True)
 
 
-def _has_event(asked: _Asked, offset: int) -> bool:
+def _has_event(query: _Query, offset: int) -> bool:
     """Return whether a whole event follows a position of a recording that has ended."""
-    parser = EventParser(offset=offset, max_event=asked.state.settings.resume_max_bytes)
-    while offset < asked.snapshot.end:
+    parser = EventParser(offset=offset, max_event=query.state.settings.resume_max_bytes)
+    while offset < query.snapshot.end:
         with store():
-            piece = asked.recordings.log.read(asked.id, offset, MAX_READ)
+            piece = query.recordings.log.read(query.id, offset, MAX_READ)
         if not piece or parser.feed(piece):
             return bool(piece)
         offset += len(piece)

@@ -164,7 +164,7 @@ def test_the_ring_drops_the_oldest_bytes(store: Store) -> None:
     late.close()
 
 
-def test_a_reader_that_the_ring_overtakes_is_told(store: Store) -> None:
+def test_a_reader_that_the_ring_overtakes_gets_an_error(store: Store) -> None:
     recording = store.create()
     reader = store.reader(recording.id)
     recording.append(b"x" * 10)
@@ -242,7 +242,7 @@ def test_erasing_stops_the_recorder_and_keeps_nothing(store: Store) -> None:
     store.other.stop(recording.id, erase=True)
 
 
-def test_a_recording_that_nobody_reads_is_stopped(store: Store) -> None:
+def test_a_recording_without_a_reader_is_stopped(store: Store) -> None:
     recording = store.create(leave=0.0)
     first, second = store.reader(recording.id), store.reader(recording.id)
     own = store.log.attend(recording)

@@ -285,7 +285,7 @@ def test_a_store_that_hangs_loses_nothing(redis_server: RedisServer) -> None:
     assert stops == []
 
 
-def test_the_claim_of_a_dead_process_can_be_told(redis_server: RedisServer) -> None:
+def test_the_claim_of_a_dead_process_can_be_seen(redis_server: RedisServer) -> None:
     dead = redis_log(redis_server.url, timing=replace(QUICK, tick=1000.0, alive=0.2))
     other = redis_log(redis_server.url)
     dead.claim("key", Claim(id="one", fingerprint="f"))

@@ -1,4 +1,4 @@
-"""A producer takes items only as they are wanted, notices silence, and lets go of the iterable on every ending."""
+"""A producer takes items only as they are wanted, notices silence, and releases the iterable on every ending."""
 
 from __future__ import annotations
 

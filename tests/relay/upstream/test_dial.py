@@ -1,4 +1,4 @@
-"""Look up, judge, connect, look again: what a resolver may say, and when nobody is connected."""
+"""Look up, judge, connect, look again: what a resolver may return, and when nothing is connected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sse.relay.upstream.transport import Transport
 from ...support.source import pieces
 from ...support.upstream import SilentListener, Upstream, answer
 
-#: One that the operator named and that is nobody's in public, one that he named and is public, and one that he did not.
+#: One that the operator named and that no public network has, one that he named and is public, and one that he did not.
 TABLE = UpstreamTable(
     [parse_upstream("inside", "http://ollama/"), parse_upstream("outside", "http://api.example.com/")],
     allow_public=True,
@@ -75,7 +75,7 @@ def dialer(table: UpstreamTable = TABLE, *, timeout: float = 5) -> TestDialer:
 
 @pytest.fixture
 def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that anybody tries to connect to; nobody gets there."""
+    """The addresses of all attempts to connect; none succeeds."""
     tried: list[str] = []
 
     class Socket(socket.socket):
@@ -323,7 +323,7 @@ def test_a_name_is_looked_up_once_for_all_that_wait(slow: SlowResolver) -> None:
 
 
 def test_a_look_up_ends_with_its_exchange(slow: SlowResolver) -> None:
-    """It went on for as long as a connection may take, for nobody."""
+    """It went on for as long as a connection may take, for no client."""
     shared = dialer(UpstreamTable([parse_upstream("slow", "http://slow/")]), timeout=5)
     side = Side(Stage.OPEN)
     timer = threading.Timer(0.05, side.cancel, [EndReason.CLIENT_GONE])

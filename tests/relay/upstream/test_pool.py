@@ -94,7 +94,7 @@ def test_no_more_connections_are_kept_than_the_pool_holds(pool: Pool, upstream: 
 def test_idle_connections_to_forgotten_upstreams_are_closed(
     pool: Pool, clock: Clock, upstream: Callable[..., Upstream]
 ) -> None:
-    """They would stay open for as long as nobody asks for the same upstream again."""
+    """They would stay open until the same upstream is called again."""
     forgotten, used = (upstream(lambda connection: connection.wait_closed()) for _ in range(2))
     pool.release(connect(pool, forgotten))
     clock.ahead = IDLE_LIMIT + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,9 @@ def test_all_keys_are_read() -> None:
         pytest.param(entry("a", "x", 'allow = ["v1/models"]'), "a.allow.0: ", id="route-without-method"),
         pytest.param(entry("a", "x", 'quota = "many"'), "a.quota: ", id="no-quota"),
         pytest.param(entry("a", "x", 'quota = "1 per day; 2 per hour"'), "a.quota: ", id="two-quotas"),
+        pytest.param(entry("a", "x", 'quota = "0 per 1 day"'), "a.quota: ", id="a-quota-of-nothing"),
+        pytest.param(f'[a]\nsha256 = "{DIGEST}00"', "a.sha256: ", id="a-longer-digest"),
+        pytest.param(entry("a", "x", 'models = [""]'), "a.models.0: ", id="empty-model"),
         pytest.param(entry("a", "x", 'throttle = "often"'), "a.throttle: ", id="no-throttle"),
         pytest.param(entry("a", "x", "max_streams = -1"), "a.max_streams: ", id="negative"),
         pytest.param(entry("a", "x", "max_streams = true"), "a.max_streams: ", id="bool-for-a-number"),
@@ -83,6 +88,14 @@ def test_passcodes_and_the_file_stand_side_by_side(path: Path) -> None:
     path.write_text(entry("file", "one"))
     directory = Directory({"fixed": "two"}, path)
     assert [find(directory, passcode) for passcode in ("one", "two", "three", "")] == ["file", "fixed", None, None]
+    # Streams of the others need not be looked at.
+    assert [(known := directory.find(code)) and known.is_temporary for code in (b"one", b"two")] == [True, False]
+
+
+@pytest.mark.parametrize(("passcodes", "has_file"), [({}, False), ({"a": "one"}, False), ({}, True)])
+def test_a_credential_is_asked_for_where_one_can_be_had(path: Path, passcodes: dict[str, str], has_file: bool) -> None:
+    path.write_text("")
+    assert bool(Directory(passcodes, path if has_file else None)) == (has_file or bool(passcodes))
 
 
 @pytest.mark.parametrize(("name", "passcode"), [("fixed", "other"), ("other", "two")])
@@ -131,11 +144,41 @@ def test_a_reassigned_passcode_is_the_new_clients(path: Path) -> None:
     assert not directory.is_valid(client)
 
 
-def test_one_that_has_expired_is_nobody(path: Path) -> None:
+def test_one_that_has_expired_is_no_client(path: Path) -> None:
     path.write_text(entry("a", "one", "expires = 2001-01-01T00:00:00Z"))
     directory = Directory({}, path)
     assert find(directory, "one") is None
-    assert Client(name="a", expires=0.0).has_expired()
+    now = time.time()
+    assert Client(name="a", expires=now - 1).has_expired()
+    assert not Client(name="a", expires=now + 60).has_expired()
+
+
+def test_a_credential_that_has_expired_is_not_valid(path: Path) -> None:
+    """Of the file, and a token's, of which the directory knows nothing but its end."""
+    path.write_text(entry("a", "one", f"expires = {datetime.now(UTC).isoformat()}") + entry("b", "two"))
+    directory = Directory({}, path)
+    kept = directory.find(b"two")
+    assert kept is not None and directory.is_valid(kept)
+    assert not directory.is_valid(Client(name="a", digest=digest(b"one")))
+    assert directory.is_valid(Client(name="ann", expires=time.time() + 60))
+    assert not directory.is_valid(Client(name="ann", expires=time.time() - 1))
+
+
+def test_a_file_that_is_not_utf_8_is_named(path: Path) -> None:
+    path.write_bytes(b"# \xff\n")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        Directory({}, path)
+
+
+def test_a_new_file_of_the_same_time_and_size_is_read(path: Path) -> None:
+    """File systems' clocks are coarse: two versions may have one time."""
+    path.write_text(entry("a", "one"))
+    directory = Directory({}, path)
+    other = path.with_suffix(".new")
+    other.write_text(entry("a", "two"))
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
+    other.replace(path)
+    assert [find(directory, passcode) for passcode in ("one", "two")] == [None, "a"]
 
 
 def test_a_file_is_not_read_again_while_it_stays_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

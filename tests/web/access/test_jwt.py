@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from typing import Any
 
@@ -31,9 +32,15 @@ class Issuer:
     def __init__(self) -> None:
         self.keys = [jwk(KEY, "k1")]
         self.fetched = 0
+        #: What takes the place of its keys.
+        self.response: bytes | OSError | None = None
 
     def fetch(self) -> bytes:
         self.fetched += 1
+        if isinstance(self.response, OSError):
+            raise self.response
+        if self.response is not None:
+            return self.response
         return json.dumps({"keys": self.keys}).encode()
 
 
@@ -55,6 +62,11 @@ def claims(**more: Any) -> dict[str, Any]:
 def signed(key: Any = KEY, algorithm: str = "RS256", *, kid: str = "k1", **more: Any) -> str:
     given = {name: value for name, value in claims(**more).items() if value is not None}
     return jwt.encode(given, key, algorithm=algorithm, headers={"kid": kid})
+
+
+def sign(payload: bytes) -> str:
+    """Return a token of any claims, of the form that the issuer's have."""
+    return jwt.api_jws.encode(payload, KEY, "RS256", headers={"kid": "k1"})
 
 
 def part(document: dict[str, Any]) -> str:
@@ -95,6 +107,12 @@ REFUSED = {
     "critical": lambda: jwt.encode(claims(), KEY, "RS256", headers={"kid": "k1", "crit": ["x"], "x": 1}),
     "too-long": lambda: signed(padding="x" * 9000),
     "cut": lambda: signed()[:-4],
+    "nested-head": lambda: f"{base64.urlsafe_b64encode(b'[' * 5997).decode()}.e30.e30",
+    "nested-claims": lambda: sign(b"[" * 4000),
+    "endless": lambda: sign(json.dumps(claims(exp=float("inf"))).encode()),
+    "number-above-all": lambda: sign(json.dumps(claims(exp=10**400)).encode()),
+    "other-numbers": lambda: sign(json.dumps(claims(nbf=float("inf"))).encode()),
+    "no-object": lambda: sign(b"[]"),
     "no-json-in-the-head": lambda: "e30x." + signed().partition(".")[2],
 }
 
@@ -116,6 +134,114 @@ def test_the_public_key_as_a_secret_is_refused(issuer: Issuer) -> None:
     mac = hmac.new(PUBLIC, text.encode(), hashlib.sha256).digest()
     forged = f"{text}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
     assert verifier.verify(forged) is None
+
+
+@pytest.mark.parametrize("head", [{"crit": ["x"]}, {"alg": "none"}, {"alg": "HS256"}, {"alg": "RS512"}, {"alg": None}])
+def test_a_head_is_refused_before_it_is_believed(
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch, head: dict[str, Any]
+) -> None:
+    """PyJWT refuses them too, in most versions."""
+    given: list[Any] = []
+
+    def decode(*args: Any, **options: Any) -> dict[str, Any]:
+        given.append(options)
+        return claims()
+
+    monkeypatch.setattr(jwt, "get_unverified_header", lambda text: {"alg": "RS256", "kid": "k1", **head})
+    monkeypatch.setattr(jwt, "decode", decode)
+    assert verifier.verify("a.b.c") is None
+    assert not given
+    head.clear()
+    assert verifier.verify("a.b.c") is not None
+    assert given[0]["algorithms"] == ["RS256"]
+
+
+def test_a_client_that_is_a_number_is_refused(issuer: Issuer) -> None:
+    """PyJWT checks the type of `sub` alone."""
+    verifier = Verifier(Rules(issuer="https://site.example", audience="gateway", client="uid"), KeySet(issuer.fetch))
+    assert verifier.verify(signed(uid="5")) is not None
+    assert verifier.verify(signed(uid=5)) is None
+
+
+def test_a_client_of_a_token_ends_with_it(verifier: Verifier) -> None:
+    until = int(time.time()) + 300
+    client = verifier.find_client(signed(exp=until).encode())
+    assert client is not None
+    assert (client.name, client.expires, client.is_temporary) == ("ann", until + tokens.LEEWAY, True)
+
+
+def test_a_key_without_an_id_serves_all_if_it_is_alone(verifier: Verifier, issuer: Issuer) -> None:
+    del issuer.keys[0]["kid"]
+    assert verifier.verify(signed(kid="any")) is not None
+    assert verifier.verify(signed(OTHER, kid="any")) is None
+
+
+def test_a_key_for_encryption_verifies_nothing(verifier: Verifier, issuer: Issuer) -> None:
+    issuer.keys[0]["use"] = "enc"
+    assert verifier.verify(signed()) is None
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pytest.param(OSError("refused"), id="unreachable"),
+        pytest.param(b"{", id="not-json"),
+        pytest.param(b"\xff", id="not-utf-8"),
+        pytest.param(b'{"keys": []}', id="no-keys"),
+        pytest.param(b'{"keys": [{"kty": "nonsense"}]}', id="no-key-that-is-known"),
+    ],
+)
+def test_keys_that_cannot_be_had_leave_those_before(
+    response: bytes | OSError, monkeypatch: pytest.MonkeyPatch, issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = KeySet(issuer.fetch)
+    assert keys.refresh()
+    issuer.response = response
+    assert keys.refresh() and issuer.fetched == 1, "fetched again at once"
+    monkeypatch.setattr(tokens, "UNKNOWN_KEY_INTERVAL", 0.0)
+    assert keys.refresh()
+    assert keys.find("k1") is not None
+    assert "the keys cannot be read" in caplog.text
+
+
+def test_those_who_come_meanwhile_do_not_wait_for_new_keys(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go, finished = threading.Event(), threading.Event(), threading.Event()
+    keys = KeySet(issuer.fetch)
+    assert keys.refresh()
+    monkeypatch.setattr(tokens, "UNKNOWN_KEY_INTERVAL", 0.0)
+
+    def slow() -> bytes:
+        began.set()
+        go.wait(5)
+        finished.set()
+        return json.dumps({"keys": issuer.keys}).encode()
+
+    keys._fetch = slow
+    thread = threading.Thread(target=keys.refresh)
+    thread.start()
+    assert began.wait(10)
+    assert keys.refresh() and not finished.is_set()
+    go.set()
+    thread.join()
+
+
+def test_a_key_that_was_taken_out_is_not_believed_for_long(
+    verifier: Verifier, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "VERIFIED_AGE", 0.0)
+    monkeypatch.setattr(tokens, "KEYS_AGE", 0.0)
+    text = signed()
+    assert verifier.verify(text) is not None
+    issuer.keys = [jwk(OTHER, "k2")]
+    monkeypatch.setattr(tokens, "UNKNOWN_KEY_INTERVAL", 0.0)
+    assert verifier.verify(text) is None
+
+
+def test_verified_tokens_do_not_pile_up(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_VERIFIED", 2)
+    for number in range(5):
+        assert verifier.verify(signed(jti=str(number))) is not None
+        assert len(verifier._verified) <= 2
 
 
 def test_unknown_keys_cost_one_fetch(verifier: Verifier, issuer: Issuer) -> None:

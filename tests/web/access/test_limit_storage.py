@@ -37,7 +37,7 @@ class Clocks:
         monkeypatch.setattr(time, "monotonic", lambda: monotonic() + self._monotonic)
 
     def jump(self, seconds: float) -> None:
-        """Set the clock that tells the time of day."""
+        """Set the clock that shows the time of day."""
         self._wall += seconds
 
     def wait(self, seconds: float) -> None:
@@ -53,7 +53,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 @pytest.mark.parametrize("jump", [-HOUR, HOUR])
 @pytest.mark.parametrize("calls", [1, 2, 3])
-def test_a_clock_that_jumps_locks_nobody_out(calls: int, jump: float, counts: Memory, clocks: Clocks) -> None:
+def test_a_clock_that_jumps_locks_no_client_out(calls: int, jump: float, counts: Memory, clocks: Clocks) -> None:
     """limits compares times of the wall clock, so all calls from before were within every window to come."""
     limiter = MovingWindowRateLimiter(counts)
     for _ in range(calls):
@@ -81,12 +81,12 @@ def test_a_clock_that_is_set_back_a_little_still_counts(counts: Memory, clocks: 
 
 def test_a_window_moves(counts: Memory, clocks: Clocks) -> None:
     limiter = MovingWindowRateLimiter(counts)
-    told = []
+    shown = []
     for _ in range(6):
-        told.append((limiter.hit(ITEM, "client"), limiter.get_window_stats(ITEM, "client").remaining))
+        shown.append((limiter.hit(ITEM, "client"), limiter.get_window_stats(ITEM, "client").remaining))
         clocks.wait(4)
     # Calls at 0, 4, 8; at 12 the first is over, at 16 the second.
-    assert told == [(True, 2), (True, 1), (True, 0), (True, 0), (True, 0), (True, 0)]
+    assert shown == [(True, 2), (True, 1), (True, 0), (True, 0), (True, 0), (True, 0)]
 
 
 def test_memory_starts_no_thread() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import redis
 from limits import parse
+from redis.crc import key_slot
 
 from sse.protocol.usage import Usage
 from sse.relay.redis import SharedStore
@@ -39,6 +40,8 @@ def test_what_is_spent_is_refused_until_the_window_ends(make: Make) -> None:
     wait = one.retry_after("ann", QUOTA)
     assert wait is not None
     assert 1 <= wait <= 86_400
+    # Until the window ends, which begins at midnight.
+    assert abs(wait + time.time() % 86_400 - 86_400) <= 2
     assert one.retry_after("bob", QUOTA) is None
 
 
@@ -82,10 +85,34 @@ def test_a_charge_that_comes_again_counts_once(redis_server: RedisServer, monkey
 
 
 def test_every_key_expires(redis_server: RedisServer) -> None:
-    Quotas(SharedStore(redis_server.url)).charge("ann", QUOTA, 1)
+    quotas = Quotas(SharedStore(redis_server.url))
+    assert quotas.retry_after("ann", QUOTA) is None
     with redis.Redis.from_url(redis_server.url) as client:
-        assert len(client.keys()) == 2
-        assert all(client.ttl(key) > 0 for key in client.keys())
+        assert client.keys() == []
+        quotas.charge("ann", QUOTA, 1)
+        keys = client.keys()
+        assert len(keys) == 2
+        assert all(client.ttl(key) > 0 for key in keys)
+    # Of one script, which a Cluster runs on one node.
+    assert len({key_slot(key) for key in keys}) == 1
+
+
+def test_what_was_spent_in_another_window_is_over(redis_server: RedisServer) -> None:
+    """The key may be left for as long as a window is: it expires a window after the last charge."""
+    quotas = Quotas(SharedStore(redis_server.url))
+    quotas.charge("ann", QUOTA, 100)
+    with redis.Redis.from_url(redis_server.url) as client:
+        [account] = [key for key in client.keys() if client.type(key) == b"hash"]
+        client.hset(account, "window", int(client.hget(account, "window") or 0) - 1)
+        assert quotas.retry_after("ann", QUOTA) is None
+        quotas.charge("ann", QUOTA, 7)
+        assert client.hget(account, "spent") == b"7"
+
+
+def test_nothing_is_charged_without_a_round_trip(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SharedStore(redis_server.url)
+    monkeypatch.setattr(store, "call", lambda run, **options: pytest.fail("the store was called"))
+    Quotas(store).charge("ann", QUOTA, 0)
 
 
 def test_a_store_that_is_away_is_stood_in_for(redis_server: RedisServer) -> None:
