@@ -76,6 +76,9 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         # The parser drops names with underscores by default.
         if self.cfg.header_map == "drop":
             self.cfg.set("header_map", "dangerous")
+        # As attributes: a request reads 34 settings, which gunicorn finds by their names each time.
+        kept: dict[str, Any] = self.cfg.__dict__
+        kept.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         super().run()
 
     def listen(self, listener: Any, size: int, context: Any) -> Any:
