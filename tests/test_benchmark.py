@@ -20,7 +20,7 @@ from .benchmark.table import COLUMNS, Measured, doubts, table
 from .benchmark.upstream import Upstream as Source
 from .support.program import program
 from .support.service import ROOT, Service
-from .support.upstream import Connection, Script, Upstream, answer, chunk, head
+from .support.upstream import Connection, Script, Upstream, chunk, head, respond
 
 SCALE = 0.02
 ONE = Load(streams=1, at_once=1, events=5)
@@ -90,16 +90,16 @@ def test_no_two_events_are_alike() -> None:
 
 
 WRONG = [
-    pytest.param(answer(*EVENTS[:2], *EVENTS[3:]), "other bytes", id="an-event-is-lost"),
-    pytest.param(answer(*EVENTS[:3], *EVENTS[2:]), "other bytes", id="an-event-comes-twice"),
-    pytest.param(answer(EVENTS[1], EVENTS[0], *EVENTS[2:]), "other bytes", id="two-events-swap-places"),
-    pytest.param(answer(*EVENTS[:4], EVENTS[4].replace(b"quick", b"quicK")), "other bytes", id="a-byte-is-changed"),
-    pytest.param(answer(*events_of(1, 5)), "other bytes", id="another-stream"),
-    pytest.param(answer(*EVENTS[:4]), "bytes", id="the-last-event-is-missing"),
-    pytest.param(answer(*EVENTS, b": more\n\n"), "other bytes", id="something-is-added"),
+    pytest.param(respond(*EVENTS[:2], *EVENTS[3:]), "other bytes", id="an-event-is-lost"),
+    pytest.param(respond(*EVENTS[:3], *EVENTS[2:]), "other bytes", id="an-event-comes-twice"),
+    pytest.param(respond(EVENTS[1], EVENTS[0], *EVENTS[2:]), "other bytes", id="two-events-swap-places"),
+    pytest.param(respond(*EVENTS[:4], EVENTS[4].replace(b"quick", b"quicK")), "other bytes", id="a-byte-is-changed"),
+    pytest.param(respond(*events_of(1, 5)), "other bytes", id="another-stream"),
+    pytest.param(respond(*EVENTS[:4]), "bytes", id="the-last-event-is-missing"),
+    pytest.param(respond(*EVENTS, b": more\n\n"), "other bytes", id="something-is-added"),
     pytest.param(lambda connection: connection.read_request(), "ended after 0", id="no-answer"),
-    pytest.param(answer(*EVENTS, status=503), "answered HTTP/1.1 503", id="refused"),
-    pytest.param(answer(*EVENTS, framing="close"), "not chunked", id="no-end-to-be-seen"),
+    pytest.param(respond(*EVENTS, status=503), "answered HTTP/1.1 503", id="refused"),
+    pytest.param(respond(*EVENTS, framing="close"), "not chunked", id="no-end-to-be-seen"),
 ]
 
 
@@ -132,7 +132,7 @@ def test_a_stream_that_does_not_end_in_time_is_wrong(
 
 
 def test_what_is_the_stream_is_right(upstream: Callable[..., Upstream]) -> None:
-    good = upstream(answer(b"".join(EVENTS[:3]), b"".join(EVENTS[3:])))
+    good = upstream(respond(b"".join(EVENTS[:3]), b"".join(EVENTS[3:])))
     result = run(Door(name="good", port=good.port, upstream=good.port), ONE)
     assert (result.wrong, result.events) == ("", 5)
 
@@ -140,7 +140,7 @@ def test_what_is_the_stream_is_right(upstream: Callable[..., Upstream]) -> None:
 def test_a_wrong_relay_has_no_figure_and_fails_the_run(
     upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faulty = upstream(answer(*EVENTS, status=503))
+    faulty = upstream(respond(*EVENTS, status=503))
 
     def doors(source: Source) -> Iterator[Door]:
         yield Door(name="direct", port=source.port, upstream=source.port)
@@ -271,7 +271,7 @@ def test_a_channel_that_keeps_an_event_from_a_reader_is_wrong(
 
 
 def test_a_channel_that_refuses_a_reader_is_wrong(upstream: Callable[..., Upstream]) -> None:
-    refusing = upstream(answer(status=503, framing="close"))
+    refusing = upstream(respond(status=503, framing="close"))
     with pytest.raises(audience.Wrong, match="answered b'HTTP/1.1 503"):
         audience.attend(audience_of(refusing.port), readers=1, events=1, empty=(0, 0))
 
