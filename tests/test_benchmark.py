@@ -211,10 +211,12 @@ def test_growth_is_measured_and_drawn(
 
 
 def test_growth_beyond_the_number_of_streams_is_named() -> None:
-    few, many = (growth.Point(streams, 30, cpu, 11.0, 0, 0) for streams, cpu in ((200, 20.0), (5000, 40.0)))
-    assert [line.rpartition("; ")[2] for line in growth.verdicts([few, many])] == [
-        "it grows FASTER than linearly",
-        "it grows no faster than linearly",
+    # 6000 events a second of all; each stream adds 5 µs a second at first, then ever more, and always 8 KiB.
+    costs = [(200, 20.0), (1000, 20.7), (5000, 24.0), (9000, 44.0)]
+    points = [growth.Point(streams, 6000 / streams, cpu, 8.0, 0, 0) for streams, cpu in costs]
+    assert list(growth.verdicts(points)) == [
+        "One more stream adds 16.4 µs of CPU a second, 30.0 from 5000 on: it grows FASTER than linearly",
+        "One more stream adds 8.0 KiB, 8.0 from 5000 on: it grows no faster than linearly",
     ]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +37,7 @@ STREAMS, TOTAL = (200, 1000, 5000, 10_000), 6000
 RATES, FEW = (10, 30, 100), 200
 #: Seconds for which events come.
 SECONDS = 6
-#: A figure may be so many times that of the smallest load, which is as much as two runs of the same load differ.
+#: What the last streams add may be so many times what all add on average: as much as two runs of a load differ.
 LINEAR = 1.25
 
 TITLES = ["open streams", "events/s each", "CPU µs/event", "KiB/open stream", "latency µs, p50", "latency µs, p99"]
@@ -120,15 +121,27 @@ def requests(upstream: Upstream, client: Executor, scale: float) -> Iterator[lis
 
 
 def verdicts(points: Sequence[Point]) -> Iterator[str]:
-    """Yield for each cost whether it grows faster than the number of streams does.
+    """Yield for each cost what one more stream adds to it, and whether that grows with the number of streams.
 
-    :param points: from the fewest streams to the most.
+    :param points: from the fewest streams to the most, with as many events a second of all together.
     """
-    first, last = points[0], points[-1]
-    for name, before, after in (("CPU", first.cpu, last.cpu), ("memory", first.memory, last.memory)):
-        word = "no faster than linearly" if after <= LINEAR * before else "FASTER than linearly"
-        share = f"{after / before:.2f} times that of one of {first.streams}" if before > 0 else "-"
-        yield f"{name} of one of {last.streams} streams: {share}; it grows {word}"
+    totals = {
+        "µs of CPU a second": [found.cpu * found.rate * found.streams for found in points],
+        "KiB": [found.memory * found.streams for found in points],
+    }
+    for unit, total in totals.items():
+        added = [
+            (after - before) / (more.streams - less.streams) for less, more, before, after in _steps(points, total)
+        ]
+        mean = (total[-1] - total[0]) / (points[-1].streams - points[0].streams)
+        word = "no faster than linearly" if added[-1] <= LINEAR * mean else "FASTER than linearly"
+        last = f"{added[-1]:.1f} from {points[-2].streams} on"
+        yield f"One more stream adds {mean:.1f} {unit}, {last}: it grows {word}"
+
+
+def _steps(points: Sequence[Point], total: Sequence[float]) -> Iterator[tuple[Point, Point, float, float]]:
+    for less, more in pairwise(zip(points, total, strict=True)):
+        yield less[0], more[0], less[1], more[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
