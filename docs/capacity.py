@@ -15,17 +15,17 @@ class Measured:
     """What one stream, event or request was measured to take; docs/performance.md has the tables."""
 
     #: CPU time of the gateway for an event that comes alone, µs
-    event: float = 17.0
+    event: float = 20.0
     #: CPU time of the gateway for a request, µs
-    request: float = 520.0
+    request: float = 610.0
     #: memory of an open stream in its worker, KiB
-    memory: float = 11.0
+    memory: float = 7.1
     #: memory of its two sockets in the kernel, KiB
-    kernel: float = 6.0
+    kernel: float = 8.5
     #: CPU time of Redis for a request, µs
-    redis_request: float = 60.0
+    redis_request: float = 85.0
     #: CPU time of Redis for an event of a recorded stream, µs
-    redis_event: float = 1.5
+    redis_event: float = 3.0
     #: memory of a worker without streams, MiB
     worker: float = 60.0
 
