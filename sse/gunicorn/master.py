@@ -33,8 +33,8 @@ class Guard:
     """Handles the signals with which gunicorn's master is reloaded and stopped, in front of gunicorn's own handlers.
 
     Workers inherit it, and find it as the handler of SIGHUP. They share a file, to which the master appends the number
-    of each generation of workers that a reload begins, and `stop`. Each new worker appends what has become of it, behind
-    the number of its generation: how many are needed, if it serves, or `failed` and its process ID.
+    of each generation of workers that a reload begins, and `stop`. Each new worker appends what has become of it,
+    behind the number of its generation: how many are needed, if it serves, or `failed` and its process ID.
 
     :param log: gunicorn's logger.
     """
@@ -76,8 +76,8 @@ class Guard:
             problem = check_app(lambda: self._is_stopping)
             if self._is_stopping:
                 return
-            # With another signal meanwhile, the code may have changed; both are one reload, for the workers of the first
-            # would be stopped before those of the second serve.
+            # After another signal the code may have changed; both are one reload, for the workers of the first would be
+            # stopped before those of the second serve.
             if self._is_due:
                 continue
             if problem:
