@@ -73,8 +73,9 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         """Serve until the worker is stopped, through the methods below."""
         self.wsgi = partial(self.respond, self.wsgi)
         self.server_class = self._listen
-        # The parser drops names with underscores by default.
-        if self.cfg.header_map == "drop":
+        # The parser drops names with underscores by default. With HTTP/2 it has to: nothing of ours sees such fields
+        # before they are in environ.
+        if self.cfg.header_map == "drop" and "h2" not in self.cfg.http_protocols:
             self.cfg.set("header_map", "dangerous")
         super().run()
 
