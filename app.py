@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 from sse import SSE
 from sse.errors import InvalidRequest, MethodNotAllowed, NotFound, SSEError
 from sse.relay.drain import Phase
-from sse.relay.output import in_background
+from sse.relay.output import BackgroundStream, LineHandler, in_background
 from sse.setting_name import check_environment, load_file
 from sse.settings import SettingError, Settings
 from sse.web.call import current_call
@@ -111,7 +111,10 @@ def _log_streams(form: str) -> None:
     """Write the `sse` log to standard error, unless it has a handler already."""
     log = logging.getLogger("sse")
     if not log.handlers:
-        handler = logging.StreamHandler(in_background(sys.stderr, _report_lost))
+        # A thread's name costs as much as the rest of a log record, and no form of a line shows it.
+        logging.logThreads = False
+        stream = in_background(sys.stderr, _report_lost)
+        handler = LineHandler(stream) if isinstance(stream, BackgroundStream) else logging.StreamHandler(stream)
         handler.setFormatter(FORMATTERS[form]())
         log.addHandler(handler)
         log.setLevel(logging.INFO)

@@ -77,6 +77,9 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         # before they are in environ.
         if self.cfg.header_map == "drop" and "h2" not in self.cfg.http_protocols:
             self.cfg.set("header_map", "dangerous")
+        # As attributes: a request reads 34 settings, which gunicorn finds by their names each time.
+        kept: dict[str, Any] = self.cfg.__dict__
+        kept.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         super().run()
 
     def listen(self, listener: Any, size: int, context: Any) -> Any:

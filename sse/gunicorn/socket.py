@@ -26,32 +26,37 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
     :param accepted: gevent's, which is closed afterwards.
     """
 
-    __slots__ = ("_is_ahead", "body", "request")
+    __slots__ = ("_has_read", "_is_ahead", "body", "request")
 
     def __init__(self, accepted: Any) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         #: Whether the last read did not have to wait.
         self._is_ahead = False
+        #: Whether anything was read since the last request.
+        self._has_read = False
         #: The request that is being served, and its body if it has one.
         self.request: Any = None
         self.body: Any = None
 
     def recv(self, size: int, *flags: int) -> bytes:
         """Return what has arrived; give way to others where that is always there at once."""
+        self._has_read = True
         try:
             # The system's own read never waits and never switches.
             data = os.read(self.fileno(), size)
         except BlockingIOError:
             self._is_ahead = False
             return bytes(super().recv(size, *flags))
-        self.take_turn()
+        if self._is_ahead and data:
+            give_way()
+        self._is_ahead = True
         return data
 
     def take_turn(self) -> None:
-        """Give way to others unless the client was waited for since the last turn."""
-        if self._is_ahead:
+        """Begin a request; give way to others if it came together with the one before."""
+        if not self._has_read:
             give_way()
-        self._is_ahead = True
+        self._has_read = False
 
 
 class Listener:

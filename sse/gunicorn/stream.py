@@ -26,15 +26,11 @@ DISCONNECT_ERRNOS = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 @dataclass(slots=True)
 class Connection:
-    """A client's connection.
-
-    :param serve: serves it, given the socket and the address, and closes it.
-    """
+    """A client's connection."""
 
     socket: Client
     address: Any
     pool: ConnectionPool
-    serve: Callable[[Any, Any], None]
 
 
 class Stream:
@@ -237,7 +233,7 @@ class Stream:
         """Go on in a new greenlet, and then with the connection."""
         is_ready, connection = self.serve(), self._connection
         if is_ready:
-            connection.serve(connection.socket, connection.address)
+            connection.pool.serve(connection.socket, connection.address)
         elif self._unsubscribe is None:
             connection.socket.close()
 

@@ -74,14 +74,15 @@ class StreamWorker(compat.HookedWorker):
             if self.cfg.workers > 1 and self.loads is not None:
                 balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
             self._pools.append(pool)
-            server = Listener(listener, partial(self._serve, listener, pool), pool, balance, self.log)
+            serve = pool.serve = partial(self._serve, listener, pool)
+            server = Listener(listener, serve, pool, balance, self.log)
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
         return server
 
     def _serve(self, listener: Any, pool: ConnectionPool, client: Any, address: Any) -> None:
-        self._connections[client] = Connection(client, address, pool, partial(self._serve, listener, pool))
+        self._connections[client] = Connection(client, address, pool)
         try:
             self.handle(listener, client, address)
         finally:

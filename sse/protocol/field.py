@@ -97,9 +97,11 @@ def parse_fields(obj: object) -> list[tuple[str, str]]:
     if not isinstance(obj, dict):
         raise InvalidRequest("header: not an object")
     return _checked(
-        (str(name), text)
-        for name, value in obj.items()
-        for text in ([value] if isinstance(value, str) else _iter_texts(str(name), value))
+        [
+            (str(name), text)
+            for name, value in obj.items()
+            for text in ([value] if isinstance(value, str) else _iter_texts(str(name), value))
+        ]
     )
 
 
@@ -126,9 +128,8 @@ def encode_request_fields(
     if accept is not None:
         forced["accept"] = ("Accept", accept)
     replace = list(replace)
-    names = {_same(name) for name, _ in replace}
+    names = {name.lower().replace("_", "-") for name, _ in replace}
     dropped = _NEVER_SENT.union(_nominated(given), names, forced)
-    # `_same`, written out: it is called for each field of each request.
     fields = [
         pair
         for pair in given
@@ -139,7 +140,7 @@ def encode_request_fields(
         if names_sent.count(name) > 1:
             raise InvalidRequest(f"header: {name!r} occurs more than once")
     fields += [pair for same, pair in forced.items() if same not in names] + replace
-    if has_body and "content-type" not in {name.lower() for name, _ in fields}:
+    if has_body and "content-type" not in names_sent and "content-type" not in names:
         fields.append(("Content-Type", "application/json"))
     return fields
 
@@ -156,7 +157,7 @@ def with_trace(pairs: list[tuple[str, str]], find: Callable[[str], str | None]) 
 
     :param find: returns the value of the request's field of a name.
     """
-    named = {_same(name) for name, _ in pairs}
+    named = {name.lower().replace("_", "-") for name, _ in pairs}
     added = [name for group in _TRACE if named.isdisjoint(group) for name in group]
     return [*pairs, *((name, value) for name in added if (value := find(name)) is not None)]
 
@@ -185,7 +186,8 @@ def _safe_type(types: set[str]) -> str:
 
 
 def _same(name: str) -> str:
-    # CGI and its children (RFC 3875, section 4.1.18) write "-" as "_": there, X_Api_Key is X-Api-Key.
+    # CGI and its children (RFC 3875, section 4.1.18) write "-" as "_": there, X_Api_Key is X-Api-Key. It is written out
+    # where it would be called for each field of a request.
     return name.lower().replace("_", "-")
 
 

@@ -146,8 +146,7 @@ class Client(Side):
 
     def watch(self, on_gone: Any) -> None:
         """Call `on_gone()` when the client leaves; call this when the request has been read whole."""
-        self.stop()
-        self.stage = Stage.WRITE
+        self.since, self.stage = STOPPED, Stage.WRITE
         if self.connection is None:
             return
         if isinstance(self.connection, gevent_socket.socket):
@@ -228,7 +227,7 @@ class Exchange:
     def __init__(self, connection: socket.socket | None, limits: Limits) -> None:
         self.client = Client(connection)
         self.upstream = Side(Stage.OPEN)
-        self.upstream.stop()
+        self.upstream.since = STOPPED
         #: Where in its event stream the exchange is, if it is one.
         self.boundary: Boundary | None = None
         #: Bytes of the body that were sent to the client.

@@ -15,6 +15,8 @@ from .redis import SharedStore, nothing
 
 #: Seconds after which a refused client may try again: when a stream ends is unknown, so soon but not at once.
 RETRY_AFTER = 1
+#: Seconds after which a refusal is certain: a client that comes back at once finds its last stream about to end.
+SETTLE_TIME = 0.02
 #: Seconds after which a lease in the shared store expires if its process does not renew it, for it was killed.
 LIFETIME = 30
 
@@ -58,6 +60,13 @@ class Leases:
         :raises AtCapacity: if the process has as many as it may have.
         :raises TooManyStreams: if the client has.
         """
+        try:
+            return self._take(client, most)
+        except (AtCapacity, TooManyStreams):
+            time.sleep(SETTLE_TIME)
+            return self._take(client, most)
+
+    def _take(self, client: str, most: int | None) -> Callable[[], None]:
         with self._lock:
             if self._total and self._count >= self._total:
                 raise AtCapacity(retry_after=RETRY_AFTER)
@@ -66,20 +75,18 @@ class Leases:
                 raise TooManyStreams(retry_after=RETRY_AFTER)
             self._count += 1
             self._open[client] += 1
-        given_back = False
+        return partial(self._give_back, [client])
 
-        def give_back() -> None:
-            nonlocal given_back
-            with self._lock:
-                if given_back:
-                    return
-                given_back = True
-                self._count -= 1
-                self._open[client] -= 1
-                if not self._open[client]:
-                    del self._open[client]
-
-        return give_back
+    def _give_back(self, clients: list[str]) -> None:
+        """Release the lease of the client in the list, and remove it."""
+        with self._lock:
+            if not clients:
+                return
+            client = clients.pop()
+            self._count -= 1
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
 
 
 class SharedLeases(Leases):
@@ -111,9 +118,9 @@ class SharedLeases(Leases):
         self._held: dict[str, str] = {}
         self._renewing = False
 
-    def take(self, client: str, most: int | None = None) -> Callable[[], None]:
+    def _take(self, client: str, most: int | None) -> Callable[[], None]:
         most = self._per_client if most is None else most
-        give_back = super().take(client, most)
+        give_back = super()._take(client, most)
         if not most:
             return give_back
         lease, key = uuid.uuid4().hex, f"sse-{self._kind}:{client}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import logging
 import os
 import socket
 import stat
@@ -40,7 +41,8 @@ class BackgroundStream(io.TextIOBase):
         self._fd = stream.fileno()
         self._write_some = _writer(self._fd)
         self._report = report
-        self._lock = threading.RLock()
+        # The system's own: nothing waits while it is held, and gevent's takes eight calls.
+        self._lock = get_original("_thread", "RLock")()
         self._pid = os.getpid()
         self._kept: deque[bytes] = deque()
         self._size = self._lost = 0
@@ -57,7 +59,8 @@ class BackgroundStream(io.TextIOBase):
         """Write a line, or keep it until it can be written."""
         data = text.encode(errors="backslashreplace")
         with self._lock:
-            self._forget_parent()
+            if self._pid != os.getpid():
+                self._forget_parent()
             if not self._kept:
                 data = data[self._write_some(data) :]
             if data:
@@ -66,9 +69,8 @@ class BackgroundStream(io.TextIOBase):
 
     def _forget_parent(self) -> None:
         """Leave the lines that were kept before a fork to the parent process."""
-        if self._pid != os.getpid():
-            self._pid, self._size, self._lost, self._is_draining = os.getpid(), 0, 0, False
-            self._kept.clear()
+        self._pid, self._size, self._lost, self._is_draining = os.getpid(), 0, 0, False
+        self._kept.clear()
 
     def _keep(self, data: bytes) -> None:
         if self._size + len(data) > LIMIT:
@@ -107,6 +109,13 @@ class BackgroundStream(io.TextIOBase):
         deadline = time.monotonic() + FINISH_TIME
         while not self._flush_kept() and time.monotonic() < deadline:
             time.sleep(INTERVAL)
+
+
+class LineHandler(logging.StreamHandler[BackgroundStream]):
+    """A handler for such a stream, which has the lock that is needed."""
+
+    def createLock(self) -> None:
+        self.lock = None
 
 
 def in_background(stream: TextIO, report: Callable[[int], object]) -> TextIO | BackgroundStream:

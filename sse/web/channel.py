@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from functools import partial
 from weakref import WeakSet
 
 from flask import Flask, Response, current_app, has_request_context, request
@@ -15,6 +15,7 @@ from ..protocol.event import ServerSentEvent
 from ..relay.channel.history import check_channel
 from ..relay.channel.hub import MAX_CHANNELS, Channels
 from ..relay.channel.reader import ChannelReader
+from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange, Limits
 from ..relay.stream.end import StreamEnd
@@ -120,19 +121,19 @@ def _subscribe(
         raise Draining(retry_after=RETRY_AFTER)
     if request.method == "HEAD":
         return _finished(Response(status=200), call, headers)
-    with ExitStack() as stack:
+    with Cleanup() as held:
         call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
         call.client = call.client or f"address:{call.address}"
-        stack.callback(state.readers.take(call.client))
+        held.add(state.readers.take(call.client))
         reader = _reader(state, channels, since, replay)
         if reader is None:
             # WHATWG HTML, section 9.2.3: 204 makes an EventSource fail the connection, and not come back.
             return _finished(Response(status=204), call, headers)
-        stack.callback(reader.close)
+        held.add(reader.close)
         if state.metrics is not None:
             state.metrics.channel_readers.inc()
-            stack.callback(state.metrics.channel_readers.dec)
-        pump = _pump(state, call, reader, duration, stack)
+            held.add(state.metrics.channel_readers.dec)
+        pump = _pump(state, call, reader, duration, held)
     response = PumpResponse(pump, status=200)
     response.close_if_dropped(pump, call)
     return _finished(response, call, headers)
@@ -154,8 +155,8 @@ def _finished(response: Response, call: Call, headers: Mapping[str, str] | None)
     return response
 
 
-def _pump(state: State, call: Call, reader: ChannelReader, duration: float | None, stack: ExitStack) -> Pump:
-    """Return the body of the response, which from now on holds what the stack holds."""
+def _pump(state: State, call: Call, reader: ChannelReader, duration: float | None, taken: Cleanup) -> Pump:
+    """Return the body of the response, which from now on holds what was taken."""
     settings, client = state.settings, client_connection(request.environ)
     limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
     exchange = Exchange(client.socket, limits)
@@ -163,11 +164,11 @@ def _pump(state: State, call: Call, reader: ChannelReader, duration: float | Non
     call.upstream = f"own:{request.endpoint}"
     report = StreamReport(call, state.metrics)
     report.begin(exchange)
-    stack.callback(report.finish)
+    taken.add(report.finish)
     state.monitor.add(exchange)
-    stack.callback(state.monitor.discard, exchange)
+    taken.add(partial(state.monitor.discard, exchange))
     exchange.watch_client()
-    held = ExitStack()
+    held = Cleanup()
 
     def on_end(end: StreamEnd) -> None:
         held.close()
@@ -182,5 +183,5 @@ def _pump(state: State, call: Call, reader: ChannelReader, duration: float | Non
         abort=client.abort,
         on_end=on_end,
     )
-    held.push(stack.pop_all())
+    held.take(taken)
     return pump

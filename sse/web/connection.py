@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KEYS = (GUNICORN_SOCKET, "werkzeug.socket")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClientConnection:
     """What the server shows of a client's connection.
 

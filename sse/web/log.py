@@ -61,15 +61,31 @@ class JSONFormatter(logging.Formatter):
 FORMATTERS: Mapping[str, type[logging.Formatter]] = {"text": TextFormatter, "json": JSONFormatter}
 
 
-def log_event(log: logging.Logger, level: int, event: str, fields: Mapping[str, Any], **options: Any) -> None:
+def log_event(
+    log: logging.Logger, level: int, event: str, fields: Mapping[str, Any], *, cause: BaseException | None = None
+) -> None:
     """Log what happened, as text of one line; the fields are on the record too, for formatters that want them apart.
 
     :param fields: by names that no record has of its own.
-    :param options: of `Logger.log`.
+    :param cause: logged with its traceback.
     """
     if log.isEnabledFor(level):
-        text = " ".join([f"{name}={value if type(value) is int else quote(value)}" for name, value in fields.items()])
-        log.log(level, "%s %s", event, text, extra={"event": event, **fields}, **options)
+        exc_info = None if cause is None else (type(cause), cause, cause.__traceback__)
+        # `Logger.log` would search the stack for the line that logs, which is always this one.
+        extra = {"event": event, **fields}
+        log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (event, _line(fields)), exc_info, extra=extra))
+
+
+def _line(fields: Mapping[str, Any]) -> str:
+    words = []
+    for name, value in fields.items():
+        # `quote`, written out for what most fields have.
+        if value is None:
+            value = "-"
+        elif type(value) is not int and (type(value) is not str or not _PLAIN.fullmatch(value)):
+            value = quote(value)
+        words.append(f"{name}={value}")
+    return " ".join(words)
 
 
 def quote(value: object) -> str:

@@ -20,18 +20,35 @@ from .state import State
 _JSON, _LINES = "application/json", ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
+def new_meter(request: UpstreamRequest, call: Call, state: State, exchange: Exchange) -> Meter | None:
+    """Return a meter of the tokens of a response, None if nothing needs one.
+
+    :raises QuotaExceeded: if the client has spent its quota.
+    """
+    quota = (call.rules and call.rules.quota) or state.quota
+    if quota is None and not state.settings.usage:
+        return None
+    meter = Meter(request, call, state, exchange, quota)
+    meter.check()
+    return meter
+
+
 class Meter:
     """What one upstream request may cost, and has cost.
 
     :param exchange: whose boundary, if it has one, counts the events that were sent.
+    :param quota: the client's; None if it has none.
     """
 
-    def __init__(self, request: UpstreamRequest, call: Call, state: State, exchange: Exchange) -> None:
-        self._request = request
+    def __init__(
+        self, request: UpstreamRequest, call: Call, state: State, exchange: Exchange, quota: RateLimitItem | None
+    ) -> None:
+        # Not the request itself: a stream may be open for hours, and its prompt may be megabytes.
+        self._method, self._length = request.method, len(request.body or b"")
         self._call = call
         self._state = state
         self._exchange = exchange
-        self._quota: RateLimitItem | None = (call.rules and call.rules.quota) or state.quota
+        self._quota = quota
         self._tap: UsageTap | None = None
         self._upstream: UpstreamResponse | None = None
         self._is_encoded = self._has_events = False
@@ -46,20 +63,19 @@ class Meter:
             if seconds is not None:
                 raise QuotaExceeded(retry_after=seconds)
 
-    def attach(self, upstream: UpstreamResponse, fields: dict[str, str]) -> None:
-        """Begin to look at a response, if it may report usage.
+    def attach(self, upstream: UpstreamResponse, fields: dict[str, str]) -> bool:
+        """Begin to look at a response, if it may report usage; return whether it may.
 
         :param fields: of the response to the client, by names in lower case.
         """
-        if not (self._state.settings.usage or self._quota is not None):
-            return
         kind = fields.get("content-type", "").partition(";")[0].strip().lower()
         self._has_events = is_event_stream(kind) or kind in _LINES
-        has_body = self._request.method != "HEAD" and 200 <= upstream.status < 300 and upstream.status != 204
+        has_body = self._method != "HEAD" and 200 <= upstream.status < 300 and upstream.status != 204
         if not has_body or not (self._has_events or kind == _JSON):
-            return
+            return False
         self._upstream, self._is_encoded = upstream, "content-encoding" in fields
         self._tap = upstream.tap = UsageTap(time.monotonic)
+        return True
 
     def settle(self) -> None:
         """Report and charge what the response has cost; call it before the client's lease is released."""
@@ -88,9 +104,9 @@ class Meter:
         tokens, is_estimated = tokens_of(
             usage,
             is_complete=is_complete,
-            is_post=self._request.method == "POST",
+            is_post=self._method == "POST",
             events=events,
-            body=len(self._request.body or b""),
+            body=self._length,
         )
         if is_estimated:
             self._call.log_fields["charged"] = "estimated"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 
 from flask import Request, current_app, request
 
 from ..protocol.event import ServerSentEvent
+from ..relay.cleanup import Cleanup
 from ..relay.exchange import Exchange, Limits
 from ..relay.stream.end import StreamEnd
 from ..relay.stream.producer import Producer, make_producer
@@ -117,17 +117,17 @@ def _pump(request: Request, call: Call, events: Iterable[Event], status: int, he
     settings, client = state.settings, client_connection(request.environ)
     exchange = Exchange(client.socket, Limits(send=settings.send_timeout, duration=settings.max_duration))
     call.upstream = f"own:{request.endpoint}"
-    report, stack = StreamReport(call, state.metrics), ExitStack()
+    report, held = StreamReport(call, state.metrics), Cleanup()
 
     def on_start(producer: Producer) -> None:
         report.begin(exchange)
-        stack.callback(report.finish)
+        held.add(report.finish)
         exchange.upstream.attach(producer)
         state.monitor.add(exchange)
         exchange.watch_client()
 
     def on_end(end: StreamEnd) -> None:
-        stack.close()
+        held.close()
         state.monitor.discard(exchange)
         report.log_end(end)
 

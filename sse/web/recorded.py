@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Self
 
@@ -21,6 +21,7 @@ from ..errors import (
     StreamNotFound,
     TooManyStreams,
 )
+from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.durable import RecordingEnd, Recordings
 from ..relay.exchange import Exchange, Limits
@@ -104,17 +105,17 @@ class Reading:
             raise Draining(retry_after=RETRY_AFTER)
         self._state = state
         self._client = client_connection(request.environ)
-        self.stack = ExitStack()
+        self.held = Cleanup()
         with store():
             self.reader = reader = recordings.log.follow(id, snapshot, offset)
         #: What the response is made of: the bytes as they are, unless it is changed.
         self.source: Source = reader
-        self.stack.callback(reader.close)
+        self.held.add(reader.close)
         if exchange is None:
             exchange = Exchange(self._client.socket, Limits(send=state.settings.send_timeout))
             exchange.watch_client()
             state.monitor.add(exchange)
-            self.stack.callback(state.monitor.discard, exchange)
+            self.held.add(partial(state.monitor.discard, exchange))
         self.exchange = exchange
         exchange.read_recording(reader, ends_early=recordings.is_shared)
 
@@ -122,7 +123,7 @@ class Reading:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stack.close()
+        self.held.close()
 
     def respond(self, call: Call, fields: Fields, *, status: int = 200, is_event_stream: bool = False) -> Response:
         """Return the response whose body is the recording, which now belongs to it.
@@ -133,9 +134,10 @@ class Reading:
         report.begin(self.exchange)
         if call.rules is not None and call.rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, call.rules)
-        self.stack.callback(report.finish)
+        self.held.add(report.finish)
         report.count(status)
-        held = self.stack.pop_all()
+        held = Cleanup()
+        held.take(self.held)
 
         def on_end(end: StreamEnd) -> None:
             held.close()
@@ -210,11 +212,11 @@ class Attempt:
             self._is_watched = True
             exchange.watch_client()
 
-    def attach(self, exchange: Exchange, stack: ExitStack) -> Response | None:
+    def attach(self, exchange: Exchange, held: Cleanup) -> Response | None:
         """Return a response that reads the recording of the same request, None if this request is the first.
 
         :param exchange: of the request.
-        :param stack: what is released when the response has ended.
+        :param held: what is released when the response has ended.
         :raises IdempotencyKeyReused: if the key is that of another request.
         :raises StoreUnavailable: if it cannot be known; then the request is not run, for it may run twice.
         """
@@ -226,7 +228,7 @@ class Attempt:
             raise OffsetExpired(encode_offset(snapshot.start))
         self._call.upstream = snapshot.header.upstream
         reading = Reading(self._state, self._recordings, id_, snapshot, 0, exchange)
-        reading.stack.push(stack.pop_all())
+        reading.held.take(held)
         header = snapshot.header
         return reading.respond(self._call, [*header.fields, *_place(id_, header.ttl)], status=header.status)
 
@@ -260,7 +262,7 @@ class Attempt:
                 return None, claim
         return None, None if self._recordings.log.is_alive(claim) else claim
 
-    def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: ExitStack) -> Source | None:
+    def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: Cleanup) -> Source | None:
         """Begin to record a response, and return what its client reads; None if it is not recorded.
 
         :param fields: that clients get.
@@ -280,7 +282,7 @@ class Attempt:
             claim=self._key,
         )
         report = RecordingReport(self._call, self._state.metrics, self._claim.id)
-        held = ExitStack()
+        held = Cleanup()
 
         def on_end(end: RecordingEnd) -> None:
             held.close()
@@ -288,10 +290,10 @@ class Attempt:
 
         report.begin()
         # Before, because the recording may end at once.
-        held.push(taken.pop_all())
+        held.take(taken)
         reader = self._recordings.record(self._claim.id, header, upstream, exchange, on_end)
         if reader is None:
-            taken.push(held.pop_all())
+            taken.take(held)
             report.finish()
             return None
         self._is_mine = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from functools import partial
 
 from flask import Request, Response
@@ -11,6 +10,7 @@ from flask import Request, Response
 from ..errors import ClientGone, Draining, EndedByOperator, SSEError
 from ..protocol.field import is_event_stream, response_fields
 from ..protocol.target.entry import Upstream
+from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
@@ -21,7 +21,7 @@ from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
 from .access.policy import check_call
 from .call import Call
 from .connection import client_connection
-from .meter import Meter
+from .meter import new_meter
 from .recorded import Attempt, usable_recordings
 from .report import StreamReport
 from .response import stream_response
@@ -43,7 +43,7 @@ class Relay:
         self._request = request
         self._call = call
         self._state = state
-        self._stack = ExitStack()
+        self._held = Cleanup()
         self._client = client_connection(request.environ)
         self.exchange = Exchange(self._client.socket, state.limits)
 
@@ -51,11 +51,11 @@ class Relay:
         if self._state.drain.phase() >= Phase.FINISHING:
             raise Draining(retry_after=RETRY_AFTER)
         self._state.monitor.add(self.exchange)
-        self._stack.callback(self._state.monitor.discard, self.exchange)
+        self._held.add(partial(self._state.monitor.discard, self.exchange))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._held.close()
 
     def respond(self, outgoing: UpstreamRequest, entry: Upstream | None, resume: Resume | None = None) -> Response:
         """Send a request to the upstream and return the response that relays its response.
@@ -68,36 +68,38 @@ class Relay:
         if resume is None or (recordings := usable_recordings(self._state, self._request)) is None:
             return self._relay(outgoing, entry, None)
         with Attempt(resume, outgoing, self._call, self._state, recordings) as attempt:
-            return attempt.attach(self.exchange, self._stack) or self._relay(outgoing, entry, attempt)
+            return attempt.attach(self.exchange, self._held) or self._relay(outgoing, entry, attempt)
 
     def _relay(self, outgoing: UpstreamRequest, entry: Upstream | None, attempt: Attempt | None) -> Response:
         report = StreamReport(self._call, self._state.metrics)
-        # What a recorder takes over: the lease, and the upstream.
-        taken = self._stack.enter_context(ExitStack())
+        taken = self._held
+        if attempt is not None:
+            # What a recorder takes over: the lease, and the upstream.
+            taken = Cleanup()
+            self._held.add(taken.close)
         rules = self._call.rules
-        meter = Meter(outgoing, self._call, self._state, self.exchange)
-        taken.callback(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
+        taken.add(self._state.leases.take(self._call.client, rules.max_streams if rules is not None else None))
         # With a lease, because then only as many streams as the client may have are not charged yet; and for the same
         # reason the charge comes before the lease is released.
-        meter.check()
-        taken.callback(meter.settle)
+        meter = new_meter(outgoing, self._call, self._state, self.exchange)
         if rules is not None and rules.is_temporary:
             self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         report.begin(self.exchange)
-        self._stack.callback(report.finish)
+        if self._state.metrics is not None:
+            self._held.add(report.finish)
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
         try:
-            upstream = taken.enter_context(
-                self._state.upstreams.open(outgoing, self.exchange.upstream)
-                if entry is None or not entry.targets
-                else self._state.failover.open(outgoing, entry, self.exchange, self._call.log_fields)
-            )
+            if entry is None or not entry.targets:
+                upstream = self._state.upstreams.open(outgoing, self.exchange.upstream)
+            else:
+                upstream = self._state.failover.open(outgoing, entry, self.exchange, self._call.log_fields)
         except SSEError as error:
             self._call.end = _unopened(error, self.exchange)
             raise
+        taken.add(upstream.close)
         report.count(upstream.status)
         fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
         if outgoing.method == "HEAD":
@@ -106,7 +108,10 @@ class Relay:
             # Values that are repeated are equal.
             fields.extend([("Content-Length", value.partition(",")[0].strip(" \t")) for value in lengths[:1]])
         named = {name.lower(): value for name, value in fields}
-        meter.attach(upstream, named)
+        if meter is not None and meter.attach(upstream, named):
+            taken.add(meter.settle)
+        # A stream may be open for hours, and needs them no more.
+        upstream.fields.clear()
         reader = None
         if attempt is not None:
             reader = attempt.record(upstream, fields, self.exchange, taken)
@@ -117,7 +122,10 @@ class Relay:
             # The upstream's own limits go before those of the gateway.
             limits = self._state.access.rate_limit_fields(self._call)
             fields.extend([field for field in limits if field[0].lower() not in named])
-            return self._response(upstream.status, fields, pump)
+            if upstream.status >= 400:
+                # So that it is not taken for a refusal of the gateway's own.
+                fields.append(("X-Upstream-Status", str(upstream.status)))
+            return stream_response(pump, status=upstream.status, fields=fields, call=self._call)
         except BaseException:
             pump.close_unsent()
             raise
@@ -129,11 +137,7 @@ class Relay:
 
         :param reader: of the recording, if there is one; nothing of the gateway's is put into it.
         """
-        held, is_error = ExitStack(), upstream.status >= 400
-
-        def on_end(end: StreamEnd) -> None:
-            held.close()
-            report.log_end(end)
+        held, is_error = self._held, upstream.status >= 400
 
         pump = Pump(
             reader or upstream,
@@ -149,17 +153,15 @@ class Relay:
             has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
             abort=self._client.abort,
             holds_back=self._client.socket is None,
-            on_end=on_end,
+            on_end=partial(_finish, held, report),
         )
-        held.push(self._stack.pop_all())
+        self._held = Cleanup()
         return pump
 
-    def _response(self, status: int, fields: list[tuple[str, str]], pump: Pump) -> Response:
-        call = self._call
-        if status >= 400:
-            # So that it is not taken for a refusal of the gateway's own.
-            fields.append(("X-Upstream-Status", str(status)))
-        return stream_response(pump, status=status, fields=fields, call=call)
+
+def _finish(held: Cleanup, report: StreamReport, end: StreamEnd) -> None:
+    held.close()
+    report.log_end(end)
 
 
 def _unopened(error: SSEError, exchange: Exchange) -> StreamEnd:

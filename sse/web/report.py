@@ -134,7 +134,7 @@ def report_failure(cause: Exception) -> None:
     error, call = SSEError(), current_call()
     _count(error, call)
     fields = {"error": type(cause).__name__, "status": error.status, **_names(call)}
-    log_event(log, logging.ERROR, "failed", {**fields, "code": error.code, "request_id": call.id}, exc_info=cause)
+    log_event(log, logging.ERROR, "failed", {**fields, "code": error.code, "request_id": call.id}, cause=cause)
 
 
 def _count(error: SSEError, call: Call) -> None:

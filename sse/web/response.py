@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -33,11 +33,16 @@ class PumpResponse(Response):
     implicit_sequence_conversion = False
 
     _held: tuple[Pump, Call] | None = None
+    _is_closed_by_server = False
 
     def close_if_dropped(self, pump: Pump, call: Call) -> None:
         """Let the pump be closed behind the request if the server does not get this response; Flask does not."""
         self._held = (pump, call)
         call.unsent.append(pump)
+
+    def call_on_close(self, func: Callable[[], object]) -> Callable[[], object]:
+        self._is_closed_by_server = True
+        return super().call_on_close(func)
 
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
         held, self._held = self._held, None
@@ -45,8 +50,9 @@ class PumpResponse(Response):
             pump, call = held
             call.unsent.remove(pump)
         body = super().get_app_iter(environ)
-        if body is self.response:
-            # werkzeug leaves what is passed through as it is, and `call_on_close` without effect.
+        if body is self.response and self._is_closed_by_server:
+            # werkzeug leaves what is passed through as it is, and `call_on_close` without effect. Without one, nothing
+            # needs the response any more, and a stream may be open for hours.
             body = ClosingIterator(body, self.close)
         if isinstance(self.response, Pump) and self.response.has_body:
             environ[HANDOVER] = Handover(body, self.response)

@@ -92,3 +92,12 @@ def test_many_threads_never_take_more_than_there_are() -> None:
         thread.join()
     assert max(most) <= 10
     assert len(leases) == 0
+
+
+def test_a_client_that_comes_back_at_once_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection was closed, and the stream that this ends had not released its lease yet."""
+    leases = Leases(total=0, per_client=1)
+    give_back = leases.take("a")
+    monkeypatch.setattr("sse.relay.lease.time.sleep", lambda _: give_back())
+    leases.take("a")
+    assert len(leases) == 1

@@ -24,7 +24,7 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*+(?:;[\t\x20-\x7e\x80-\xff]*
 _TRAILERS = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*+:[\t\x20-\x7e\x80-\xff]*)*")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Framing:
     """Where the body ends: there is none, after `length` bytes, after the last chunk, or with the connection.
 
@@ -79,7 +79,7 @@ def _members(value: str) -> list[str]:
 def _is_chunked(codings: list[str]) -> bool:
     # RFC 2616, section 3.6: "identity" is no coding at all; RFC 9112 dropped it, and some servers did not. A field that
     # a proxy has repeated means the same twice: 7.1 forbids to apply `chunked` more than once.
-    names = {coding.lower() for coding in codings} - {"identity"}
+    names = set(map(str.lower, codings)) - {"identity"}
     if names - {"chunked"}:
         raise InvalidResponse(f"unsupported Transfer-Encoding {', '.join(codings)[:64]!r}")
     return bool(names)

@@ -38,7 +38,7 @@ class InvalidResponse(ValueError):
     """What an upstream sent is not a response that can be relayed; the text is the cause, without internals."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Head:
     """The head of a response."""
 
@@ -56,7 +56,10 @@ class Head:
         if not self.minor:
             return False
         # "If the "close" connection option is present, the connection will not persist after the current response".
-        return "close" not in ",".join([value for name, value in self.fields if name.lower() == "connection"]).lower()
+        for name, value in self.fields:
+            if name.lower() == "connection" and "close" in value.lower():
+                return False
+        return True
 
 
 class HeadReader:

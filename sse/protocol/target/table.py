@@ -20,6 +20,7 @@ class UpstreamTable:
     def __init__(self, upstreams: Iterable[Upstream], *, allow_public: bool = False) -> None:
         # The longest base first: it is the most specific.
         self._upstreams = sorted(upstreams, key=lambda upstream: -len(upstream.base.path))
+        self._by_name = {upstream.name: upstream for upstream in self._upstreams}
         self._hosts = frozenset(base.host for upstream in self._upstreams for base in (upstream.base, *upstream.bases))
         self._allow_public = allow_public
 
@@ -28,7 +29,7 @@ class UpstreamTable:
         return tuple(sorted(upstream.name for upstream in self._upstreams))
 
     def get(self, name: str) -> Upstream | None:
-        return next((upstream for upstream in self._upstreams if upstream.name == name), None)
+        return self._by_name.get(name)
 
     def match(self, target: Target) -> Upstream | None:
         """Return the upstream that covers a target, None for a public one.

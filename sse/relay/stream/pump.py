@@ -295,8 +295,7 @@ class Pump:
             raise step.error
 
     def finish(self, end: End) -> bool:
-        """Release the source; return whether the client has been shown that the response is not whole."""
-        self.source.close()
+        """Show the client that the response is not whole, if it is not; return whether that has been done here."""
         if end.error is None:
             return False
         connection, how = self.exchange.client.connection, self._abort_by
@@ -320,7 +319,7 @@ class Pump:
         """End the stream if it has not ended; servers call it always, also when they never iterated."""
         if self._pieces is not None:
             self._pieces.close()
-        self._report(self.exchange.reason or self._outcome)
+        self._report(self.exchange.upstream.reason or self._outcome)
 
     def _report(self, reason: EndReason) -> None:
         on_end, self._on_end = self._on_end, None
@@ -343,7 +342,7 @@ class Pump:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handover:
     """A stream that a server may send itself, without iterating the body; the request has been read whole.
 

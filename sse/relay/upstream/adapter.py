@@ -29,7 +29,7 @@ USER_AGENT = "flask-sse-relay"
 _EMPTY_RESPONSE = vars(requests.Response())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class UpstreamRequest:
     """What is sent to an upstream; all of it is checked and final.
 

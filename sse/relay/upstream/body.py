@@ -83,6 +83,8 @@ class Body:
                 # After a read that brought less than it might have, another one would find nothing.
                 is_full = received is not None and len(received) == READ_SIZE
                 if not is_full or not reads % READS_PER_TURN or time.monotonic() > end_of_turn:
+                    # What is waited for may take hours; until then nothing holds what came before.
+                    received, piece = None, b""
                     yield None
                     end_of_turn = time.monotonic() + TURN
                 try:
@@ -101,7 +103,8 @@ class Body:
         except OSError as error:
             raise TruncatedBody("the connection broke") from error
         finally:
-            self._end(reusable=False)
+            if self._connection is not None:
+                self._end(reusable=False)
 
     def _check_end(self) -> None:
         """Check that the body may end with the connection."""
@@ -123,7 +126,8 @@ class Body:
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end; idempotent."""
-        self._end(reusable=False)
+        if self._connection is not None:
+            self._end(reusable=False)
 
     def _end(self, *, reusable: bool) -> None:
         connection, self._connection = self._connection, None

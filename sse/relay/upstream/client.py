@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import requests
 
@@ -119,9 +120,9 @@ class UpstreamClient:
         :raises EndedByOperator: if an operator ends it before there is a response.
         :raises ClientGone: if the client has left.
         """
-        return traced(request.method, request.target, request.fields, lambda fields: self._open(request, fields, side))
+        return traced(request.method, request.target, request.fields, partial(self._open, request, side))
 
-    def _open(self, request: UpstreamRequest, fields: Fields, side: Side) -> UpstreamResponse:
+    def _open(self, request: UpstreamRequest, side: Side, fields: Fields) -> UpstreamResponse:
         prepared = PreparedUpstreamRequest(request, side, fields)
         try:
             response = self._send(prepared)

@@ -58,7 +58,7 @@ class Transport:
     :param connection: a socket that does not block; closed with the transport.
     """
 
-    __slots__ = ("_in_gevent", "_socket", "_subscription", "_watcher", "is_cancelled")
+    __slots__ = ("_in_gevent", "_socket", "_watcher", "is_cancelled")
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -66,7 +66,6 @@ class Transport:
         self.is_cancelled = False
         # Made for gevent's loop when the first wait needs it, and closed before the connection is stored.
         self._watcher: Any = None
-        self._subscription: Any = None
 
     @property
     def socket(self) -> socket.socket:
@@ -110,9 +109,12 @@ class Transport:
             return _poll(self._socket, events, timeout)
         if events != READ:
             return _wait(gevent.get_hub().loop.io(self._socket.fileno(), events), timeout, close=True)
+        return _wait(self._read_watcher(), timeout)
+
+    def _read_watcher(self) -> Any:
         if self._watcher is None:
             self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READ)
-        return _wait(self._watcher, timeout)
+        return self._watcher
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
         """Call `wake()` from gevent's event loop while the connection is readable; return what ends that.
@@ -121,22 +123,17 @@ class Transport:
         """
         if not self._in_gevent:
             return None
-        self._unsubscribe()
-        watcher = self._subscription = gevent.get_hub().loop.io(self._socket.fileno(), READ)
+        watcher = self._read_watcher()
         watcher.start(wake)
-        return self._unsubscribe
-
-    def _unsubscribe(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            _close_watcher(subscription)
+        unsubscribe: Callable[[], None] = watcher.stop
+        return unsubscribe
 
     def rest(self) -> None:
         """Release what belongs to one exchange, before another one gets the connection."""
-        self._unsubscribe()
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
-            _close_watcher(watcher)
+            watcher.stop()
+            watcher.close()
 
     def cancel(self) -> None:
         """End both directions, which wakes the reader; idempotent, callable from any thread."""
@@ -169,11 +166,6 @@ def _wait(watcher: Any, timeout: float | None, *, close: bool = False) -> bool:
         if close:
             watcher.close()
     return True
-
-
-def _close_watcher(watcher: Any) -> None:
-    watcher.stop()
-    watcher.close()
 
 
 class TLSTransport(Transport):

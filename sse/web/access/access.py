@@ -225,7 +225,7 @@ def _field_credentials(request: Request) -> list[bytes]:
 
     The query is not looked at: it is written to logs.
     """
-    value = request.headers.get("X-Passcode") or bearer(request)
+    value = request.environ.get("HTTP_X_PASSCODE") or bearer(request)
     if not value:
         return []
     # As latin-1 (all that `fetch` can send in a field), and as UTF-8 (all that curl can).
@@ -234,7 +234,7 @@ def _field_credentials(request: Request) -> list[bytes]:
 
 def bearer(request: Request) -> str | None:
     """Return the token of `Authorization: Bearer`, which is the gateway's credential (RFC 6750, section 2.1)."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 

@@ -72,7 +72,7 @@ class Limit:
     counts: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Check:
     """What to count.
 
@@ -86,7 +86,7 @@ class Check:
     amount: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Window:
     """A limit's window after a check.
 
@@ -99,7 +99,7 @@ class Window:
     remaining: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Verdict:
     """The result of a check.
 
@@ -127,19 +127,18 @@ class Memory(Storage, MovingWindowSupport):
     def _check(self, check: Check) -> Verdict:
         now, wall = time.monotonic(), time.time()
         with self._lock:
-            self._drop_unused(now)
-            found = [(item, self._current(_key(check.name, item), now)) for item in check.items]
+            if len(self.ends) >= self._most:
+                self._drop_unused(now)
+            found = [(item, key := _key(check.name, item), self._current(key, now)) for item in check.items]
             needed = max(check.amount, 1)
-            exceeded = next((n for n, (item, ends) in enumerate(found) if len(ends) + needed > item.amount), None)
-            for item, ends in found if exceeded is None and check.amount else ():
+            exceeding = [n for n, (item, _, ends) in enumerate(found) if len(ends) + needed > item.amount]
+            for item, key, ends in found if check.amount and not exceeding else ():
                 ends.extend([now + item.get_expiry()] * check.amount)
-                self.ends[_key(check.name, item)] = ends
-            windows = [_window(item, len(ends), wall + (ends[0] - now if ends else 0.0)) for item, ends in found]
-        return Verdict(exceeded=exceeded, windows=windows)
+                self.ends[key] = ends
+            windows = [_window(item, len(ends), wall + (ends[0] - now if ends else 0.0)) for item, _, ends in found]
+        return Verdict(exceeded=exceeding[0] if exceeding else None, windows=windows)
 
     def _drop_unused(self, now: float) -> None:
-        if len(self.ends) < self._most:
-            return
         self.ends = {key: ends for key, ends in self.ends.items() if ends and ends[-1] > now}
         # So the work stays in proportion to the requests, however many keys are in use.
         self._most = max(KEPT_KEYS, 2 * len(self.ends))

@@ -42,12 +42,15 @@ class RelayLimiter(Limiter):
 
     def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Sequence[Verdict]:
         """Count a request in all limits at once."""
-        return self._counts.check_all([_check(request, call, limit) for limit in limits])
-
-
-def _check(request: Request, call: Call, limit: Limit) -> Check:
-    name = f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}"
-    return Check(name=name, items=limit.items, amount=int(limit.counts))
+        checks = [
+            Check(
+                name=f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}",
+                items=limit.items,
+                amount=int(limit.counts),
+            )
+            for limit in limits
+        ]
+        return self._counts.check_all(checks)
 
 
 class SiteLimiter:

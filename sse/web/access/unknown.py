@@ -30,6 +30,8 @@ class UnknownBodies:
 
         :raises Throttled: if too much was refused before.
         """
+        if not self._counts.ends:
+            return
         [verdict] = self._counts.check_all([Check(name=address, items=[_LIMIT], amount=0)])
         if verdict.exceeded is not None:
             raise Throttled(retry_after=max(1, math.ceil(verdict.windows[0].reset - time.time())))

@@ -21,7 +21,7 @@ def channels(may_read: MayRead) -> Response:
 
     :raises ChannelNotAllowed: if it does not, whether there is such a channel or not.
     """
-    if (options := check_method(ALLOWED)) is not None:
+    if (options := check_method(request.method, ALLOWED)) is not None:
         return options
     names = request.args.getlist("channel")
     if not all(may_read(request, name) is True for name in names):

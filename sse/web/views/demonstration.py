@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from flask import Response
+from flask import Response, request
 
 from ...protocol.event import ServerSentEvent
 from ..own import EventSourceResponse, last_event_id
@@ -19,7 +19,7 @@ INTERVAL = 0.2
 
 def ticks() -> Response:
     """Stream numbered events, from the one after the last that the client has seen."""
-    if (options := check_method(ALLOWED)) is not None:
+    if (options := check_method(request.method, ALLOWED)) is not None:
         return options
     last = last_event_id()
     # An id may be any text; one that is not such a number begins anew.

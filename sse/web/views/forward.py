@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from flask import Request, Response
@@ -14,7 +15,7 @@ from ...relay.upstream.adapter import UpstreamRequest
 from ..access.access import Access
 from ..access.unknown import MAX_BODY
 from ..call import Call, current_request
-from ..parsing import parse_forward_request, read_document
+from ..parsing import find_field, parse_forward_request, read_document
 from ..relay import Relay
 from ..report import PUBLIC
 from ..resume import parse_resume
@@ -26,9 +27,9 @@ ALLOWED = ("POST", "OPTIONS")
 
 def forward() -> Response:
     """Relay the request that the JSON describes."""
-    if (options := check_method(ALLOWED)) is not None:
-        return options
     (request, call), state = current_request(), current_state()
+    if (options := check_method(request.method, ALLOWED)) is not None:
+        return options
     with Relay(request, call, state) as relay:
         document = _read(request, call, state, relay.exchange)
         given = parse_forward_request(document)
@@ -37,7 +38,7 @@ def forward() -> Response:
         call.upstream = upstream.name if upstream else PUBLIC
         body = given.encode_body()
         fields = encode_request_fields(
-            with_trace(parse_fields(given.header), request.headers.get),
+            with_trace(parse_fields(given.header), partial(find_field, request.environ)),
             replace=(*(upstream.headers if upstream else ()), ("X-Request-Id", call.id)),
             has_body=bool(body),
         )

@@ -36,13 +36,14 @@ def refuse(error: SSEError) -> Response:
     return response
 
 
-def check_method(allowed: Sequence[str]) -> Response | None:
+def check_method(method: str, allowed: Sequence[str]) -> Response | None:
     """Return the response to OPTIONS: Flask's own would list all methods that are taken in.
 
+    :param method: the request's.
     :raises MethodNotAllowed: if the method is not allowed.
     """
-    if request.method == "OPTIONS":
+    if method == "OPTIONS":
         return Response(headers={"Allow": ", ".join(allowed)})
-    if request.method not in allowed:
+    if method not in allowed:
         raise MethodNotAllowed(allowed=allowed)
     return None

@@ -41,9 +41,9 @@ LONG_POLL = 25.0
 
 def stream(id: str) -> Response:
     """Serve a recording, or end it."""
-    if (options := check_method(ALLOWED)) is not None:
-        return options
     (request, call), state = current_request(), current_state()
+    if (options := check_method(request.method, ALLOWED)) is not None:
+        return options
     state.access.admit(request, call)
     recordings = state.recordings
     if recordings is None:
