@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -179,18 +180,19 @@ def test_a_worker_that_begins_stops_at_once() -> None:
 
 
 @pytest.fixture
-def signals() -> Iterator[None]:
-    """Handlers of signals, as gunicorn sets them, until the test has ended."""
-    numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-    before = [(number, signal.signal(number, lambda *_: None)) for number in numbers]
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
+def signals() -> Iterator[ExitStack]:
+    """Handlers of signals, as gunicorn sets them, until the test has ended; yields what else ends then."""
+    with ExitStack() as stack:
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        yield stack
 
 
-def test_a_worker_counts_for_its_own_reload(signals: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_counts_for_its_own_reload(signals: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that served late counted for the next reload, whose workers did not serve yet."""
     monkeypatch.setattr(master, "check_app", lambda *_: "")
+    file = signals.enter_context(tempfile.TemporaryFile(buffering=0))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: file)
     guard = master.Guard(logging.getLogger())
 
     def fork() -> master.Guard:
