@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 import trustme
 
@@ -347,4 +348,16 @@ def test_over_tls_a_stream_keeps_its_greenlet_and_comes_as_it_is(
                 held.may_go_on.set()
                 assert client.read_body() == EVENT * 2
                 assert client.is_complete
+        process.stop(number=signal.SIGQUIT)
+
+
+def test_over_http_2_a_name_with_an_underscore_is_no_other(certificate: tuple[ssl.SSLContext, list[str]]) -> None:
+    """It got into environ as X-Passcode, or as the X-Forwarded-For of a proxy."""
+    context, args = certificate
+    env = {**os.environ, "FLASK_SSE_UPSTREAMS": '{"test": "http://127.0.0.1:1/"}', "FLASK_SSE_PASSCODES": '{"me": "9"}'}
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", "127.0.0.1:0", "--http-protocols", "h2,h1", *args]
+    with Process(command, env=env) as process, httpx.Client(verify=context, http1=False, http2=True) as client:
+        url = f"https://127.0.0.1:{process.wait_log(r'Listening at: https://127.0.0.1:([0-9]+)')[1]}/upstream/test/"
+        responses = [client.get(url, headers={name: "9"}) for name in ("X-Passcode", "X_Passcode")]
+        assert [(each.http_version, each.status_code) for each in responses] == [("HTTP/2", 502), ("HTTP/2", 401)]
         process.stop(number=signal.SIGQUIT)
