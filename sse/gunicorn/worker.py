@@ -103,12 +103,17 @@ class StreamWorker(compat.HookedWorker):
 
     def refuse(self, client: Any, error: BaseException, write: Callable[[Any], None]) -> None:
         """Respond to a request that cannot be served, such that the response arrives."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs, contextlib.suppress(OSError):
-            write(theirs)
-            # It is written whole, for it is short, and sent in one piece.
-            response = ours.recv(MAX_RESPONSE, socket.MSG_DONTWAIT)
-            client.sendall(replace_refusal(response, is_shared=self._shares_refusals))
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            # No file descriptor is left.
+            write(client)
+        else:
+            with ours, theirs, contextlib.suppress(OSError):
+                write(theirs)
+                # It is written whole, for it is short, and sent in one piece.
+                response = ours.recv(MAX_RESPONSE, socket.MSG_DONTWAIT)
+                client.sendall(replace_refusal(response, is_shared=self._shares_refusals))
         if isinstance(error, Exception):
             linger(client)
 

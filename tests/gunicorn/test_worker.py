@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -361,3 +362,17 @@ def test_over_http_2_a_name_with_an_underscore_is_no_other(certificate: tuple[ss
         responses = [client.get(url, headers={name: "9"}) for name in ("X-Passcode", "X_Passcode")]
         assert [(each.http_version, each.status_code) for each in responses] == [("HTTP/2", 502), ("HTTP/2", 401)]
         process.stop(number=signal.SIGQUIT)
+
+
+def test_a_malformed_request_is_refused_without_descriptors(service: Callable[..., Service]) -> None:
+    """Each gave a traceback, and no response."""
+    running = service()
+    [worker] = running.worker_pids()
+    with RawClient(running.host, running.port) as client:
+        client.request("GET", "/healthz")
+        client.read_body()
+        soft = max(int(number) for number in os.listdir(f"/proc/{worker}/fd")) + 1
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, resource.prlimit(worker, resource.RLIMIT_NOFILE)[1]))
+        client.send(b"GET / HTTP/nine\r\n\r\n")
+        assert client.read_head().status == 400
+    assert "Traceback" not in running.log()
