@@ -92,6 +92,7 @@ def read_all(client: socket.socket) -> tuple[bytes, bytes, bool]:
     except ConnectionResetError:
         is_reset = True
     head_, _, body = data.partition(b"\r\n\r\n")
+    assert head_.startswith(b"HTTP/1."), "no response"
     if b"\r\ntransfer-encoding: chunked" in head_.lower():
         return head_, unchunk(body), body.endswith(LAST_CHUNK)
     return head_, body, not is_reset
