@@ -17,7 +17,7 @@ import pytest
 
 from .support.ending import EVENT, STREAM, error_event, silent
 from .support.service import PATIENCE, ROOT, Process
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, chunk, head, respond
 from .support.wsgi_server import NAMES, start_server
 
 #: Seconds in which a client that leaves is noticed, where that is noticed while the upstream is silent.
@@ -120,7 +120,7 @@ def breaks_off(data: bytes) -> Script:
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_a_whole_stream_is_passed_on(server: Running, version: str) -> None:
     pieces = (EVENT, EVENT + b"data: un", b"finished")
-    server.upstream.script = answer(*pieces)
+    server.upstream.script = respond(*pieces)
     with server.call(version=version, fields="Connection: close\r\n") as client:
         _, body, is_complete = read_all(client)
     assert body == b"".join(pieces)

@@ -19,7 +19,7 @@ from sse.gunicorn import balance as module
 from sse.gunicorn.balance import IMPATIENCE, MAX_WAIT, PAUSE, SLACK, Balance
 from sse.gunicorn.worker import StreamWorker
 
-from ..support.ending import EVENT, silent
+from ..support.ending import EVENT, eventually, silent
 from ..support.service import RawClient, Service, call
 from ..support.upstream import Upstream
 
@@ -82,6 +82,12 @@ def test_a_worker_that_leaves_is_not_waited_for(clock: Clock) -> None:
     assert not many.must_wait()
 
 
+def has_started(pid: int) -> bool:
+    """Return whether a worker has an event loop."""
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.readlink(link) == "anon_inode:[eventpoll]" for link in links if link.is_symlink())
+
+
 def connections(pid: int) -> int:
     """Return how many sockets a process has open."""
     links = Path(f"/proc/{pid}/fd").iterdir()
@@ -114,6 +120,8 @@ def test_long_streams_are_spread_over_two_workers(service: Callable[..., Service
         running = service(
             "--workers", "2", SSE_UPSTREAMS={"test": upstream.url}, SSE_THROTTLE="", SSE_MAX_STREAMS_PER_CLIENT=0
         )
+        # One that starts later has fewer until then, and none of what is open moves.
+        eventually(lambda: all(map(has_started, running.worker_pids())), "a worker has not started")
         opened: list[RawClient] = []
 
         def some() -> None:

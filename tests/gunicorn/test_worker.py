@@ -22,7 +22,7 @@ import trustme
 
 from ..support.relay import Relay
 from ..support.service import PATIENCE, Process, RawClient, Service, call
-from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
+from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head, respond
 
 EVENT = b"data: a\n\n"
 STREAMS = 20
@@ -180,8 +180,8 @@ def test_whom_a_proxy_named_it_names_for_the_whole_connection(
 
 
 def test_a_length_that_a_site_sets_is_kept_to(upstream: Callable[..., Upstream], serve: Callable[..., Service]) -> None:
-    """What is more would be taken for the next answer."""
-    running = serve(upstream(answer(EVENT, EVENT)))
+    """What is more would be taken for the next response."""
+    running = serve(upstream(respond(EVENT, EVENT)))
     with call(running, "GET", "/upstream/test/?length=9") as client:
         assert client.read_body() == EVENT
         client.request("GET", "/healthz")
@@ -282,7 +282,7 @@ def test_what_a_site_makes_of_the_body_is_sent(
 ) -> None:
     """A middleware that changes bytes is not passed by."""
     running = service(
-        app="tests.apps.shouting:app", SSE_UPSTREAMS={"test": upstream(answer(EVENT, EVENT)).url}, SSE_THROTTLE=""
+        app="tests.apps.shouting:app", SSE_UPSTREAMS={"test": upstream(respond(EVENT, EVENT)).url}, SSE_THROTTLE=""
     )
     with call(running, "GET", "/upstream/test/") as client:
         assert client.read_body() == EVENT.upper() * 2
