@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
+from docs.capacity import STREAMS, Measured, rows
 from sse import SSE
 from sse.errors import REFUSALS, ClientGone
 from sse.relay.stream.end import EndReason
@@ -162,12 +163,27 @@ def _types(response: Mapping[str, Any]) -> str:
     return "the upstream's" if len(types) > 1 else ", ".join(f"`{each}`" for each in types)
 
 
+def capacity() -> str:
+    """Return the table of what so many streams need."""
+    return table(("", *(f"{streams:,}" for streams in STREAMS)), rows())
+
+
+def measured() -> str:
+    """Return the table of what was measured, and of what is assumed."""
+    texts, values = comments("docs.capacity", "Measured"), Measured()
+    return table(
+        ("measured", "value"), ((texts[each.name], f"{getattr(values, each.name):g}") for each in fields(Measured))
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "refusals": refusals,
     "end-reasons": end_reasons,
     "metrics": metrics,
     "endpoints": endpoints,
+    "capacity": capacity,
+    "measured": measured,
 }
 
 

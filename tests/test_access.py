@@ -13,7 +13,7 @@ from app import create_app
 from sse.web.access.limit_storage import KEPT_KEYS, Memory
 
 from .support.service import Head, RawClient, Service, call
-from .support.upstream import Upstream, answer
+from .support.upstream import Upstream, respond
 
 EVENT = b"data: x\n\n"
 JSON = {"Content-Type": "application/json"}
@@ -24,7 +24,7 @@ PASSCODES = {"alice": "alice-passcode", "bob": "alice-passcode-2", "carl": "па
 
 @pytest.fixture(scope="module")
 def shared_upstream() -> Iterator[Upstream]:
-    with Upstream(answer(EVENT)) as upstream:
+    with Upstream(respond(EVENT)) as upstream:
         yield upstream
 
 
@@ -433,7 +433,7 @@ def test_with_a_list_only_its_pages_may_read(upstream_: Upstream) -> None:
             for head in (preflight(service, "/forward-sse", origin), ask(service, upstream_, {"Origin": origin})[0]):
                 assert head.field("Access-Control-Allow-Origin") == origin
                 assert head.field("Access-Control-Allow-Credentials") is None
-                # A cache must not give the answer for one page to another.
+                # A cache must not give the response for one page to another.
                 assert "Origin" in (head.field("Vary") or "")
 
 

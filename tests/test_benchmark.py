@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from .benchmark import __main__ as benchmark
-from .benchmark import audience, channels, client, growth
+from .benchmark import audience, channels, client, durable, growth
 from .benchmark.client import Door, run
 from .benchmark.load import LOADS, Load, events_of
 from .benchmark.table import COLUMNS, Measured, doubts, table
 from .benchmark.upstream import Upstream as Source
 from .support.program import program
 from .support.service import ROOT, Service
-from .support.upstream import Connection, Script, Upstream, answer, chunk, head
+from .support.upstream import Connection, Script, Upstream, chunk, head, respond
 
 SCALE = 0.02
 ONE = Load(streams=1, at_once=1, events=5)
@@ -90,16 +90,16 @@ def test_no_two_events_are_alike() -> None:
 
 
 WRONG = [
-    pytest.param(answer(*EVENTS[:2], *EVENTS[3:]), "other bytes", id="an-event-is-lost"),
-    pytest.param(answer(*EVENTS[:3], *EVENTS[2:]), "other bytes", id="an-event-comes-twice"),
-    pytest.param(answer(EVENTS[1], EVENTS[0], *EVENTS[2:]), "other bytes", id="two-events-swap-places"),
-    pytest.param(answer(*EVENTS[:4], EVENTS[4].replace(b"quick", b"quicK")), "other bytes", id="a-byte-is-changed"),
-    pytest.param(answer(*events_of(1, 5)), "other bytes", id="another-stream"),
-    pytest.param(answer(*EVENTS[:4]), "bytes", id="the-last-event-is-missing"),
-    pytest.param(answer(*EVENTS, b": more\n\n"), "other bytes", id="something-is-added"),
+    pytest.param(respond(*EVENTS[:2], *EVENTS[3:]), "other bytes", id="an-event-is-lost"),
+    pytest.param(respond(*EVENTS[:3], *EVENTS[2:]), "other bytes", id="an-event-comes-twice"),
+    pytest.param(respond(EVENTS[1], EVENTS[0], *EVENTS[2:]), "other bytes", id="two-events-swap-places"),
+    pytest.param(respond(*EVENTS[:4], EVENTS[4].replace(b"quick", b"quicK")), "other bytes", id="a-byte-is-changed"),
+    pytest.param(respond(*events_of(1, 5)), "other bytes", id="another-stream"),
+    pytest.param(respond(*EVENTS[:4]), "bytes", id="the-last-event-is-missing"),
+    pytest.param(respond(*EVENTS, b": more\n\n"), "other bytes", id="something-is-added"),
     pytest.param(lambda connection: connection.read_request(), "ended after 0", id="no-answer"),
-    pytest.param(answer(*EVENTS, status=503), "answered HTTP/1.1 503", id="refused"),
-    pytest.param(answer(*EVENTS, framing="close"), "not chunked", id="no-end-to-be-seen"),
+    pytest.param(respond(*EVENTS, status=503), "answered HTTP/1.1 503", id="refused"),
+    pytest.param(respond(*EVENTS, framing="close"), "not chunked", id="no-end-to-be-seen"),
 ]
 
 
@@ -132,7 +132,7 @@ def test_a_stream_that_does_not_end_in_time_is_wrong(
 
 
 def test_what_is_the_stream_is_right(upstream: Callable[..., Upstream]) -> None:
-    good = upstream(answer(b"".join(EVENTS[:3]), b"".join(EVENTS[3:])))
+    good = upstream(respond(b"".join(EVENTS[:3]), b"".join(EVENTS[3:])))
     result = run(Door(name="good", port=good.port, upstream=good.port), ONE)
     assert (result.wrong, result.events) == ("", 5)
 
@@ -140,7 +140,7 @@ def test_what_is_the_stream_is_right(upstream: Callable[..., Upstream]) -> None:
 def test_a_wrong_relay_has_no_figure_and_fails_the_run(
     upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faulty = upstream(answer(*EVENTS, status=503))
+    faulty = upstream(respond(*EVENTS, status=503))
 
     def doors(source: Source) -> Iterator[Door]:
         yield Door(name="direct", port=source.port, upstream=source.port)
@@ -199,23 +199,43 @@ def test_growth_is_measured_and_drawn(
     plot = tmp_path / "growth.svg"
     assert growth.main(["--scale", str(SCALE), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
-    rows = [cells(line) for line in printed.splitlines() if line.startswith("|")][2:]
-    assert [row[:2] for row in rows] == [["4", "30"], ["20", "6"], ["4", "100"]]
-    assert all(float(row[2]) > 0 for row in rows)
+    rows = [cells(line) for line in printed.splitlines() if line.startswith("|")]
+    assert [row[:2] for row in rows[2:5]] == [["4", "30"], ["20", "6"], ["4", "100"]]
+    assert all(float(row[2]) > 0 for row in rows[2:5])
+    program("redis-server", "redis-server")
+    memory, redis = rows[7:]
+    assert (memory[0], memory[2:], redis[0]) == ("memory", ["0", "1.00"], "Redis")
+    assert all(float(cell) > 0 for cell in redis[1:])
     assert printed.count("linearly") == 2
     assert plot.read_text().count("<circle") == 2 * len(growth.STREAMS)
 
 
 def test_growth_beyond_the_number_of_streams_is_named() -> None:
-    few, many = (growth.Point(streams, 30, cpu, 11.0, 0, 0) for streams, cpu in ((200, 20.0), (5000, 40.0)))
-    assert [line.rpartition("; ")[2] for line in growth.verdicts([few, many])] == [
-        "it grows FASTER than linearly",
-        "it grows no faster than linearly",
+    # 6000 events a second of all; each stream adds 5 µs a second at first, then ever more, and always 8 KiB.
+    costs = [(200, 20.0), (1000, 20.7), (5000, 24.0), (9000, 44.0)]
+    points = [growth.Point(streams, 6000 / streams, cpu, 8.0, 0, 0) for streams, cpu in costs]
+    assert list(growth.verdicts(points)) == [
+        "One more stream adds 16.4 µs of CPU a second, 30.0 from 5000 on: it grows FASTER than linearly",
+        "One more stream adds 8.0 KiB, 8.0 from 5000 on: it grows no faster than linearly",
     ]
 
 
 def test_no_more_streams_than_descriptors_are_opened() -> None:
     assert [load.streams for load in growth.loads(1, 6000)][:4] == [200, 1000, 5000, 6000]
+
+
+def test_recorded_streams_are_measured_beside_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program("redis-server", "redis-server")
+    # The peer is installed with npm, which takes longer than all the rest.
+    monkeypatch.setattr(durable, "peer", lambda *_: None)
+    assert durable.main(["--scale", str(SCALE)]) == 0
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    kinds = ["plain ({})", "recorded in {}", "resumed from {}"]
+    assert [row[0] for row in rows] == [kind.format(store) for store in ("memory", "Redis") for kind in kinds]
+    assert all(float(row[1]) > 0 for row in rows)
+    assert float(rows[1][3]) < float(rows[4][3]), "memory costs Redis more than Redis does"
 
 
 # Channels
@@ -253,7 +273,7 @@ def test_a_channel_that_keeps_an_event_from_a_reader_is_wrong(
 
 
 def test_a_channel_that_refuses_a_reader_is_wrong(upstream: Callable[..., Upstream]) -> None:
-    refusing = upstream(answer(status=503, framing="close"))
+    refusing = upstream(respond(status=503, framing="close"))
     with pytest.raises(audience.Wrong, match="answered b'HTTP/1.1 503"):
         audience.attend(audience_of(refusing.port), readers=1, events=1, empty=(0, 0))
 

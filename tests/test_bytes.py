@@ -14,15 +14,15 @@ import pytest
 
 from .support.relay import Relay
 from .support.service import RawClient, Service, forward
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, chunk, head, respond
 
 FRAMINGS = ("chunked", "length", "close", "http/1.0")
 
 EVENTS = (b"id: 1\ndata: one\n\n", b": comment\n\n", "data: zwei €\n\n".encode(), b"data: three\ndata: lines\n\n")
 
 
-def answer_head(framing: str, length: int, *fields: str) -> bytes:
-    """Return the head of an answer in that framing."""
+def response_head(framing: str, length: int, *fields: str) -> bytes:
+    """Return the head of a response in that framing."""
     line = {"chunked": ["Transfer-Encoding: chunked"], "length": [f"Content-Length: {length}"]}.get(framing, [])
     return head(200, *(fields or (EVENT_STREAM,)), *line, version="HTTP/1.0" if framing == "http/1.0" else "HTTP/1.1")
 
@@ -32,7 +32,7 @@ def paced(pieces: tuple[bytes, ...], framing: str, seen: list[threading.Event]) 
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(answer_head(framing, sum(map(len, pieces))))
+        connection.send(response_head(framing, sum(map(len, pieces))))
         for piece, event in zip(pieces, seen, strict=True):
             connection.wait_for(event)
             connection.send(chunk(piece) if framing == "chunked" else piece)
@@ -55,7 +55,7 @@ def follow(client: RawClient, pieces: tuple[bytes, ...], seen: list[threading.Ev
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_head_and_pieces_arrive_before_the_upstream_goes_on(relay: Relay, framing: str) -> None:
-    """`iter_content` of requests held back everything until the end, unless the answer was chunked."""
+    """`iter_content` of requests held back everything until the end, unless the response was chunked."""
     seen = [threading.Event() for _ in EVENTS]
     follow(relay.forward(paced(EVENTS, framing, seen)), EVENTS, seen)
 
@@ -115,7 +115,7 @@ def tls(tls_pair: TLSRelay) -> Iterator[TLSRelay]:
     ],
 )
 def test_the_body_is_unchanged(relay: Relay, framing: str, body: bytes) -> None:
-    client = relay.forward(answer(body, framing=framing))
+    client = relay.forward(respond(body, framing=framing))
     assert client.read_body() == body
     assert client.is_complete
 
@@ -123,7 +123,7 @@ def test_the_body_is_unchanged(relay: Relay, framing: str, body: bytes) -> None:
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_an_event_of_five_megabytes_is_unchanged(relay: Relay, framing: str) -> None:
     body = b"data: " + b"0123456789abcdef" * (5 * 65536) + b"\n\n"
-    client = relay.forward(answer(body, framing=framing))
+    client = relay.forward(respond(body, framing=framing))
     assert hashlib.sha256(client.read_body()).digest() == hashlib.sha256(body).digest()
     assert client.is_complete
 
@@ -135,7 +135,7 @@ def test_a_body_of_one_byte_per_segment_is_unchanged(relay: Relay, framing: str)
     def script(connection: Connection) -> None:
         connection.read_request()
         whole = chunk(body[:9]) + chunk(body[9:]) + LAST_CHUNK if framing == "chunked" else body
-        connection.send_each(answer_head(framing, len(body)) + whole)
+        connection.send_each(response_head(framing, len(body)) + whole)
 
     client = relay.forward(script)
     assert client.read_body() == body
@@ -145,14 +145,14 @@ def test_a_body_of_one_byte_per_segment_is_unchanged(relay: Relay, framing: str)
 def test_utf_8_split_in_every_place_is_unchanged(relay: Relay) -> None:
     body = "data: ä€😀\n\n".encode()
     for cut in range(1, len(body)):
-        client = relay.forward(answer(body[:cut], body[cut:]))
+        client = relay.forward(respond(body[:cut], body[cut:]))
         assert client.read_body() == body
 
 
 def test_a_hundred_thousand_events_are_unchanged(relay: Relay) -> None:
     body = b"".join(b"id: %d\ndata: event %d\n\n" % (number, number) for number in range(100_000))
     pieces = [body[start : start + 50_000] for start in range(0, len(body), 50_000)]
-    client = relay.forward(answer(*pieces))
+    client = relay.forward(respond(*pieces))
     assert client.read_body() == body
     relay.service.wait_log(rf"end=complete .* events=100000 bytes={len(body)} ")
 
@@ -164,7 +164,7 @@ def test_several_chunks_in_one_read_become_one_piece(relay: Relay) -> None:
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(answer_head("chunked", 0))
+        connection.send(response_head("chunked", 0))
         connection.wait_for(go)
         connection.send(b"".join(map(chunk, events)))
         connection.send(LAST_CHUNK)
@@ -181,7 +181,7 @@ def test_a_part_of_a_chunk_does_not_wait_for_the_rest(relay: Relay) -> None:
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(answer_head("chunked", 0))
+        connection.send(response_head("chunked", 0))
         connection.send(b"100000\r\ndata: begun")
         connection.wait_for(rest)
         connection.send(b"x" * (0x100000 - 11) + b"\r\n" + LAST_CHUNK)
@@ -203,7 +203,7 @@ def test_a_part_of_a_chunk_does_not_wait_for_the_rest(relay: Relay) -> None:
 def test_the_chunked_coding_is_understood(relay: Relay, raw: bytes) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(answer_head("chunked", 0) + raw)
+        connection.send(response_head("chunked", 0) + raw)
 
     client = relay.forward(script)
     assert client.read_body() == b"data: a\n\n"
@@ -215,7 +215,7 @@ def test_early_hints_and_continue_are_not_the_response(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(103, "Link: </a.css>; rel=preload") + head(100) + head(102))
-        answer(b"data: a\n\n")(Replayed(connection))  # type: ignore[arg-type]
+        respond(b"data: a\n\n")(Replayed(connection))  # type: ignore[arg-type]
 
     client = relay.forward(script)
     assert client.read_head().status == 200
@@ -260,7 +260,7 @@ def test_a_response_without_a_body_ends_with_its_head(relay: Relay, status: int)
 def test_compressed_bodies_pass_with_their_content_encoding(relay: Relay, coding: str) -> None:
     """requests decoded the body while the field still said gzip."""
     body = gzip.compress(b"data: a\n\n" * 100)
-    client = relay.forward(answer(body[:30], body[30:], fields=[EVENT_STREAM, f"Content-Encoding: {coding}"]))
+    client = relay.forward(respond(body[:30], body[30:], fields=[EVENT_STREAM, f"Content-Encoding: {coding}"]))
     assert client.read_head().field("Content-Encoding") == coding
     assert client.read_body() == body
     assert client.is_complete
@@ -270,14 +270,14 @@ def test_compressed_bodies_pass_with_their_content_encoding(relay: Relay, coding
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_a_response_over_tls_is_unchanged(tls: TLSRelay, framing: str) -> None:
     body = b"data: a\r\n\r\n" + b"data: " + b"x" * 200_000 + b"\n\n"
-    with tls.forward(answer(body[:7], body[7:], framing=framing)) as client:
+    with tls.forward(respond(body[:7], body[7:], framing=framing)) as client:
         assert client.read_body() == body
         assert client.is_complete
 
 
 def test_a_connection_over_tls_is_used_again(tls: TLSRelay) -> None:
     for _ in range(2):
-        with tls.forward(answer(b"data: a\n\n")) as client:
+        with tls.forward(respond(b"data: a\n\n")) as client:
             assert client.read_body() == b"data: a\n\n"
     assert [request.connection for request in tls.upstream.requests] == [0, 0]
 
@@ -299,7 +299,7 @@ def test_a_certificate_for_another_name_is_refused(
 def test_request_bodies_are_utf_8_bytes_with_their_length(relay: Relay) -> None:
     """Strings went out as latin-1, or with the length of their characters."""
     for body, sent in (("ä€😀\r\n", "ä€😀\r\n"), ({"a": "ä€"}, '{"a":"ä€"}'), ([1, "x"], '[1,"x"]')):
-        client = relay.forward(answer(b"data: a\n\n"), body=body)
+        client = relay.forward(respond(b"data: a\n\n"), body=body)
         client.read_body()
         request = relay.upstream.requests[-1]
         assert request.body == sent.encode()
@@ -310,7 +310,7 @@ def test_request_bodies_are_utf_8_bytes_with_their_length(relay: Relay) -> None:
 def test_request_bytes_pass_the_upstream_route_unchanged(relay: Relay) -> None:
     body = bytes(range(256)) * 10
     fields = {"Content-Type": "application/octet-stream", "Last-Event-ID": "41"}
-    client = relay.call(answer(b"data: a\n\n"), "PUT", "a%20b/c?x=%C3%A4&y", fields=fields, body=body)
+    client = relay.call(respond(b"data: a\n\n"), "PUT", "a%20b/c?x=%C3%A4&y", fields=fields, body=body)
     assert client.read_body() == b"data: a\n\n"
     request = relay.upstream.requests[0]
     assert (request.method, request.target, request.body) == ("PUT", "/a%20b/c?x=%C3%A4&y", body)
@@ -322,7 +322,7 @@ def test_request_bytes_pass_the_upstream_route_unchanged(relay: Relay) -> None:
 def test_an_error_of_the_upstream_passes(relay: Relay, status: int, framing: str) -> None:
     body = b'{"error": {"message": "no"}}'
     fields = ["Content-Type: application/json", "Retry-After: 17", "Set-Cookie: a=b"]
-    client = relay.forward(answer(body, status=status, fields=fields, framing=framing))
+    client = relay.forward(respond(body, status=status, fields=fields, framing=framing))
     answered = client.read_head()
     assert (answered.status, answered.field("X-Upstream-Status")) == (status, str(status))
     assert answered.field("Retry-After") == "17"
@@ -337,7 +337,7 @@ def test_an_error_body_beyond_64_kib_is_truncated_visibly(relay: Relay, framing:
     """It once looked complete, such as JSON that no client could parse."""
     body = b"e" * 300_000
     client = relay.forward(
-        lambda connection: answer(body, status=500, fields=["Content-Type: text/plain"], framing=framing)(connection)
+        lambda connection: respond(body, status=500, fields=["Content-Type: text/plain"], framing=framing)(connection)
     )
     assert client.read_body() == body[: 64 * 1024]
     assert not client.is_complete
@@ -392,7 +392,7 @@ def test_pieces_arrive_within_milliseconds(relay: Relay) -> None:
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(answer_head("chunked", 0))
+        connection.send(response_head("chunked", 0))
         for number in range(20):
             sent.append(time.monotonic())
             connection.send(chunk(b"data: %d\n\n" % number))
@@ -414,7 +414,7 @@ def test_every_byte_arrives_at_a_client_that_reads_in_fits(relay: Relay, receive
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(answer_head("chunked", 0))
+        connection.send(response_head("chunked", 0))
         for start in range(0, len(data), 70_001):
             connection.send(chunk(data[start : start + 70_001]))
         connection.send(LAST_CHUNK)

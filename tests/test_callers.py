@@ -16,10 +16,10 @@ from sse import SSE
 
 from .support.ending import eventually
 from .support.service import Service, call
-from .support.upstream import EVENT_STREAM, Connection, Upstream, answer, head
+from .support.upstream import EVENT_STREAM, Connection, Upstream, head, respond
 
 KEY = {"Authorization": "Bearer of-the-site"}
-OK = answer(b"{}", fields=["Content-Type: application/json"])
+OK = respond(b"{}", fields=["Content-Type: application/json"])
 
 Make = Callable[..., FlaskClient]
 

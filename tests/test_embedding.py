@@ -23,7 +23,7 @@ from sse import SSE
 from .apps.example_site import caller, create_site, embed, nothing
 from .support.ending import error_event
 from .support.service import ROOT, Process, RawClient
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head, respond
 
 #: Where the gateway's own endpoints are in the site.
 OURS = ("/ai/", "/news")
@@ -163,7 +163,7 @@ def test_who_is_logged_in_may_call_and_is_counted_by_name(
     site: Callable[..., Flask], upstream: Callable[..., Upstream], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "sse")
-    there = upstream(answer(b"data: 1\n\n"))
+    there = upstream(respond(b"data: 1\n\n"))
     client = log_in(site(embed, SSE_UPSTREAMS={"there": there.url}).test_client())
     with forward(client, there.url) as response:
         assert response.data == b"data: 1\n\n"
@@ -347,7 +347,7 @@ def test_only_the_chosen_parts_are_there(parts: Any, config: dict[str, Any], pat
 
 
 def test_one_instance_serves_many_apps_that_share_nothing(upstream: Callable[..., Upstream]) -> None:
-    there = upstream(answer(b"data: 1\n\n"))
+    there = upstream(respond(b"data: 1\n\n"))
     sse = SSE(url_prefix="/ai")
     one, two = Flask("one"), Flask("two")
     one.config.from_mapping(SSE_UPSTREAMS={"there": there.url}, SSE_PASSCODES={"ada": "of one"})

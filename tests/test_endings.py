@@ -40,10 +40,10 @@ from .support.upstream import (
     Script,
     SilentListener,
     Upstream,
-    answer,
     chunk,
     head,
     in_turn,
+    respond,
 )
 
 
@@ -162,13 +162,13 @@ def test_leaving_after_pipelining_is_noticed(relay: Relay, script: Script, leave
     assert ending(relay.service, mark) == "client_gone"
 
 
-def with_end(data: bytes, end: str, *, answer_head: bytes = STREAM) -> Callable[[threading.Event], Script]:
+def with_end(data: bytes, end: str, *, response_head: bytes = STREAM) -> Callable[[threading.Event], Script]:
     """Return what makes a script that sends `data`, waits until the client has it, and ends: "fin", "rst", or bytes."""
 
     def make(seen: threading.Event) -> Script:
         def script(connection: Connection) -> None:
             connection.read_request()
-            connection.send(answer_head + data)
+            connection.send(response_head + data)
             connection.wait_for(seen)
             if end == "rst":
                 connection.reset()
@@ -196,11 +196,11 @@ TRUNCATIONS = [
     pytest.param(with_end(chunk(b"data: a\r\n\r"), "fin"), b"data: a\r\n\r", True, id="no last chunk, after cr"),
     pytest.param(with_end(b"", "fin"), b"", True, id="nothing but the head"),
     pytest.param(with_end(chunk(EVENT) + b"0\r\n", "fin"), EVENT, True, id="no end of the trailers"),
-    pytest.param(with_end(EVENT, "fin", answer_head=SIZED), EVENT, True, id="short content-length"),
-    pytest.param(with_end(b"data", "fin", answer_head=SIZED), b"data", False, id="short content-length, in an event"),
+    pytest.param(with_end(EVENT, "fin", response_head=SIZED), EVENT, True, id="short content-length"),
+    pytest.param(with_end(b"data", "fin", response_head=SIZED), b"data", False, id="short content-length, in an event"),
     pytest.param(with_end(chunk(EVENT), "rst"), EVENT, True, id="rst"),
-    pytest.param(with_end(EVENT, "rst", answer_head=SIZED), EVENT, True, id="rst, content-length"),
-    pytest.param(with_end(EVENT, "rst", answer_head=CLOSE), EVENT, True, id="rst, until close"),
+    pytest.param(with_end(EVENT, "rst", response_head=SIZED), EVENT, True, id="rst, content-length"),
+    pytest.param(with_end(EVENT, "rst", response_head=CLOSE), EVENT, True, id="rst, until close"),
     pytest.param(with_end(b"ff\r\ndata: a", "rst"), b"data: a", False, id="rst, in an event"),
     pytest.param(with_end(chunk(EVENT), "zz\r\n"), EVENT, True, id="malformed chunk"),
     pytest.param(with_end(chunk(EVENT), "-1\r\n"), EVENT, True, id="negative chunk"),
@@ -233,21 +233,21 @@ def test_what_is_truncated_never_looks_complete(
 
 def test_nothing_is_put_into_what_is_no_event_stream(relay: Relay) -> None:
     fields = ("Content-Type: application/json", "Transfer-Encoding: chunked")
-    client = relay.forward(with_end(chunk(b"{}\n\n"), "fin", answer_head=head(200, *fields))(_set()))
+    client = relay.forward(with_end(chunk(b"{}\n\n"), "fin", response_head=head(200, *fields))(_set()))
     assert client.read_body() == b"{}\n\n"
     assert client.ending == "aborted"
 
 
 def test_nothing_is_put_into_a_compressed_stream(relay: Relay) -> None:
     fields = (EVENT_STREAM, "Content-Encoding: gzip", "Transfer-Encoding: chunked")
-    client = relay.forward(with_end(chunk(b"\x1f\x8b\n\n"), "fin", answer_head=head(200, *fields))(_set()))
+    client = relay.forward(with_end(chunk(b"\x1f\x8b\n\n"), "fin", response_head=head(200, *fields))(_set()))
     assert client.read_body() == b"\x1f\x8b\n\n"
     assert client.ending == "aborted"
 
 
 def test_a_truncated_error_does_not_look_complete(relay: Relay) -> None:
     fields = ("Content-Type: application/json", "Content-Length: 100")
-    client = relay.forward(with_end(b'{"error":', "fin", answer_head=head(500, *fields))(_set()))
+    client = relay.forward(with_end(b'{"error":', "fin", response_head=head(500, *fields))(_set()))
     assert client.read_body() == b'{"error":'
     assert client.ending == "aborted"
 
@@ -283,7 +283,7 @@ def test_to_an_http_1_0_client_a_truncated_stream_is_a_reset(relay: Relay) -> No
 
 
 def test_to_an_http_1_0_client_a_whole_stream_is_whole(relay: Relay) -> None:
-    client = forward_http_1_0(relay, answer(EVENT, EVENT))
+    client = forward_http_1_0(relay, respond(EVENT, EVENT))
     assert client.read_body() == EVENT + EVENT
     assert client.is_complete
 
@@ -639,7 +639,7 @@ def wrong_method(relay: Relay) -> None:
 
 def never_started(relay: Relay) -> None:
     """Leave in the moment the request is sent, so that the head meets no client."""
-    client = relay.forward(answer(EVENT))
+    client = relay.forward(respond(EVENT))
     client.reset()
 
 
@@ -667,15 +667,15 @@ def truncated(relay: Relay) -> None:
 
 
 def redirected(relay: Relay) -> None:
-    relay.forward(answer(b"", status=302, fields=["Location: /x"])).read_body()
+    relay.forward(respond(b"", status=302, fields=["Location: /x"])).read_body()
 
 
 def failed(relay: Relay) -> None:
-    relay.forward(answer(b"e" * 100_000, status=500)).read_body()
+    relay.forward(respond(b"e" * 100_000, status=500)).read_body()
 
 
 def completed(relay: Relay) -> None:
-    relay.forward(answer(EVENT)).read_body()
+    relay.forward(respond(EVENT)).read_body()
 
 
 @pytest.mark.parametrize(
@@ -706,7 +706,7 @@ def test_no_ending_leaks(single: Relay, once: Callable[[Relay], None]) -> None:
 
 
 def _gets_in(relay: Relay) -> bool:
-    client = relay.forward(answer(EVENT))
+    client = relay.forward(respond(EVENT))
     status = client.read_head().status
     client.read_body()
     client.close()
@@ -728,7 +728,7 @@ def test_memory_is_flat_with_stalled_clients_and_a_flood(relay: Relay) -> None:
     with RawClient(relay.service.host, relay.service.port) as warm:
         warm.request("GET", "/healthz")
         warm.read_head()
-    relay.forward(answer(EVENT)).read_body()
+    relay.forward(respond(EVENT)).read_body()
     before = relay.service.rss()
     clients = [relay.forward(flooding, receive_buffer=4096) for _ in range(20)]
     for number in range(2, 22):
@@ -752,10 +752,10 @@ def test_memory_is_flat_with_stalled_clients_and_a_flood(relay: Relay) -> None:
 @pytest.mark.parametrize(
     "first",
     [
-        pytest.param(answer(EVENT), id="chunked"),
-        pytest.param(answer(EVENT, framing="length"), id="length"),
-        pytest.param(answer(b'{"e":1}', status=429, framing="length"), id="a whole error"),
-        pytest.param(answer(b"", framing="length"), id="no body"),
+        pytest.param(respond(EVENT), id="chunked"),
+        pytest.param(respond(EVENT, framing="length"), id="length"),
+        pytest.param(respond(b'{"e":1}', status=429, framing="length"), id="a whole error"),
+        pytest.param(respond(b"", framing="length"), id="no body"),
     ],
 )
 def test_a_connection_is_used_again_after_a_whole_response(relay: Relay, first: Script) -> None:
@@ -789,7 +789,7 @@ def test_a_connection_is_never_used_again_after_any_other(relay: Relay, raw: byt
 
     relay.forward(script).read_body()
     relay.upstream.wait_connection().wait_closed()
-    assert relay.forward(answer(EVENT)).read_body() == EVENT
+    assert relay.forward(respond(EVENT)).read_body() == EVENT
     assert [request.connection for request in relay.upstream.requests] == [0, 1]
 
 
@@ -803,10 +803,10 @@ def test_bytes_on_an_idle_connection_are_no_response(relay: Relay) -> None:
         connection.send(head(200, EVENT_STREAM, "Content-Length: 6") + b"poison")
         connection.wait_closed()
 
-    assert relay.forward(in_turn(script, answer(EVENT))).read_body() == EVENT
+    assert relay.forward(in_turn(script, respond(EVENT))).read_body() == EVENT
     planted.set()
     eventually(lambda: relay.upstream.connections[0].sent > 120, "not planted")
-    assert relay.forward(in_turn(script, answer(EVENT))).read_body() == EVENT
+    assert relay.forward(in_turn(script, respond(EVENT))).read_body() == EVENT
 
 
 def stale(connection: Connection) -> None:
@@ -817,7 +817,7 @@ def stale(connection: Connection) -> None:
 
 
 def test_a_stale_connection_is_retried_once_for_get(relay: Relay) -> None:
-    script = in_turn(stale, answer(EVENT))
+    script = in_turn(stale, respond(EVENT))
     for _ in range(2):
         client = relay.forward(script, method="get")
         assert client.read_head().status == 200
@@ -833,8 +833,8 @@ def test_a_fresh_connection_is_not_retried(relay: Relay) -> None:
 
 def test_a_stale_connection_is_not_retried_for_post(relay: Relay) -> None:
     """It may have been processed: RFC 9110, section 9.2.2."""
-    relay.forward(in_turn(stale, answer(EVENT)), body="x").read_body()
-    is_refused(relay.forward(in_turn(stale, answer(EVENT)), body="x"), 502, "upstream_bad_response")
+    relay.forward(in_turn(stale, respond(EVENT)), body="x").read_body()
+    is_refused(relay.forward(in_turn(stale, respond(EVENT)), body="x"), 502, "upstream_bad_response")
     assert [request.connection for request in relay.upstream.requests] == [0, 0]
 
 
@@ -865,7 +865,7 @@ def test_a_connection_that_its_upstream_has_closed_is_not_used(relay: Relay) -> 
 def test_no_cookie_is_kept(relay: Relay) -> None:
     """A shared Session gave one user's cookies to the next."""
     for _ in range(2):
-        relay.forward(answer(EVENT, fields=[EVENT_STREAM, "Set-Cookie: session=secret"])).read_body()
+        relay.forward(respond(EVENT, fields=[EVENT_STREAM, "Set-Cookie: session=secret"])).read_body()
     assert relay.upstream.requests[1].field("Cookie") is None
 
 
@@ -876,7 +876,7 @@ def test_neither_netrc_nor_proxies_of_the_environment_are_used(
     netrc = tmp_path / "netrc"
     netrc.write_text("default login user password secret\n")
     netrc.chmod(0o600)
-    target, proxy = upstream(answer(EVENT)), upstream(answer(b"data: from the proxy\n\n"))
+    target, proxy = upstream(respond(EVENT)), upstream(respond(b"data: from the proxy\n\n"))
     names = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy")
     env = {"NETRC": str(netrc), "HOME": str(tmp_path), **dict.fromkeys(names, proxy.url)}
     behind = service(SSE_UPSTREAMS={"test": target.url}, SSE_THROTTLE="", env=env)
@@ -889,7 +889,7 @@ def test_neither_netrc_nor_proxies_of_the_environment_are_used(
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308])
 def test_a_redirect_is_a_bad_response(relay: Relay, status: int) -> None:
     fields = [f"Location: {relay.upstream.url}/elsewhere", EVENT_STREAM]
-    client = relay.forward(answer(b"data: moved\n\n", status=status, fields=fields))
+    client = relay.forward(respond(b"data: moved\n\n", status=status, fields=fields))
     is_refused(client, 502, "upstream_bad_response")
     assert client.head is not None and client.head.field("Location") is None
     assert [request.target for request in relay.upstream.requests] == ["/"]
@@ -1009,7 +1009,7 @@ def test_a_huge_chunk_is_passed_in_pieces(relay: Relay) -> None:
 
 def test_a_stream_s_log_line_counts_what_went_through(relay: Relay) -> None:
     mark = new_mark()
-    client = relay.forward(answer(EVENT, EVENT + b"data: \xe2\x82\xac\n\n"), **mark)
+    client = relay.forward(respond(EVENT, EVENT + b"data: \xe2\x82\xac\n\n"), **mark)
     client.read_body()
     line = relay.service.wait_log(rf"stream end=.*{mark['http_fields']['X-Request-Id']}$")[0]
     values: Mapping[str, str] = dict(pair.split("=", 1) for pair in line.removeprefix("stream ").split())

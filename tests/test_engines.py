@@ -52,7 +52,7 @@ def sse_js() -> tuple[str, bytes]:
     return "text/javascript", (ROOT / "sse/static/sse.js").read_bytes()
 
 
-def answer_as_asked(connection: Connection) -> None:
+def respond_by_path(connection: Connection) -> None:
     """Answer as the path says: by the number of an end, with what the request said, or not at all."""
     request = connection.read_request()
     name = request.target.strip("/")
@@ -75,7 +75,7 @@ def answer_as_asked(connection: Connection) -> None:
 @pytest.mark.parametrize("browser", BROWSERS)
 def test_no_engine_takes_a_truncation_for_an_end(browser: str, relay: Relay, tmp_path: Path) -> None:
     """WebKitGTK ends a body that broke off as if it were complete."""
-    relay.upstream.script = answer_as_asked
+    relay.upstream.script = respond_by_path
     script = READ % json.dumps(f"{relay.service.url}/upstream/test/")
     script += f"""
 export default async () => {{
@@ -102,7 +102,7 @@ export default async () => {{
     ],
 )
 def test_an_id_of_other_letters_comes_back(browser: str, relay: Relay, tmp_path: Path) -> None:
-    relay.upstream.script = answer_as_asked
+    relay.upstream.script = respond_by_path
     script = READ % json.dumps(f"{relay.service.url}/upstream/test/")
     script += """
 export default () => new Promise((done) => {

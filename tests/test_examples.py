@@ -74,7 +74,7 @@ def wait_items(page: Page, *texts: str) -> None:
 
 
 def test_chat(chromium: Browser, tmp_path: Path) -> None:
-    """An answer comes whole, also over a reload; one that is stopped is stopped at the upstream."""
+    """A response comes whole, also over a reload; one that is stopped is stopped at the upstream."""
     with (
         site("chat", tmp_path, SSE_METRICS=True) as service,
         opened(chromium, service.url) as page,

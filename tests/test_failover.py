@@ -22,7 +22,7 @@ from sse.protocol.target.order import order_targets
 from .support.ending import EVENT, STREAM, error_event, eventually
 from .support.program import free_port
 from .support.service import RawClient, Service, call, forward
-from .support.upstream import LAST_CHUNK, Connection, Script, SilentListener, Upstream, answer, chunk, head
+from .support.upstream import LAST_CHUNK, Connection, Script, SilentListener, Upstream, chunk, head, respond
 
 #: Seconds.
 RESPONSE_TIMEOUT = 1.5
@@ -47,7 +47,7 @@ ORDERS = dict(enumerate(_orders(), 2))
 def limited(retry_after: str = "", body: bytes = b'{"error": "slow down"}', status: int = 429) -> Script:
     """Return a script that responds as an upstream does whose limit is reached."""
     fields = ["Content-Type: application/json", *([f"Retry-After: {retry_after}"] if retry_after else [])]
-    return answer(body, status=status, fields=fields, framing="length")
+    return respond(body, status=status, fields=fields, framing="length")
 
 
 def silent(connection: Connection) -> None:
@@ -75,7 +75,7 @@ def dripping(connection: Connection) -> None:
     connection.wait_closed()
 
 
-STREAMING = answer(EVENT)
+STREAMING = respond(EVENT)
 
 
 @dataclass
@@ -230,8 +230,8 @@ def test_without_a_connection_the_next_target_gets_the_request(targets: Targets,
     [
         pytest.param(504, "upstream_timeout", silent, id="silent"),
         pytest.param(502, "upstream_bad_response", closing, id="closed"),
-        pytest.param(502, "upstream_bad_response", answer(b"", status=302, framing="length"), id="redirect"),
-        pytest.param(500, "500", answer(b"{}", status=500), id="another-status"),
+        pytest.param(502, "upstream_bad_response", respond(b"", status=302, framing="length"), id="redirect"),
+        pytest.param(500, "500", respond(b"{}", status=500), id="another-status"),
     ],
 )
 def test_a_post_that_may_have_run_is_never_sent_twice(targets: Targets, status: int, code: str, script: Script) -> None:
@@ -504,7 +504,7 @@ def test_a_target_that_leads_inside_is_never_connected_to(
 def test_requests_of_one_value_go_to_one_target(
     upstream: Callable[..., Upstream], affinity: str, fields: list[dict[str, str]], is_one: bool
 ) -> None:
-    there = upstream(answer(EVENT, framing="close"))
+    there = upstream(respond(EVENT, framing="close"))
     pair = [{"id": id, "url": f"{there.url}/{id}"} for id in "ab"]
     app = Flask(__name__)
     app.config["SSE_UPSTREAMS"] = {"pair": {"url": there.url, "targets": pair, "affinity": affinity}}

@@ -12,7 +12,7 @@ import pytest
 
 from .support.relay import Relay
 from .support.service import RawClient, Service, call, forward
-from .support.upstream import EVENT_STREAM, Connection, Request, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, Connection, Request, Upstream, chunk, head, respond
 
 EVENT = b"data: x\n\n"
 
@@ -119,7 +119,7 @@ SAFE_TYPES = [
 
 def sent(relay: Relay, header: object, **options: Any) -> Request:
     """Forward with that `header`, and return what the upstream got."""
-    client = relay.forward(answer(EVENT), header=header, **options)
+    client = relay.forward(respond(EVENT), header=header, **options)
     assert client.read_body() == EVENT, client.body
     return relay.upstream.requests[-1]
 
@@ -149,8 +149,8 @@ def test_a_content_length_in_header_cannot_smuggle_a_request(relay: Relay) -> No
         ("Content-Length:", "1"),
         ("X\r\nContent-Length", "1"),
     ]:
-        relay.forward(answer(EVENT), body=smuggled, header={name: value}).read_body()
-    relay.forward(answer(EVENT), "/victim", body="secret", header={"Authorization": "Bearer victim"}).read_body()
+        relay.forward(respond(EVENT), body=smuggled, header={name: value}).read_body()
+    relay.forward(respond(EVENT), "/victim", body="secret", header={"Authorization": "Bearer victim"}).read_body()
     for request in relay.upstream.requests:
         assert request.field("Content-Length") == str(len(request.body))
         # What reads fields as CGI does takes Content_Length for Content-Length.
@@ -189,7 +189,7 @@ def test_hop_by_hop_fields_of_the_request_do_not_pass(relay: Relay) -> None:
         "Last-Event-ID": "41",
     }
     del fields["Expect"]
-    client = relay.call(answer(EVENT), "POST", "x", fields=fields, body=b"body")
+    client = relay.call(respond(EVENT), "POST", "x", fields=fields, body=b"body")
     assert client.read_body() == EVENT
     request = relay.upstream.requests[0]
     names = {name.lower() for name, _ in request.fields}
@@ -209,10 +209,10 @@ TRACE = {
 @pytest.mark.parametrize("how", ["upstream", "forward", "json"])
 def test_a_trace_goes_on_unchanged(relay: Relay, how: str) -> None:
     if how == "upstream":
-        client = relay.call(answer(EVENT), "GET", fields=TRACE)
+        client = relay.call(respond(EVENT), "GET", fields=TRACE)
     else:
         options: dict[str, Any] = {"http_fields" if how == "forward" else "header": TRACE}
-        client = relay.forward(answer(EVENT), **options)
+        client = relay.forward(respond(EVENT), **options)
     assert client.read_body() == EVENT
     seen = relay.upstream.requests[-1]
     assert {name: seen.field(name) for name in TRACE} == TRACE
@@ -305,7 +305,7 @@ def test_a_header_that_is_none_is_refused(relay: Relay, header: object) -> None:
 def test_only_listed_response_fields_pass(relay: Relay) -> None:
     for status in (200, 404, 500):
         relay.settle()
-        script = answer(
+        script = respond(
             EVENT,
             status=status,
             fields=[EVENT_STREAM, *NEVER_PASSED, *PASSED, "Connection: X-Ratelimit-Hop", "X-Ratelimit-Hop: 1"],
@@ -331,7 +331,7 @@ def test_only_listed_response_fields_pass(relay: Relay) -> None:
 def test_nothing_comes_out_that_a_browser_runs(relay: Relay, content_type: str, status: int) -> None:
     body = b"<script>alert(document.domain)</script>"
     fields = [f"Content-Type: {content_type}"] if content_type else []
-    client = relay.forward(answer(body, status=status, fields=fields))
+    client = relay.forward(respond(body, status=status, fields=fields))
     found = client.read_head()
     assert found.values("Content-Type") == ["application/octet-stream"]
     assert found.values("X-Content-Type-Options") == ["nosniff"]
@@ -340,13 +340,13 @@ def test_nothing_comes_out_that_a_browser_runs(relay: Relay, content_type: str, 
 
 @pytest.mark.parametrize("content_type", SAFE_TYPES)
 def test_a_safe_type_stays(relay: Relay, content_type: str) -> None:
-    client = relay.forward(answer(EVENT, fields=[f"Content-Type: {content_type}"]))
+    client = relay.forward(respond(EVENT, fields=[f"Content-Type: {content_type}"]))
     assert client.read_head().values("Content-Type") == [content_type]
     assert client.head is not None and client.head.values("X-Content-Type-Options") == ["nosniff"]
 
 
 def test_two_types_are_none(relay: Relay) -> None:
-    client = relay.forward(answer(EVENT, fields=[EVENT_STREAM, "Content-Type: text/html"]))
+    client = relay.forward(respond(EVENT, fields=[EVENT_STREAM, "Content-Type: text/html"]))
     assert client.read_head().values("Content-Type") == ["application/octet-stream"]
 
 
@@ -366,7 +366,7 @@ JSON: dict[str, Any] = {"Content-Type": "application/json"}
 
 
 def test_a_body_beyond_the_bound_is_too_large(narrow: Relay) -> None:
-    narrow.upstream.script = answer(EVENT)
+    narrow.upstream.script = respond(EVENT)
     frame = len(json.dumps({"targetUrl": narrow.upstream.url, "body": ""}))
     with forward(narrow.service, narrow.upstream.url, body="x" * (1000 - frame)) as client:
         assert client.read_body() == EVENT

@@ -25,7 +25,7 @@ from .support.ending import error_event, silent
 from .support.recording import Paced
 from .support.relay import Relay
 from .support.service import RawClient, Service, call, forward, start_refused
-from .support.upstream import EVENT_STREAM, Connection, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, Connection, Upstream, chunk, head, respond
 
 EVENT = b"data: a\n\n"
 STREAM = head(200, EVENT_STREAM, "Transfer-Encoding: chunked")
@@ -95,7 +95,7 @@ CHAT = [
 
 @pytest.fixture
 def upstream_of_chats(upstream: Callable[..., Upstream]) -> Upstream:
-    return upstream(answer(*CHAT))
+    return upstream(respond(*CHAT))
 
 
 def post(
@@ -145,7 +145,7 @@ def test_usage_of_a_client_that_leaves_is_partial_or_none(
 
 
 def test_nothing_is_guessed_of_a_coded_body(service: Callable[..., Service], upstream: Callable[..., Upstream]) -> None:
-    coded = upstream(answer(b"\x1f\x8b" + CHAT[2], fields=[EVENT_STREAM, "Content-Encoding: gzip"]))
+    coded = upstream(respond(b"\x1f\x8b" + CHAT[2], fields=[EVENT_STREAM, "Content-Encoding: gzip"]))
     relay = service(SSE_UPSTREAMS={"test": coded.url}, SSE_USAGE=True)
     with post(relay) as client:
         client.read_body()
@@ -247,7 +247,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
         + entry("away", "away", 'upstreams = ["other"]')
         + entry("poor", "poor", 'quota = "29 per 1 day"')
     )
-    with Upstream(answer(*CHAT, framing="close")) as upstream:
+    with Upstream(respond(*CHAT, framing="close")) as upstream:
         table = {
             "test": {"url": upstream.url, "allow": ["POST v1", "GET v1"]},
             "paid": {"url": f"{upstream.url}/paid/", "require_usage": True},
@@ -384,7 +384,7 @@ def test_a_token_of_an_issuer_is_a_credential(
 ) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     document = {**jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "k1", "use": "sig"}
-    keys = upstream(answer(json.dumps({"keys": [document]}).encode(), fields=["Content-Type: application/json"]))
+    keys = upstream(respond(json.dumps({"keys": [document]}).encode(), fields=["Content-Type: application/json"]))
     said = {"keys": f"{keys.url}/jwks.json", "issuer": "https://site.example", "audience": "gateway"}
     relay = service(SSE_UPSTREAMS={"test": upstream_of_chats.url}, SSE_JWT=said)
     claims = {"iss": "https://site.example", "aud": "gateway", "sub": "ann", "exp": int(time.time()) + 60}
@@ -465,12 +465,12 @@ def test_a_quota_is_charged_at_the_end(
         connection.read_request()
         connection.send(STREAM + chunk(b"data: {" + USAGE + b"}\n\n"))
 
-    events = answer(EVENT, EVENT, EVENT)
+    events = respond(EVENT, EVENT, EVENT)
     bodies = {
-        "reported": answer(*CHAT),
+        "reported": respond(*CHAT),
         "silent": events,
         "cut": cut,
-        "error": answer(b"{}", status=500),
+        "error": respond(b"{}", status=500),
         "get": events,
     }
     method = "GET" if kind == "get" else "POST"
@@ -496,7 +496,7 @@ def test_a_quota_holds_over_workers(
     relay = service(
         "--workers",
         "2",
-        SSE_UPSTREAMS={"test": upstream(answer(*CHAT, framing="close")).url},
+        SSE_UPSTREAMS={"test": upstream(respond(*CHAT, framing="close")).url},
         SSE_QUOTA="145 per 1 day",
         SSE_THROTTLE="",
         SSE_MAX_STREAMS_PER_CLIENT=4,

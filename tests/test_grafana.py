@@ -17,7 +17,7 @@ from sse.web.metrics import Metrics
 
 from .support.program import free_port, program
 from .support.service import PATIENCE, ROOT, Service, call
-from .support.upstream import Upstream, answer
+from .support.upstream import Upstream, respond
 
 QUERIES: list[str] = [
     target["expr"]
@@ -66,7 +66,7 @@ def test_prometheus_runs_the_queries_of_the_dashboard(
 ) -> None:
     usage = b'data: {"usage":{"prompt_tokens":20,"completion_tokens":9}}\n\n'
     relay = service(
-        SSE_UPSTREAMS={"test": upstream(answer(usage, framing="close")).url}, SSE_METRICS=True, SSE_USAGE=True
+        SSE_UPSTREAMS={"test": upstream(respond(usage, framing="close")).url}, SSE_METRICS=True, SSE_USAGE=True
     )
 
     def stream() -> None:

@@ -23,7 +23,7 @@ from sse.relay.stream.end import EndReason
 from .support.ending import EVENT, STREAM, eventually
 from .support.program import RedisServer
 from .support.service import ROOT, RawClient, Service, call, forward
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, respond
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -199,7 +199,7 @@ def test_nothing_that_a_client_sends_becomes_a_label() -> None:
 
 
 def test_the_longest_gap_is_between_two_pieces() -> None:
-    """Neither the wait for the first piece is one, nor is there any in an answer of one piece."""
+    """Neither the wait for the first piece is one, nor is there any in a response of one piece."""
     opened, paused = threading.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
@@ -230,7 +230,7 @@ def test_the_longest_gap_is_between_two_pieces() -> None:
 
 def test_an_unavailable_store_is_counted_and_logged_once(redis_server: RedisServer) -> None:
     settings: dict[str, Any] = {"SSE_STORAGE_URI": redis_server.url, "SSE_THROTTLE": "99 per hour"}
-    with measured("--workers", "1", script=answer(EVENT), **settings) as (service, upstream):
+    with measured("--workers", "1", script=respond(EVENT), **settings) as (service, upstream):
 
         def ask() -> None:
             with forward(service, upstream.url) as client:
@@ -379,7 +379,7 @@ def look(client: FlaskClient) -> Scrape:
 
 
 def test_two_apps_in_one_process_have_counts_of_their_own(upstream: Callable[..., Upstream]) -> None:
-    server = upstream(answer(EVENT))
+    server = upstream(respond(EVENT))
     one, other = site(server.url), site(server.url)
     with one.get("/ai/upstream/test/") as relayed:
         assert relayed.data == EVENT
@@ -423,7 +423,7 @@ for app in apps:
 
 def test_workers_that_end_leave_no_files_and_all_their_counts(tmp_path: Path) -> None:
     """Each left two files for ever, which every scrape read."""
-    with measured(script=answer(EVENT), env={"TMPDIR": str(tmp_path)}) as (service, upstream):
+    with measured(script=respond(EVENT), env={"TMPDIR": str(tmp_path)}) as (service, upstream):
 
         def ask() -> None:
             with forward(service, upstream.url) as client:

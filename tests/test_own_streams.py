@@ -43,7 +43,7 @@ class Site:
         return b":\n" if self.server == "waitress" else b""
 
     def ask(self, path: str, method: str = "GET") -> bytes:
-        """Return the body of an answer."""
+        """Return the body of a response."""
         with RawClient(self.host, self.port) as client:
             client.request(method, path, body=b"" if method == "POST" else None)
             return client.read_body()

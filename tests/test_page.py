@@ -1,4 +1,4 @@
-"""The page as a tool: it stays smooth under load, keeps what was typed, and shows what an answer holds."""
+"""The page as a tool: it stays smooth under load, keeps what was typed, and shows what a response holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from .support.page import cpu_times_of_tasks, expect_end, faults, opened, stream, visit
 from .support.relay import Relay
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, answer, chunk, head
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, chunk, head, respond
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -30,14 +30,14 @@ def event(**delta: str) -> bytes:
 
 
 def in_pieces(texts: Sequence[str], size: int = 50) -> Script:
-    """Return a script that answers with an event for each text, `size` events in a chunk, as fast as it can."""
+    """Return a script that responses with an event for each text, `size` events in a chunk, as fast as it can."""
     events = [event(content=text) for text in texts]
     pieces = [b"".join(events[at : at + size]) for at in range(0, len(events), size)]
     return stream(*pieces, b"data: [DONE]\n\n")
 
 
 def ask(page: Page, relay: Relay, script: Script, end: str = "complete") -> None:
-    """Open the page, send what it fills in, and wait for the end of the answer."""
+    """Open the page, send what it fills in, and wait for the end of the response."""
     relay.upstream.script = script
     visit(page, relay.service.url)
     page.click("#send", no_wait_after=True)
@@ -84,7 +84,7 @@ def test_the_end_of_an_answer_is_in_view(page: Page, relay: Relay) -> None:
 
 
 def test_who_has_scrolled_up_is_left_there(page: Page, relay: Relay) -> None:
-    def answer(connection: Connection) -> None:
+    def respond(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked"))
         connection.send(chunk(b"".join(event(content=f"line {n}\n") for n in range(300))))
@@ -92,7 +92,7 @@ def test_who_has_scrolled_up_is_left_there(page: Page, relay: Relay) -> None:
         connection.send(chunk(event(content="the last line")) + LAST_CHUNK)
 
     scrolled = threading.Event()
-    relay.upstream.script = answer
+    relay.upstream.script = respond
     visit(page, relay.service.url)
     page.click("#send", no_wait_after=True)
     page.wait_for_function("() => document.getElementById('text').textContent.includes('line 299')")
@@ -177,7 +177,7 @@ def test_broken_json_is_marked_before_it_is_sent(page: Page, relay: Relay) -> No
     assert page.is_hidden("#body-problem")
 
 
-# What an answer holds
+# What a response holds
 
 
 def test_an_event_shows_its_token_and_opens_as_json(page: Page, relay: Relay) -> None:
@@ -238,7 +238,7 @@ def test_a_refusal_leads_with_the_upstreams_message(page: Page, relay: Relay) ->
     ask(
         page,
         relay,
-        answer(body, fields=("Content-Type: application/json", "Retry-After: 2"), status=429, framing="close"),
+        respond(body, fields=("Content-Type: application/json", "Retry-After: 2"), status=429, framing="close"),
         end="error",
     )
     assert page.inner_text("#failure-title") == "You exceeded your quota."
@@ -304,7 +304,7 @@ def test_markdown_is_rendered_on_demand_and_is_harmless(page: Page, relay: Relay
 
 def test_the_last_calls_can_be_compared(page: Page, relay: Relay) -> None:
     ask(page, relay, in_pieces(["a"]))
-    relay.upstream.script = answer(b"no", status=500, framing="close")
+    relay.upstream.script = respond(b"no", status=500, framing="close")
     page.click("#send")
     expect_end(page, "error")
     page.click("#tab-calls")
@@ -386,7 +386,7 @@ def test_axe_finds_nothing(
             page.click(f"#tab-{tab}")
             assert faults(page, axe) == [], tab
         page.fill("#body", "{ broken")
-        relay.upstream.script = answer(
+        relay.upstream.script = respond(
             b'{"error": {"message": "no"}}', fields=["Retry-After: 30"], status=429, framing="close"
         )
         page.click("#send")

@@ -25,10 +25,10 @@ from .support.upstream import (
     Connection,
     Script,
     Upstream,
-    answer,
     authority,
     chunk,
     head,
+    respond,
 )
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -113,7 +113,7 @@ def nginx(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
 
 
 class Steps:
-    """An answer whose head and events are each sent when the test says so."""
+    """A response whose head and events are each sent when the test says so."""
 
     def __init__(self, content_type: str = EVENT_STREAM) -> None:
         self.content_type = content_type
@@ -195,20 +195,20 @@ def test_compression_would_hold_events_back(
 
 
 def ticker(script: Script, upstream: Callable[..., Upstream], service: Callable[..., Service]) -> Service:
-    """Return a service with an upstream `test` that answers by `script`."""
+    """Return a service with an upstream `test` that responses by `script`."""
     return service(*KEEP_ALIVE, **behind(SSE_UPSTREAMS={"test": upstream(script).url}))
 
 
 @pytest.mark.parametrize("accepted", ["gzip", None])
 def test_what_the_upstream_compressed_stays_compressed(stage: Stage, accepted: str | None) -> None:
     packed = gzip.compress(b"data: hello\n\n")
-    script = answer(packed, fields=[EVENT_STREAM, "Content-Encoding: gzip"])
+    script = respond(packed, fields=[EVENT_STREAM, "Content-Encoding: gzip"])
     client = stage.forward(script, {"Accept-Encoding": accepted} if accepted else {})
     assert (client.read_head().field("Content-Encoding"), client.read_body()) == ("gzip", packed)
 
 
 def truncated(body: bytes) -> Script:
-    """Return a script that leaves in the middle of its answer."""
+    """Return a script that leaves in the middle of its response."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -244,7 +244,7 @@ def test_a_client_that_leaves_is_noticed_behind_the_proxy(stage: Stage) -> None:
 
 
 def test_the_target_passes_byte_for_byte(stage: Stage) -> None:
-    stage.upstream.script = answer(b"data: x\n\n")
+    stage.upstream.script = respond(b"data: x\n\n")
     path = "a//b/%E4%BD%A0;d=1?key=%20&e=f%2Bg&e="
     assert stage.call("GET", f"/upstream/test/{path}").read_body() == b"data: x\n\n"
     assert stage.upstream.wait_request().target == f"/{path}"
@@ -252,7 +252,7 @@ def test_the_target_passes_byte_for_byte(stage: Stage) -> None:
 
 def test_a_large_body_passes(stage: Stage) -> None:
     body = bytes(range(256)) * (10 * 1024 * 1024 // 256)
-    stage.upstream.script = answer(b"data: x\n\n")
+    stage.upstream.script = respond(b"data: x\n\n")
     client = stage.call("POST", "/upstream/test/", {"Content-Type": "application/octet-stream"}, body)
     assert client.read_body() == b"data: x\n\n"
     assert stage.upstream.wait_request().body == body
@@ -324,7 +324,7 @@ def test_each_client_is_counted_for_itself(kind: str, tmp_path: Path, service: C
 def test_a_query_is_not_in_the_access_log(
     nginx: Callable[..., Proxy], tmp_path: Path, upstream: Callable[..., Upstream], service: Callable[..., Service]
 ) -> None:
-    proxy = nginx([address(ticker(answer(b"data: x\n\n"), upstream, service))])
+    proxy = nginx([address(ticker(respond(b"data: x\n\n"), upstream, service))])
     with proxy.call("GET", "/upstream/test/feed?key=secret", {"Referer": "http://site/?secret"}) as client:
         client.read_body()
     proxy.stop()
@@ -337,7 +337,7 @@ def test_a_query_is_not_in_the_access_log(
 
 
 def test_connections_to_gunicorn_are_kept(nginx: Callable[..., Proxy], upstream: Callable[..., Upstream]) -> None:
-    host = upstream(answer(b"here"))
+    host = upstream(respond(b"here"))
     with nginx([address(host)]).call("GET", "/") as client:
         # On one connection, for another one may be that of another process of nginx.
         for _ in range(3):
@@ -350,7 +350,7 @@ def test_connections_to_gunicorn_are_kept(nginx: Callable[..., Proxy], upstream:
 def test_a_host_that_takes_no_connection_is_passed_over(
     nginx: Callable[..., Proxy], upstream: Callable[..., Upstream]
 ) -> None:
-    one, gone = upstream(answer(b"here")), upstream()
+    one, gone = upstream(respond(b"here")), upstream()
     gone.refuse()
     proxy = nginx([address(gone), address(one)])
     for _ in range(4):
@@ -360,7 +360,7 @@ def test_a_host_that_takes_no_connection_is_passed_over(
 
 
 def lost(connection: Connection) -> None:
-    """Take a request and leave without an answer."""
+    """Take a request and leave without a response."""
     connection.read_request()
 
 
@@ -370,7 +370,7 @@ def lost(connection: Connection) -> None:
     [
         pytest.param(lost, 502, id="lost"),
         *(
-            pytest.param(answer(b"no", status=status, framing="length"), status, id=str(status))
+            pytest.param(respond(b"no", status=status, framing="length"), status, id=str(status))
             for status in (429, 502, 503, 504)
         ),
     ],
@@ -442,7 +442,7 @@ def held(connection: Connection) -> None:
 
 
 def test_two_hosts_throttle_together(two_hosts: Callable[..., Hosts]) -> None:
-    proxy, services, upstreams = two_hosts(answer(b"data: x\n\n"), SSE_THROTTLE="10 per 1 hour")
+    proxy, services, upstreams = two_hosts(respond(b"data: x\n\n"), SSE_THROTTLE="10 per 1 hour")
     with ExitStack() as stack:
         clients = at_once(proxy, 30, stack)
         assert codes(clients) == ["throttled"] * 20

@@ -16,7 +16,7 @@ import pytest
 from .support.dialect import chat_events
 from .support.recording import BODY, Paced, location, post
 from .support.service import Service
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head, respond
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -55,7 +55,7 @@ def seen(process: subprocess.Popen[str]) -> Any:
 def test_a_durable_streams_client_reads_a_recording(
     gateway: Service, upstream: Upstream, node: str, node_modules: Path, live: str, cut: int
 ) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with closing(post(gateway)) as client:
         place = location(client)
         client.read_body()
@@ -122,7 +122,7 @@ def test_openai_runs_a_broken_request_once(gateway: Service, upstream: Upstream)
 
     with ask() as first:
         assert next(iter(first)).choices[0].delta.content == words[0]
-    # The connection is closed in the middle of the answer, and the upstream goes on.
+    # The connection is closed in the middle of the response, and the upstream goes on.
     may_go_on.set()
     assert "".join(part.choices[0].delta.content or "" for part in ask()) == "".join(words)
     assert len(upstream.requests) == 1

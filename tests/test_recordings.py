@@ -15,7 +15,7 @@ from .support.ending import error_event, eventually
 from .support.program import free_port
 from .support.recording import BODY, TTL, Paced, location, post, read, reply, view
 from .support.service import Service, call, forward
-from .support.upstream import EVENT_STREAM, Connection, Upstream, answer, head
+from .support.upstream import EVENT_STREAM, Connection, Upstream, head, respond
 
 PASSCODES = {"ada": "ada's passcode", "bob": "bob's passcode"}
 
@@ -46,7 +46,7 @@ def settled(upstream: Upstream) -> Iterator[None]:
 
 def recorded(service: Service, upstream: Upstream, *pieces: bytes, **fields: str) -> str:
     """Record a whole response, and return where it is."""
-    upstream.script = answer(*pieces)
+    upstream.script = respond(*pieces)
     with closing(post(service, **fields)) as client:
         place = location(client)
         assert client.read_body() == b"".join(pieces)
@@ -58,7 +58,7 @@ def recorded(service: Service, upstream: Upstream, *pieces: bytes, **fields: str
 
 
 def test_the_response_says_where_it_is_recorded(service: Service, upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with closing(post(service, Stream_TTL="30")) as client:
         found = client.read_head()
         assert found.status == 200
@@ -80,13 +80,13 @@ def test_what_opts_in_stays_here(service: Service, upstream: Upstream) -> None:
 
 
 def test_the_granted_time_is_bounded(service: Service, upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with closing(post(service, Stream_TTL="999999")) as client:
         assert client.read_head().field("Stream-TTL") == "300"
 
 
 def test_a_forward_request_opts_in_by_its_json(service: Service, upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with closing(forward(service, upstream.url, resume=20)) as client:
         place = location(client)
         assert client.head is not None
@@ -96,7 +96,7 @@ def test_a_forward_request_opts_in_by_its_json(service: Service, upstream: Upstr
 
 
 def test_scripts_of_other_origins_can_resume(service: Service, upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with closing(post(service, Origin="https://site.example")) as client:
         exposed = client.read_head().field("Access-Control-Expose-Headers") or ""
         place = client.head.field("Location")  # type: ignore[union-attr]
@@ -124,8 +124,8 @@ def test_scripts_of_other_origins_can_resume(service: Service, upstream: Upstrea
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(answer(b"{}", status=429, fields=("Content-Type: application/json",)), id="an error"),
-        pytest.param(answer(b"x", fields=(EVENT_STREAM, "Content-Encoding: gzip")), id="a content coding"),
+        pytest.param(respond(b"{}", status=429, fields=("Content-Type: application/json",)), id="an error"),
+        pytest.param(respond(b"x", fields=(EVENT_STREAM, "Content-Encoding: gzip")), id="a content coding"),
     ],
 )
 def test_other_responses_are_relayed_without_recording(
@@ -141,7 +141,7 @@ def test_other_responses_are_relayed_without_recording(
 
 
 def test_a_client_that_does_not_opt_in_gets_no_recording(service: Service, upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with closing(call(service, "POST", "/upstream/test/", {"Stream-Leave": "5"}, b"{}")) as client:
         assert client.read_head().field("Location") is None
 
@@ -325,7 +325,7 @@ def test_an_interrupted_event_source_gets_one_error(service: Service, upstream: 
 
 
 def test_the_events_view_needs_an_event_stream(service: Service, upstream: Upstream) -> None:
-    upstream.script = answer(b"{}", fields=("Content-Type: application/json",))
+    upstream.script = respond(b"{}", fields=("Content-Type: application/json",))
     with closing(post(service)) as client:
         place = location(client)
         client.read_body()
@@ -571,7 +571,7 @@ def test_patch_needs_its_action(service: Service, upstream: Upstream) -> None:
 
 def test_a_slow_reader_does_not_hold_the_upstream_up(service: Service, upstream: Upstream) -> None:
     piece = b"data: " + b"x" * 9_992 + b"\n\n"
-    upstream.script = answer(*[piece] * 300)
+    upstream.script = respond(*[piece] * 300)
     with closing(call(service, "POST", "/upstream/test/", TTL, b"{}", receive_buffer=4096)) as client:
         place = location(client)
         eventually(lambda: "stream-closed" in read(service, place, "offset=2999999").fields, "it is held up")
@@ -596,7 +596,7 @@ def test_the_lease_belongs_to_the_recording(upstream: Upstream) -> None:
         assert reply(post(service)).status == 429
         scripts[0].complete()
         scripts[1].complete()
-        upstream.script = answer(BODY)
+        upstream.script = respond(BODY)
         eventually(lambda: reply(post(service)).status == 200, "the lease is not released")
 
 
@@ -626,7 +626,7 @@ def test_the_same_request_attaches(service: Service, upstream: Upstream) -> None
 
 
 def test_the_key_alone_opts_in(service: Service, upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     fields: dict[str, Any] = {"Idempotency-Key": f"key-without-a-time-{time.time()}"}
     places = set()
     for _ in range(2):
@@ -639,7 +639,7 @@ def test_the_key_alone_opts_in(service: Service, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("difference", ["body", "path", "method"])
 def test_another_request_with_the_same_key_is_refused(service: Service, upstream: Upstream, difference: str) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     fields: dict[str, Any] = {**TTL, "Idempotency-Key": f"key-of-{difference}-{time.time()}"}
     assert reply(call(service, "POST", "/upstream/test/", fields, b"{}")).body == BODY
     method = "PUT" if difference == "method" else "POST"
@@ -662,9 +662,9 @@ def test_requests_at_once_run_once(service: Service, upstream: Upstream) -> None
 
 def test_a_key_is_released_where_nothing_was_recorded(service: Service, upstream: Upstream) -> None:
     key = f"key-of-a-failure-{time.time()}"
-    upstream.script = answer(b"{}", status=500, fields=("Content-Type: application/json",), framing="close")
+    upstream.script = respond(b"{}", status=500, fields=("Content-Type: application/json",), framing="close")
     assert reply(post(service, Idempotency_Key=key)).status == 500
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     assert reply(post(service, Idempotency_Key=key)).body == BODY
 
 
@@ -677,7 +677,7 @@ def test_a_key_is_released_where_the_upstream_was_never_reached(upstream: Upstre
 
 
 def test_keys_of_two_clients_are_two(upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with Service(SSE_UPSTREAMS={"test": upstream.url}, SSE_PASSCODES=PASSCODES) as service:
         for passcode in PASSCODES.values():
             found = reply(post(service, Idempotency_Key="the same for both", Authorization=f"Bearer {passcode}"))
@@ -734,7 +734,7 @@ def test_recordings_are_counted_and_logged(service: Service, upstream: Upstream)
 
 
 def test_several_processes_without_a_store_record_nothing(upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with Service("--workers", "2", SSE_UPSTREAMS={"test": upstream.url}) as service:
         with closing(post(service)) as client:
             assert client.read_head().field("Location") is None
@@ -743,7 +743,7 @@ def test_several_processes_without_a_store_record_nothing(upstream: Upstream) ->
 
 
 def test_recording_can_be_switched_off(upstream: Upstream) -> None:
-    upstream.script = answer(BODY)
+    upstream.script = respond(BODY)
     with Service(SSE_UPSTREAMS={"test": upstream.url}, SSE_RESUME_TTL=0) as service:
         with closing(post(service, Idempotency_Key="k")) as client:
             assert client.read_head().field("Location") is None

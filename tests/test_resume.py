@@ -20,13 +20,13 @@ EVENTS = [f"data: {n} é流🙂{end}{end}" for n, end in enumerate(["\n", "\r\n"
 
 
 class Gate:
-    """An upstream's answer that comes in two halves: the second one when the test says so."""
+    """An upstream's response that comes in two halves: the second one when the test says so."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
         self.count = 0
 
-    def answer(self, connection: Connection) -> None:
+    def respond(self, connection: Connection) -> None:
         connection.read_request()
         self.count += 1
         connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked"))
@@ -45,7 +45,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def gateway(gate: Gate, upstream: Callable[..., Upstream], service: Callable[..., Service]) -> Service:
-    server = upstream(gate.answer)
+    server = upstream(gate.respond)
     return service(SSE_UPSTREAMS={"test": server.url}, SSE_THROTTLE="")
 
 

@@ -27,7 +27,7 @@ from .support.dialect import chat_events, speak
 from .support.program import run_node
 from .support.servers import Server
 from .support.service import Service, call, forward
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, chunk, head, respond
 
 PASSCODE = "a long random text"
 
@@ -74,7 +74,7 @@ def gateway(whole_gateway: Gateway) -> Iterator[Gateway]:
 
 
 def each_request(respond: Callable[[int], bytes]) -> Script:
-    """Return a script that answers each request by its number over all connections, the first being 1."""
+    """Return a script that responses each request by its number over all connections, the first being 1."""
     numbers = itertools.count(1)
 
     def script(connection: Connection) -> None:
@@ -273,7 +273,7 @@ def test_dashscope_reports_the_upstreams_refusal(generate: Callable[..., Any]) -
 
 
 def test_httpx_sse_reads_every_part_of_an_event(gateway: Gateway) -> None:
-    gateway.upstream.script = answer(b"event: a\nid: 1\nretry: 5\ndata: x\ndata: y\n\n: comment\n", b"data: z\n\n")
+    gateway.upstream.script = respond(b"event: a\nid: 1\nretry: 5\ndata: x\ndata: y\n\n: comment\n", b"data: z\n\n")
     bearer = {"Authorization": f"Bearer {PASSCODE}"}
     with (
         httpx.Client(headers=bearer) as client,

@@ -64,10 +64,10 @@ def behave(connection: Connection) -> None:
 
 
 def everything(client: RawClient) -> tuple[int, str]:
-    """Return the status, and all there is to read of an answer."""
+    """Return the status, and all there is to read of a response."""
     with client:
-        answer = client.read_head()
-        return answer.status, f"{answer} {client.read_body().decode()}"
+        response = client.read_head()
+        return response.status, f"{response} {client.read_body().decode()}"
 
 
 def token(**claims: Any) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from .support.ending import EVENT, STREAM, error_event, silent
 from .support.service import PATIENCE, ROOT, Process
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, chunk, head, respond
 from .support.wsgi_server import NAMES, start_server
 
 #: Seconds in which a client that leaves is noticed, where that is noticed while the upstream is silent.
@@ -92,6 +92,7 @@ def read_all(client: socket.socket) -> tuple[bytes, bytes, bool]:
     except ConnectionResetError:
         is_reset = True
     head_, _, body = data.partition(b"\r\n\r\n")
+    assert head_.startswith(b"HTTP/1."), "no response"
     if b"\r\ntransfer-encoding: chunked" in head_.lower():
         return head_, unchunk(body), body.endswith(LAST_CHUNK)
     return head_, body, not is_reset
@@ -119,7 +120,7 @@ def breaks_off(data: bytes) -> Script:
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_a_whole_stream_is_passed_on(server: Running, version: str) -> None:
     pieces = (EVENT, EVENT + b"data: un", b"finished")
-    server.upstream.script = answer(*pieces)
+    server.upstream.script = respond(*pieces)
     with server.call(version=version, fields="Connection: close\r\n") as client:
         _, body, is_complete = read_all(client)
     assert body == b"".join(pieces)

@@ -409,8 +409,8 @@ def test_everything_is_patched_before_it_is_imported(tmp_path: Any) -> None:
     for args in ([], ["--preload"]):
         with Service(*args, root=tmp_path) as service:
             with call(service, "GET", "/probe") as client:
-                answer = client.json()
-            assert set(answer.values()) == {True}, (args, answer)
+                body = client.json()
+            assert set(body.values()) == {True}, (args, body)
             assert "MonkeyPatchWarning" not in service.log()
 
 

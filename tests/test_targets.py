@@ -1,4 +1,4 @@
-"""What may be called: the refused targets, all with one answer, and the few that are not, through a real gunicorn."""
+"""What may be called: the refused targets, all with one response, and the few that are not, through a real gunicorn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from .support.relay import Relay
 from .support.service import RawClient, Service, call, forward
-from .support.upstream import Upstream, answer
+from .support.upstream import Upstream, respond
 
 #: Where the table's one upstream ends; what is beside it is the same server, and refused.
 BASE = "/v1/allowed"
@@ -192,7 +192,7 @@ def problem_of(client: RawClient) -> tuple[int, dict[str, Any], list[tuple[str, 
 
 
 def test_every_hostile_target_is_refused_with_the_same_answer(guarded: Relay) -> None:
-    guarded.upstream.script = answer(b"data: reached\n\n")
+    guarded.upstream.script = respond(b"data: reached\n\n")
     expected = problem_of(forward(guarded.service, "https://10.0.0.1/"))
     assert expected[:2] == (
         403,
@@ -242,7 +242,7 @@ def test_what_is_no_absolute_url_is_an_invalid_request(guarded: Relay, target: s
 )
 def test_what_is_sent_is_what_was_judged(guarded: Relay, asked: str, sent: str) -> None:
     guarded.upstream.settle()
-    guarded.upstream.script = answer(b"data: reached\n\n")
+    guarded.upstream.script = respond(b"data: reached\n\n")
     with forward(guarded.service, guarded.upstream.url.replace("http", "HTTP") + asked) as client:
         assert client.read_body() == b"data: reached\n\n"
     request = guarded.upstream.wait_request()
@@ -258,7 +258,7 @@ REFUSED_PATHS = """
 @pytest.mark.parametrize("path", REFUSED_PATHS)
 def test_no_path_leads_out_of_an_upstream(guarded: Relay, path: str) -> None:
     guarded.upstream.settle()
-    guarded.upstream.script = answer(b"data: reached\n\n")
+    guarded.upstream.script = respond(b"data: reached\n\n")
     status, problem, _ = problem_of(call(guarded.service, "GET", f"/upstream/test/{path}"))
     assert (status, problem["code"]) == (403, "target_not_allowed")
     assert not guarded.upstream.connections
@@ -276,7 +276,7 @@ def test_no_path_leads_out_of_an_upstream(guarded: Relay, path: str) -> None:
 def test_a_target_goes_upstream_as_it_was_written(guarded: Relay, target: str) -> None:
     """A path with an escaped slash was refused, and a query came out in another spelling."""
     guarded.upstream.settle()
-    guarded.upstream.script = answer(b"data: reached\n\n")
+    guarded.upstream.script = respond(b"data: reached\n\n")
     with call(guarded.service, "GET", f"/upstream/test{target}") as client:
         assert client.read_body() == b"data: reached\n\n"
     assert guarded.upstream.wait_request().target == BASE + target
@@ -299,7 +299,7 @@ def test_without_leave_no_public_target_is_called(relay: Relay) -> None:
 
 def test_a_redirect_is_not_followed(relay: Relay) -> None:
     """The reference followed 21 of them, to wherever they led."""
-    script = answer(b"", status=302, fields=[f"Location: {relay.upstream.url}/elsewhere"], framing="length")
+    script = respond(b"", status=302, fields=[f"Location: {relay.upstream.url}/elsewhere"], framing="length")
     with relay.forward(script) as client:
         head = client.read_head()
         assert (head.status, client.json()["code"]) == (502, "upstream_bad_response")
@@ -310,8 +310,8 @@ def test_a_redirect_is_not_followed(relay: Relay) -> None:
 def test_a_certificate_of_another_name_is_refused(
     upstream: Callable[..., Upstream], service: Callable[..., Service]
 ) -> None:
-    good = upstream(answer(b"data: good\n\n"), tls=True)
-    wrong = upstream(answer(b"data: wrong\n\n"), tls=True, names=("api.example.com",))
+    good = upstream(respond(b"data: good\n\n"), tls=True)
+    wrong = upstream(respond(b"data: wrong\n\n"), tls=True, names=("api.example.com",))
     table = {"good": good.url, "wrong": wrong.url}
     trusting = service(SSE_UPSTREAMS=table, SSE_CA_FILE=good.ca_file)
     with forward(trusting, good.url) as client:
@@ -329,7 +329,7 @@ def test_proxies_of_the_environment_are_not_asked(
     upstream: Callable[..., Upstream], service: Callable[..., Service]
 ) -> None:
     """The reference honoured HTTP_PROXY."""
-    target, proxy = upstream(answer(b"data: direct\n\n")), upstream(answer(b"data: proxied\n\n"))
+    target, proxy = upstream(respond(b"data: direct\n\n")), upstream(respond(b"data: proxied\n\n"))
     env = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), proxy.url)
     relay = service(SSE_UPSTREAMS={"test": target.url}, env=env)
     with forward(relay, target.url) as client:

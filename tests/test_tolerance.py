@@ -23,8 +23,8 @@ from .support.upstream import (
     Script,
     SilentListener,
     Upstream,
-    answer,
     head,
+    respond,
 )
 
 EVENT = b"data: a\n\n"
@@ -36,7 +36,7 @@ STREAM = OK + b"Content-Type: text/event-stream\r\n"
 
 
 def raw(data: bytes) -> Script:
-    """Return a script that answers a request with these bytes, and closes."""
+    """Return a script that responses a request with these bytes, and closes."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -200,7 +200,7 @@ def test_the_head_clock_starts_after_the_request_is_sent() -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_an_empty_body_gets_no_type(relay: Relay, method: str) -> None:
     """Fastify refuses an empty body that is called JSON."""
-    with relay.call(answer(EVENT), method, fields={"Content-Length": "0"}) as client:
+    with relay.call(respond(EVENT), method, fields={"Content-Length": "0"}) as client:
         assert client.read_body() == EVENT
     request = relay.upstream.wait_request()
     assert (request.field("Content-Type"), request.field("Content-Length"), request.body) == (None, "0", b"")

@@ -21,10 +21,10 @@ from .support.upstream import (
     Script,
     SilentListener,
     Upstream,
-    answer,
     chunk,
     head,
     in_turn,
+    respond,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def hold(connection: Connection) -> None:
 
 @pytest.mark.parametrize("framing", ["chunked", "length", "close", "http/1.0"])
 def test_an_answer_is_complete_in_every_framing(upstream: Starter, framing: str) -> None:
-    with get(upstream(answer(b"data: 1\n\n", b"data: 2\n\n", framing=framing))) as client:
+    with get(upstream(respond(b"data: 1\n\n", b"data: 2\n\n", framing=framing))) as client:
         assert client.read_body() == b"data: 1\n\ndata: 2\n\n"
         assert client.is_complete
         assert client.head is not None and client.head.field("content-type") == "text/event-stream"
@@ -87,7 +87,7 @@ def test_a_reset_is_an_rst(upstream: Starter) -> None:
 
 
 def test_a_request_is_kept_as_it_came(upstream: Starter) -> None:
-    server = upstream(answer(framing="length"))
+    server = upstream(respond(framing="length"))
     with RawClient(server.host, server.port) as client:
         client.request("POST", "/a?b", {"X-Odd": "caf\xe9"}, b"1234")
         client.read_body()
@@ -170,7 +170,7 @@ def test_a_script_that_waits_in_vain_is_ended_with_the_test() -> None:
 
 
 def test_scripts_take_turns_by_connection(upstream: Starter) -> None:
-    server = upstream(in_turn(answer(b"first"), answer(b"others")))
+    server = upstream(in_turn(respond(b"first"), respond(b"others")))
     bodies = []
     for _ in range(3):
         with get(server) as client:
@@ -179,7 +179,7 @@ def test_scripts_take_turns_by_connection(upstream: Starter) -> None:
 
 
 def test_tls_is_trusted_by_its_own_authority_only(upstream: Starter) -> None:
-    server = upstream(answer(b"secret"), tls=True)
+    server = upstream(respond(b"secret"), tls=True)
     with socket.create_connection((server.host, server.port)) as sock:
         with trusting(server).wrap_socket(sock, server_hostname="localhost") as secured:
             secured.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -190,7 +190,7 @@ def test_tls_is_trusted_by_its_own_authority_only(upstream: Starter) -> None:
 
 
 def test_a_tls_upstream_closes_with_a_close_notify(upstream: Starter) -> None:
-    server = upstream(answer(b"all", framing="close"), tls=True)
+    server = upstream(respond(b"all", framing="close"), tls=True)
     with socket.create_connection((server.host, server.port)) as sock:
         context = trusting(server)
         with context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False) as secured:
@@ -200,7 +200,7 @@ def test_a_tls_upstream_closes_with_a_close_notify(upstream: Starter) -> None:
 
 
 def test_a_refusing_upstream_keeps_open_connections(upstream: Starter) -> None:
-    server = upstream(answer(framing="length"))
+    server = upstream(respond(framing="length"))
     with get(server) as client:
         client.read_body()
         server.refuse()

@@ -10,12 +10,12 @@ import pytest
 
 from .support.relay import Relay
 from .support.service import RawClient, Service, call
-from .support.upstream import Upstream, answer
+from .support.upstream import Upstream, respond
 
 JSON = "Content-Type: application/json"
 #: Each test has an upstream connection of its own, and so its own script.
 CLOSE = "Connection: close"
-OK = answer(b"{}", fields=[JSON, CLOSE])
+OK = respond(b"{}", fields=[JSON, CLOSE])
 PAGE = {"Origin": "https://app.example"}
 
 
@@ -205,7 +205,7 @@ PASSED = {
 
 @pytest.mark.parametrize("origin", ["https://app.example", "https://other.example"])
 def test_what_passes_may_be_read(gateway: Relay, origin: str) -> None:
-    gateway.upstream.script = answer(
+    gateway.upstream.script = respond(
         b"{}", fields=[JSON, CLOSE, *(f"{name}: {value}" for name, value in PASSED.items())]
     )
     with call(gateway.service, "GET", "/upstream/test/", {"Origin": origin}) as client:
@@ -218,7 +218,7 @@ def test_what_passes_may_be_read(gateway: Relay, origin: str) -> None:
 @pytest.mark.parametrize("length", ["1234", "1234, 1234", "1234 ,1234"])
 def test_the_length_of_a_head_passes(gateway: Relay, length: str) -> None:
     """One that a proxy had repeated was a 500 of gunicorn's."""
-    gateway.upstream.script = answer(fields=[JSON, f"Content-Length: {length}"], framing="close")
+    gateway.upstream.script = respond(fields=[JSON, f"Content-Length: {length}"], framing="close")
     with call(gateway.service, "HEAD", "/upstream/test/") as client:
         head = client.read_head()
     assert (head.status, head.field("Content-Length")) == (200, "1234")

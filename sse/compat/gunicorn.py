@@ -73,8 +73,9 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         """Serve until the worker is stopped, through the methods below."""
         self.wsgi = partial(self.respond, self.wsgi)
         self.server_class = self._listen
-        # The parser drops names with underscores by default.
-        if self.cfg.header_map == "drop":
+        # The parser drops names with underscores by default. With HTTP/2 it has to, because the worker sees such fields
+        # only when they are in environ.
+        if self.cfg.header_map == "drop" and "h2" not in self.cfg.http_protocols:
             self.cfg.set("header_map", "dangerous")
         # As attributes: a request reads 34 settings, which gunicorn finds by their names each time.
         kept: dict[str, Any] = self.cfg.__dict__

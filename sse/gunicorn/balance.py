@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 #: Seconds between two looks at whether another worker has accepted a connection, and how long one waits for that.
-PAUSE, MAX_WAIT = 0.004, 0.02
+PAUSE, MAX_WAIT = 0.004, 0.05
 #: Seconds for which connections do not wait, if no other worker has accepted the last one: it is busy, or gone.
 IMPATIENCE = 0.1
 #: How many more connections than the others' least are no reason to wait: so many, or a tenth more.

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -31,9 +32,9 @@ State = Literal["done", "pending", "failed", "stopping"]
 class Guard:
     """Handles the signals with which gunicorn's master is reloaded and stopped, in front of gunicorn's own handlers.
 
-    Workers inherit it, and find it as the handler of SIGHUP. They share a file, to which each appends what has become
-    of it: the generation of workers that a reload has begun; for each that serves, how many are needed; `failed`
-    with the process ID of one that could not start; and `stop` from the master.
+    Workers inherit it, and find it as the handler of SIGHUP. They share a file, to which the master appends the number
+    of each generation of workers that a reload begins, and `stop`. Each new worker appends what has become of it,
+    behind the number of its generation: how many are needed, if it serves, or `failed` and its process ID.
 
     :param log: gunicorn's logger.
     """
@@ -44,7 +45,7 @@ class Guard:
         self._file = tempfile.TemporaryFile(buffering=0)
         # Each write goes behind all others, whatever process writes; the system gives such files no mode of Python's.
         fcntl.fcntl(self._file, fcntl.F_SETFL, os.O_APPEND)
-        self._is_checking = self._is_due = False
+        self._is_due = self._is_stopping = False
         #: Counts the reloads; a worker keeps the number, and the time, with which it was started.
         self.generation = 0
         self._reloaded = -PATIENCE
@@ -56,30 +57,34 @@ class Guard:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if os.getpid() != self._pid:
-            # A worker that does not yet handle signals itself.
-            self._handlers[number](number, frame)
+            # A worker that does not yet handle signals itself: in gunicorn's hands, the signal would be lost.
+            if number != signal.SIGHUP:
+                sys.exit(0)
         elif number == signal.SIGHUP:
+            self._is_due = True
             # The handler may run in the event loop, where nothing may wait.
             gevent.spawn(self._reload, frame)
         else:
+            self._is_stopping = True
             self._write("stop")
             self._handlers[number](number, frame)
 
     def _reload(self, frame: FrameType | None) -> None:
-        self._is_due = True
-        while self._is_due and not self._is_checking:
-            self._is_due, self._is_checking = False, True
-            problem = check_app()
-            self._is_checking = False
-            if os.getpid() != self._pid:
-                # A worker that was forked meanwhile has a copy of this greenlet.
+        # A worker that was forked before this began has a copy of the greenlet.
+        while self._is_due and os.getpid() == self._pid:
+            self._is_due = False
+            problem = check_app(lambda: self._is_stopping)
+            if self._is_stopping:
                 return
+            # After another signal the code may have changed; both are one reload, for the workers of the first would be
+            # stopped before those of the second serve.
+            if self._is_due:
+                continue
             if problem:
                 self._log.error("Reload refused, the old workers keep serving: %s", problem)
                 continue
             self.generation += 1
             self._reloaded = time.monotonic()
-            self._file.truncate(0)
             self._write(str(self.generation))
             self._handlers[signal.SIGHUP](signal.SIGHUP, frame)
 
@@ -88,8 +93,11 @@ class Guard:
 
     def _read(self) -> tuple[int, list[str]]:
         """Return the generation that was begun last, and what has become of its workers."""
-        generation, *words = os.pread(self._file.fileno(), 1 << 16, 0).decode().split() or ["0"]
-        return int(generation), words
+        descriptor = self._file.fileno()
+        words = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode().split()
+        generation = max(int(word) for word in words if word.isdecimal())
+        prefix = f"{generation}:"
+        return generation, [word.removeprefix(prefix) for word in words if word == "stop" or word.startswith(prefix)]
 
     def state(self) -> State:
         """Return how far the last reload is."""
@@ -108,7 +116,8 @@ class Guard:
     def is_fatal(self, error: Exception) -> bool:
         """Record that this worker could not start; return whether the master stops for it."""
         word = f"failed:{os.getpid()}"
-        self._write(word)
+        if self.state() != "failed":
+            self._write(f"{self.generation}:{word}")
         _, words = self._read()
         # Of several workers one is enough: gunicorn shows a traceback for each further one.
         is_first = [each for each in words if each.startswith("failed")][:1] == [word]
@@ -145,9 +154,9 @@ class Guard:
                 is_waiting = True
                 gevent.spawn(wait)
 
-        self._write(str(workers))
         signal.signal(signal.SIGTERM, on_signal)
         if self._is_reloading():
+            self._write(f"{self.generation}:{workers}")
             gevent.spawn(self._stop_with_others, stop)
 
     def _is_reloading(self) -> bool:
@@ -163,21 +172,25 @@ class Guard:
             gevent.sleep(INTERVAL)
 
 
-def check_app() -> str:
-    """Return why gunicorn would not start with its present arguments, empty if it would."""
+def check_app(is_stopping: Callable[[], bool]) -> str:
+    """Return why gunicorn would not start with its present arguments, empty if it would.
+
+    :param is_stopping: whether that is of no interest any more.
+    """
     with tempfile.TemporaryDirectory() as directory:
         # The counts of the workers stay untouched, and what the check counts is deleted.
         env = {name: value for name, value in os.environ.items() if name not in (_METRICS_DIRECTORY, "LISTEN_FDS")}
         output = Path(directory, "output")
-        status = _run(["-m", "gunicorn", "--check-config", *sys.argv[1:]], {**env, "TMPDIR": directory}, output)
+        command = ["-m", "gunicorn", "--check-config", *sys.argv[1:]]
+        status = _run(command, {**env, "TMPDIR": directory}, output, is_stopping)
         if status == 0:
             return ""
         lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
     return f"not loaded within {PATIENCE:g} s" if status is None else [*lines[-1:], f"exit status {status}"][0]
 
 
-def _run(arguments: list[str], env: dict[str, str], output: Path) -> int | None:
-    """Return the exit status of a Python with these arguments, None if it takes too long.
+def _run(arguments: list[str], env: dict[str, str], output: Path, is_stopping: Callable[[], bool]) -> int | None:
+    """Return the exit status of a Python with these arguments, None if it takes too long or is not needed any more.
 
     Not with `subprocess`: gevent's would take the ends of all children of this process, which gunicorn must get. And
     with the system's functions: while others ran, gunicorn might get the end of this one.
@@ -188,7 +201,7 @@ def _run(arguments: list[str], env: dict[str, str], output: Path) -> int | None:
     pid = spawn(sys.executable, [sys.executable, *arguments], env, file_actions=actions)
     deadline = time.monotonic() + PATIENCE
     sleep = get_original("time", "sleep")
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not is_stopping():
         ended, status = waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)

@@ -52,6 +52,8 @@ class StreamWorker(compat.HookedWorker):
             super().run()
         else:
             self._connections: dict[Any, Connection] = {}
+            #: Of all listeners, because a worker is as busy as all of them.
+            self._pools: list[ConnectionPool] = []
             self._logs_access = compat.logs_access(self.cfg)
             # Here, because until now it was the app itself, which hooks want to see.
             state = getattr(self.wsgi, "extensions", {}).get("sse")
@@ -70,7 +72,8 @@ class StreamWorker(compat.HookedWorker):
             pool = ConnectionPool(size)
             balance = None
             if self.cfg.workers > 1 and self.loads is not None:
-                balance = Balance(self.loads, self.slot, lambda: pool.size - pool.free_count())
+                balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
+            self._pools.append(pool)
             serve = pool.serve = partial(self._serve, listener, pool)
             server = Listener(listener, serve, pool, balance, self.log)
         if self.cfg.workers > 1:
@@ -100,12 +103,17 @@ class StreamWorker(compat.HookedWorker):
 
     def refuse(self, client: Any, error: BaseException, write: Callable[[Any], None]) -> None:
         """Respond to a request that cannot be served, such that the response arrives."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs, contextlib.suppress(OSError):
-            write(theirs)
-            # It is written whole, for it is short, and sent in one piece.
-            response = ours.recv(MAX_RESPONSE, socket.MSG_DONTWAIT)
-            client.sendall(replace_refusal(response, is_shared=self._shares_refusals))
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            # No file descriptor is left.
+            write(client)
+        else:
+            with ours, theirs, contextlib.suppress(OSError):
+                write(theirs)
+                # It is written whole, for it is short, and sent in one piece.
+                response = ours.recv(MAX_RESPONSE, socket.MSG_DONTWAIT)
+                client.sendall(replace_refusal(response, is_shared=self._shares_refusals))
         if isinstance(error, Exception):
             linger(client)
 

@@ -136,7 +136,13 @@ class Client(Side):
     def cancel(self, reason: EndReason) -> None:
         """Shut the client's connection down; a request that has not arrived whole still gets its response."""
         super().cancel(reason)
-        tcp.shut_down(self.connection, socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
+        self.shut_down(socket.SHUT_RD if self.stage is Stage.BODY else socket.SHUT_RDWR)
+
+    def shut_down(self, how: int = socket.SHUT_RDWR) -> None:
+        """Shut the client's connection down, unless the exchange has ended."""
+        # Its server may close it in another thread as soon as that is so, and have its number for another client's.
+        with self._lock:
+            tcp.shut_down(self.connection, how)
 
     def watch(self, on_gone: Any) -> None:
         """Call `on_gone()` when the client leaves; call this when the request has been read whole."""
@@ -191,7 +197,8 @@ class Client(Side):
         if self._io is not None:
             self._io.close()
             self._io = None
-        self.connection = None
+        with self._lock:
+            self.connection = None
 
 
 class Exchange:
@@ -315,7 +322,7 @@ class Exchange:
         elif phase is Phase.FINISHING:
             self._end_at_boundary(EndReason.DRAINING)
         elif phase is Phase.CLOSED and self.reason is not None:
-            tcp.shut_down(self.client.connection)
+            self.client.shut_down()
         elif phase >= Phase.ABORTING:
             self.cancel(EndReason.DRAINING)
 

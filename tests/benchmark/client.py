@@ -71,7 +71,7 @@ class Result:
 
 
 class _Wrong(Exception):
-    """An answer is not what it has to be."""
+    """A response is not what it has to be."""
 
 
 class _Reader:
@@ -138,7 +138,7 @@ def _check_head(head: bytes) -> None:
     if not head.startswith(b"HTTP/1.1 200 "):
         raise _Wrong(f"answered {head.splitlines()[0].decode('latin-1')}")
     if b"transfer-encoding: chunked" not in head.lower():
-        raise _Wrong("the answer is not chunked, so whether it is whole cannot be seen")
+        raise _Wrong("the response is not chunked, so whether it is whole cannot be seen")
 
 
 class _Run:

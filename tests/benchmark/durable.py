@@ -25,6 +25,7 @@ from ..support.service import Process, Service
 from .__main__ import PASSCODE, _client, _raise_file_limit, _settings
 from .client import PROMPT, Door, run
 from .load import LOADS, WARM_UP, Load
+from .meter import Meter
 from .table import _align
 from .upstream import Upstream
 
@@ -95,14 +96,21 @@ def peer(stack: ExitStack, url: str, *arguments: str) -> tuple[int, int] | None:
     return int(process.wait_log(r"Listening at: (\d+)")[1]), process.pid
 
 
-def rows(upstream: Upstream, client: Executor, load: Load) -> Iterator[tuple[str, float | None, str]]:
-    """Yield each kind of stream with its CPU time per event in µs, and what was wrong with it."""
+Row = tuple[str, float | None, float | None, str]
 
-    def measure(name: str, door: Door, load: Load) -> tuple[str, float | None, str]:
+
+def rows(upstream: Upstream, client: Executor, load: Load) -> Iterator[Row]:
+    """Yield each kind of stream with its CPU time per event in µs, that of Redis, and what was wrong with it."""
+
+    def measure(name: str, door: Door, load: Load) -> Row:
         print(f"\r{name} ", end="", file=sys.stderr, flush=True)
         client.submit(run, door, WARM_UP if not isinstance(door, ResumedDoor) else load).result()
+        meter = Meter(server.pid)
+        before = meter.cpu()
         result = client.submit(run, door, load).result()
-        return name, None if result.cpu is None else result.cpu / max(result.cpu_events, 1) * 1e6, result.wrong
+        after, events = meter.cpu(), max(result.events, 1)
+        store = None if before is None or after is None else (after - before) / events * 1e6
+        return name, None if result.cpu is None else result.cpu / max(result.cpu_events, 1) * 1e6, store, result.wrong
 
     burst = Load(streams=min(load.streams, 100), at_once=20, events=load.events)
     with ExitStack() as stack:
@@ -135,16 +143,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the streams and events; default 1")
     scale = parser.parse_args(arguments).scale
     _raise_file_limit()
-    lines, faults = [["streams", "CPU µs/event", "of plain"]], []
+    lines, faults = [["streams", "CPU µs/event", "of plain", "Redis µs/event"]], []
     first: dict[Any, Any] = {}
     with Upstream() as upstream, _client() as client:
-        for name, cpu, wrong in rows(upstream, client, LOADS["llm"].scaled(scale)):
+        for name, cpu, store, wrong in rows(upstream, client, LOADS["llm"].scaled(scale)):
             if wrong:
                 faults.append(f"WRONG {name}: {wrong}")
             engine = "Node" if name.startswith("Node") else name.rpartition(" ")[2].strip("()")
             plain = first.setdefault(engine, cpu)
             ratio = "-" if cpu is None or not plain else f"{cpu / plain:.2f}"
-            lines.append([name, "-" if cpu is None else f"{cpu:.1f}", ratio])
+            spent = "-" if store is None else f"{store:.2f}"
+            lines.append([name, "-" if cpu is None else f"{cpu:.1f}", ratio, spent])
     print("\r\033[K", end="", file=sys.stderr)
     print("\n".join(["".join(_align(lines)), "", f"Python {platform.python_version()}, {platform.machine()}."]))
     print("\n".join(faults))

@@ -1,4 +1,4 @@
-"""Measures how the gateway's costs grow: with the number of open streams, and with the events of each.
+"""Measures how costs grow: with open streams, with the events of each, and with a store that processes share.
 
 One worker for each measurement, so that nothing is left of the one before. Where the number of streams grows, the
 events of all together stay the same, because one core sends no more; where the rate grows, the streams stay the same.
@@ -10,16 +10,23 @@ import argparse
 import os
 import platform
 import resource
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..support.program import RedisServer
 from ..support.service import Service
 from .__main__ import PASSCODE, _client, _raise_file_limit, _settings, measure
 from .client import Door
-from .load import WARM_UP, Load
+from .load import LOADS, WARM_UP, Load
+from .meter import Meter
 from .plot import curves
 from .table import Measured, _align, quantile
 from .upstream import Upstream
@@ -30,7 +37,7 @@ STREAMS, TOTAL = (200, 1000, 5000, 10_000), 6000
 RATES, FEW = (10, 30, 100), 200
 #: Seconds for which events come.
 SECONDS = 6
-#: A figure may be so many times that of the smallest load, which is as much as two runs of the same load differ.
+#: What the last streams add may be so many times what all add on average: as much as two runs of a load differ.
 LINEAR = 1.25
 
 TITLES = ["open streams", "events/s each", "CPU µs/event", "KiB/open stream", "latency µs, p50", "latency µs, p99"]
@@ -84,16 +91,57 @@ def point(load: Load, measured: Measured) -> Point:
     return Point(load.streams, load.rate, cpu, memory, *latencies)
 
 
-def verdicts(points: Sequence[Point]) -> Iterator[str]:
-    """Yield for each cost whether it grows faster than the number of streams does.
+def stores(stack: ExitStack) -> Iterator[tuple[str, dict[str, Any], int | None]]:
+    """Yield each kind of store with the settings for it and its process; Redis where it is installed."""
+    yield "memory", {}, None
+    if redis := shutil.which("redis-server"):
+        server = RedisServer(redis, Path(stack.enter_context(TemporaryDirectory())))
+        server.start()
+        stack.callback(server.stop)
+        yield "Redis", {"SSE_STORAGE_URI": server.url}, server.pid
 
-    :param points: from the fewest streams to the most.
+
+def requests(upstream: Upstream, client: Executor, scale: float) -> Iterator[list[str]]:
+    """Yield what a request costs with each store: the gateway's and the store's CPU time in µs, and the multiple."""
+    load, first = LOADS["short"].scaled(scale), 0.0
+    with ExitStack() as stack:
+        for name, extra, pid in stores(stack):
+            with Service("--workers", "1", **{**_settings(upstream), **extra}) as ours:
+                door = Door(name="ours", port=ours.port, upstream=upstream.port, pid=ours.pid, passcode=PASSCODE)
+                measure(door, WARM_UP.scaled(scale), upstream, client)
+                meter = Meter(pid)
+                before = meter.cpu() or 0.0
+                result = measure(door, load, upstream, client).result
+                spent = (meter.cpu() or 0.0) - before
+            if result.wrong or result.cpu is None:
+                raise SystemExit(f"WRONG with {name}: {result.wrong or 'unknown CPU time'}")
+            own, store = (seconds / load.streams * 1e6 for seconds in (result.cpu, spent))
+            first = first or own
+            yield [name, f"{own:.0f}", f"{store:.0f}", f"{own / first:.2f}"]
+
+
+def verdicts(points: Sequence[Point]) -> Iterator[str]:
+    """Yield for each cost what one more stream adds to it, and whether that grows with the number of streams.
+
+    :param points: from the fewest streams to the most, with as many events a second of all together.
     """
-    first, last = points[0], points[-1]
-    for name, before, after in (("CPU", first.cpu, last.cpu), ("memory", first.memory, last.memory)):
-        word = "no faster than linearly" if after <= LINEAR * before else "FASTER than linearly"
-        share = f"{after / before:.2f} times that of one of {first.streams}" if before > 0 else "-"
-        yield f"{name} of one of {last.streams} streams: {share}; it grows {word}"
+    totals = {
+        "µs of CPU a second": [found.cpu * found.rate * found.streams for found in points],
+        "KiB": [found.memory * found.streams for found in points],
+    }
+    for unit, total in totals.items():
+        added = [
+            (after - before) / (more.streams - less.streams) for less, more, before, after in _steps(points, total)
+        ]
+        mean = (total[-1] - total[0]) / (points[-1].streams - points[0].streams)
+        word = "no faster than linearly" if added[-1] <= LINEAR * mean else "FASTER than linearly"
+        last = f"{added[-1]:.1f} from {points[-2].streams} on"
+        yield f"One more stream adds {mean:.1f} {unit}, {last}: it grows {word}"
+
+
+def _steps(points: Sequence[Point], total: Sequence[float]) -> Iterator[tuple[Point, Point, float, float]]:
+    for less, more in pairwise(zip(points, total, strict=True)):
+        yield less[0], more[0], less[1], more[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,12 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 door = Door(name="ours", port=ours.port, upstream=upstream.port, pid=ours.pid, passcode=PASSCODE)
                 measure(door, WARM_UP.scaled(options.scale), upstream, client)
                 points.append(point(load, measure(door, load, upstream, client)))
+        lines = list(requests(upstream, client, options.scale))
     print("\r\033[K", end="", file=sys.stderr)
     print(_align([TITLES, *(found.row() for found in points)]))
     by_streams = points[: len(STREAMS)]
     print("\n" + "\n".join(verdicts(by_streams)))
     if most < max(STREAMS):
         print(f"The system has descriptors for {most} streams in one process.")
+    print("\n" + _align([["store", "CPU µs/request", "of the store", "gateway's multiple"], *lines]) + "\n")
     print(f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}; load {load_average:.1f}.")
     if options.plot:
         series = {

@@ -27,7 +27,7 @@ Times = dict[int, "array[float]"]
 
 @functools.lru_cache(maxsize=5000)
 def _wire_of(stream: int, count: int) -> tuple[bytes, Sequence[int]]:
-    """Return a whole answer, and where on the wire each of its events ends; the last one with the last chunk."""
+    """Return a whole response, and where on the wire each of its events ends; the last one with the last chunk."""
     chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in events_of(stream, count)]
     chunks[-1] += b"0\r\n\r\n"
     return b"".join([HEAD, *chunks]), list(itertools.accumulate(map(len, chunks), initial=len(HEAD)))[1:]

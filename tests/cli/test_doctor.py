@@ -30,10 +30,10 @@ from ..support.upstream import (
     Connection,
     SilentListener,
     Upstream,
-    answer,
     authority,
     chunk,
     head,
+    respond,
 )
 
 #: Seconds that a whole examination may take.
@@ -114,7 +114,7 @@ def test_a_sound_deployment_has_no_findings(
     upstream: Callable[..., Upstream],
     redis_server: RedisServer,
 ) -> None:
-    server = upstream(answer(fields=[f"Date: {formatdate(usegmt=True)}"], framing="length"), tls=True)
+    server = upstream(respond(fields=[f"Date: {formatdate(usegmt=True)}"], framing="length"), tls=True)
     settings = {**SOUND, **table(server.url), "SSE_CA_FILE": server.ca_file, "SSE_STORAGE_URI": redis_server.url}
     url = nginx(service(SSE_TRUSTED_PROXIES=1))
     report = doctor(url, SSE_TRUSTED_PROXIES=1, **settings)
@@ -403,7 +403,7 @@ def upstreams_report() -> Iterator[Report]:
         plain = start(lambda connection: connection.wait_closed())
         urls = {
             "sound": start(_dated(0), tls=True),
-            "timeless": start(answer(framing="length")),
+            "timeless": start(respond(framing="length")),
             "cached": start(_dated(-600, "Age: 600")),
             "expired": start(tls=True, expires=now - day),
             "ending": start(_dated(0), tls=True, expires=now + 13 * day),
@@ -463,8 +463,8 @@ def test_an_unknown_authority_is_a_failure(upstream: Callable[..., Upstream]) ->
 def test_a_public_name_that_leads_inside_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(
         "import socket\nfrom app import app\n"
-        "answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('10.0.0.1', 443))]\n"
-        "socket.getaddrinfo = lambda *args, **options: answer\n"
+        "found = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('10.0.0.1', 443))]\n"
+        "socket.getaddrinfo = lambda *args, **options: found\n"
     )
     settings = {**SOUND, **table("https://api.example.com/")}
     report = doctor(app="shop", root=tmp_path, env={"PYTHONPATH": str(ROOT)}, **settings)
@@ -601,10 +601,10 @@ def _events(*bursts: int, fields: Sequence[str] = FIELDS, version: str = "HTTP/1
         pytest.param(
             _events(*[1] * 6, fields=FIELDS[:2], version="HTTP/1.0"), "HTTP version", "warn .*1.0.*HTTP/1.1", id="1.0"
         ),
-        pytest.param(answer(fields=["Content-Type: text/html"]), "stream", "fail .*does not come as text/", id="type"),
-        pytest.param(answer(status=401), "stream", "fail .*/sse is 401.*log", id="status"),
-        pytest.param(answer(status=301), "stream", "fail .*redirects.*where it leads", id="redirect"),
-        pytest.param(answer(status=404), "stream", "fail .*neither .*/sse nor .*event streams", id="nothing"),
+        pytest.param(respond(fields=["Content-Type: text/html"]), "stream", "fail .*does not come as text/", id="type"),
+        pytest.param(respond(status=401), "stream", "fail .*/sse is 401.*log", id="status"),
+        pytest.param(respond(status=301), "stream", "fail .*redirects.*where it leads", id="redirect"),
+        pytest.param(respond(status=404), "stream", "fail .*neither .*/sse nor .*event streams", id="nothing"),
     ],
 )
 def test_what_is_wrong_with_the_stream_is_named(

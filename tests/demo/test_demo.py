@@ -92,12 +92,12 @@ def test_a_chat_that_is_not_streamed_is_one_response(
     server: DemonstrationServer, session: requests.Session, stream: dict[str, Any]
 ) -> None:
     response = session.post(server.url + CHAT, json={"model": "x", "messages": HELLO, **stream})
-    answer = response.json()
+    body = response.json()
     assert (response.status_code, response.headers["Content-Type"]) == (200, "application/json")
-    assert answer["object"] == "chat.completion"
-    assert answer["choices"][0]["message"]["content"] == TEXT
-    assert answer["choices"][0]["finish_reason"] == "stop"
-    assert answer["usage"]["total_tokens"] == 2 + len(tokens_of(TEXT))
+    assert body["object"] == "chat.completion"
+    assert body["choices"][0]["message"]["content"] == TEXT
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["total_tokens"] == 2 + len(tokens_of(TEXT))
 
 
 def test_text_in_parts_counts_as_text(server: DemonstrationServer, session: requests.Session) -> None:
@@ -107,9 +107,9 @@ def test_text_in_parts_counts_as_text(server: DemonstrationServer, session: requ
 
 
 def test_models_are_listed(server: DemonstrationServer, session: requests.Session) -> None:
-    answer = session.get(server.url + "v1/models").json()
-    assert answer["object"] == "list"
-    assert [(model["id"], model["object"]) for model in answer["data"]] == [("demo", "model")]
+    body = session.get(server.url + "v1/models").json()
+    assert body["object"] == "list"
+    assert [(model["id"], model["object"]) for model in body["data"]] == [("demo", "model")]
 
 
 # DashScope's own dialect

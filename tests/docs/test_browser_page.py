@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..support.document import HERE, PATIENCE, block
 from ..support.service import Service
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def opened(chromium: Browser, service: Service, upstream: Callable[..., Upstream], name: str) -> Iterator[Page]:
     """Open a block as a page of another origin; the caller waits for what it logs."""
     html = block(name).replace(HERE, service.url).encode()
-    site = upstream(answer(html, fields=["Content-Type: text/html"], framing="length"))
+    site = upstream(respond(html, fields=["Content-Type: text/html"], framing="length"))
     page = chromium.new_page()
     with page.expect_console_message(lambda message: message.text == "3 Message 2", timeout=PATIENCE * 1000):
         page.goto(site.url)

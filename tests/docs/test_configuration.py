@@ -9,7 +9,7 @@ from sse.settings import Settings
 
 from ..support.document import HERE, OLLAMA, block, playground, run, site_of, started
 from ..support.relay import Relay
-from ..support.upstream import answer
+from ..support.upstream import respond
 
 
 def test_configuration_site() -> None:
@@ -39,7 +39,7 @@ def test_configuration_start(tmp_path: Path) -> None:
 
 
 def test_forward(relay: Relay) -> None:
-    relay.upstream.script = answer(
+    relay.upstream.script = respond(
         b'{"message": {"content": "Hello"}}\n', fields=["Content-Type: application/x-ndjson"]
     )
     text = block("forward").replace(HERE, relay.service.url).replace(OLLAMA, relay.upstream.url)

@@ -12,7 +12,7 @@ from sse.errors import REFUSALS
 
 from ..support.document import HERE, PATIENCE, block, codes, page, run, run_python, table
 from ..support.service import Service
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -21,7 +21,7 @@ PAGE = "docs/durable.md"
 
 
 def test_durable_resume(shared_service: Service, tmp_path: Path) -> None:
-    """The first 100 bytes of one connection and the rest of another one are one answer."""
+    """The first 100 bytes of one connection and the rest of another one are one response."""
     text = block("durable_resume").replace(HERE, shared_service.url)
     # curl has to notice that its pipe is closed.
     printed = run(text.replace("set -e", "").replace("| head -c 100", "| head -c 100 || true"), cwd=tmp_path)
@@ -34,10 +34,10 @@ def test_durable_resume(shared_service: Service, tmp_path: Path) -> None:
 
 
 def test_durable_events(chromium: Browser, service: Callable[..., Service], upstream: Callable[..., Upstream]) -> None:
-    source = upstream(answer(b"data: a\n\n", b"data: b\n\n"))
+    source = upstream(respond(b"data: a\n\n", b"data: b\n\n"))
     gateway = service(SSE_UPSTREAMS={"test": source.url})
     html = block("durable_events").replace(HERE, gateway.url).replace("TARGET", source.url + "/").encode()
-    site = upstream(answer(html, fields=["Content-Type: text/html"], framing="length"))
+    site = upstream(respond(html, fields=["Content-Type: text/html"], framing="length"))
     opened = chromium.new_page()
     with opened.expect_console_message(lambda message: message.text == "closed", timeout=PATIENCE * 1000):
         with opened.expect_console_message(lambda message: message.text == "18 b", timeout=PATIENCE * 1000):

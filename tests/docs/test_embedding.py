@@ -17,13 +17,13 @@ from sse import SSE
 from ..support.document import OLLAMA, PATIENCE, block, codes, page, site_of, table
 from ..support.ending import eventually
 from ..support.service import ROOT, Service, call
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 CHAT = "/ai/upstream/ollama/v1/chat/completions"
 
 
 def test_embed_login(upstream: Callable[..., Upstream]) -> None:
-    app = site_of(block("embed_login").replace(OLLAMA, upstream(answer(b"data: hello\n\n")).url))
+    app = site_of(block("embed_login").replace(OLLAMA, upstream(respond(b"data: hello\n\n")).url))
     app.secret_key = "signs the session cookie"
 
     @app.post("/login")
@@ -41,7 +41,7 @@ def test_embed_login(upstream: Callable[..., Upstream]) -> None:
 
 def test_embed_relay(upstream: Callable[..., Upstream]) -> None:
     """The body is the site's: the client's own words are a part of it, and its other fields go nowhere."""
-    ollama = upstream(answer(b"data: bonjour\n\n"))
+    ollama = upstream(respond(b"data: bonjour\n\n"))
     app = site_of(block("embed_relay").replace(OLLAMA, ollama.url))
     app.secret_key = "signs the session cookie"
     client = app.test_client()
@@ -60,7 +60,7 @@ def test_embed_relay(upstream: Callable[..., Upstream]) -> None:
 def test_embed_factory(upstream: Callable[..., Upstream]) -> None:
     names: dict[str, Any] = {"__name__": "site"}
     exec(block("embed_factory"), names)
-    ollama = upstream(answer(b"data: hello\n\n"))
+    ollama = upstream(respond(b"data: hello\n\n"))
     apps = [names["create_app"]({"SSE_UPSTREAMS": {"ollama": ollama.url}, "SECRET_KEY": "x"}) for _ in range(2)]
     for app in apps:
         client = app.test_client()
@@ -112,13 +112,13 @@ def test_own_streams_queue(tmp_path: Path) -> None:
 
 def test_migration_before(upstream: Callable[..., Upstream]) -> None:
     """The view that will be replaced works as the page says, in fair weather."""
-    ollama = upstream(answer(b"data: hello\n\n"))
+    ollama = upstream(respond(b"data: hello\n\n"))
     app = site_of(block("migration_before").replace(OLLAMA, ollama.url))
     assert app.test_client().post("/chat", json={"messages": []}).data == b"data: hello\n\n"
 
 
 def test_migration_after(upstream: Callable[..., Upstream]) -> None:
-    ollama = upstream(answer(b"data: hello\n\n"))
+    ollama = upstream(respond(b"data: hello\n\n"))
     app = site_of(block("migration_after").replace(OLLAMA, ollama.url))
     app.secret_key = "signs the session cookie"
     app.add_url_rule("/login", "login", lambda: session.update(user="ann") or "")

@@ -16,7 +16,7 @@ from ..support.document import block, codes, page, run, table
 from ..support.ending import EVENT, error_event, silent
 from ..support.relay import Relay
 from ..support.service import Service, call
-from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
+from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head, respond
 
 
 def test_doctor(shared_service: Service) -> None:
@@ -29,7 +29,7 @@ def test_doctor(shared_service: Service) -> None:
 def test_the_log_lines_are_those_of_the_code(relay: Relay) -> None:
     shown = [line.split() for line in re.findall("^    (stream .*|refused .*)$", page("docs/operations.md"), re.M)]
     assert len(shown) == 2
-    for script, target in ((answer(b"data: a\n\n"), "test/"), (answer(), "nowhere/")):
+    for script, target in ((respond(b"data: a\n\n"), "test/"), (respond(), "nowhere/")):
         relay.upstream.script = script
         with call(relay.service, "GET", f"/upstream/{target}", {"X-Request-Id": "documentation"}) as client:
             client.read_body()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..support.document import HERE, OLLAMA, PATIENCE, block, clean_environment, playground, run, site_of, started
 from ..support.service import ROOT, Service
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -43,7 +43,7 @@ def test_service() -> None:
 
 def test_embed(upstream: Callable[..., Upstream]) -> None:
     """A name that the client only claims is worth nothing: it takes a session that the site has signed."""
-    ollama = upstream(answer(b"data: hello\n\n"))
+    ollama = upstream(respond(b"data: hello\n\n"))
     app = site_of(block("embed").replace(OLLAMA, ollama.url))
     app.secret_key = "signs the session cookie"
     client, path = app.test_client(), "/ai/upstream/ollama/api/chat"
@@ -64,7 +64,7 @@ def test_own_streams() -> None:
 def test_browser(chromium: Browser, shared_service: Service, upstream: Callable[..., Upstream]) -> None:
     html = block("browser").replace(HERE, shared_service.url).encode()
     # Really served, because Chromium does not let a made-up page call a local address.
-    site = upstream(answer(html, fields=["Content-Type: text/html"], framing="length"))
+    site = upstream(respond(html, fields=["Content-Type: text/html"], framing="length"))
     page = chromium.new_page()
     with page.expect_console_message(lambda message: message.text == "complete", timeout=PATIENCE * 1000):
         page.goto(site.url)

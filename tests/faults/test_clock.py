@@ -19,7 +19,7 @@ from ..support.crowd import Crowd, Spring
 from ..support.ending import EVENT, ending, error_event, eventually, new_mark, silent
 from ..support.program import missing
 from ..support.service import Service, call, forward
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 HOURS = 3
 
@@ -102,7 +102,7 @@ def test_no_client_is_locked_out_longer(hours: int, store: str, clock: Clock, re
     settings: dict[str, Any] = {"SSE_THROTTLE": "3 per 2 second"}
     if store == "redis":
         settings["SSE_STORAGE_URI"] = request.getfixturevalue("redis_server").url
-    with Upstream(answer(EVENT)) as upstream:
+    with Upstream(respond(EVENT)) as upstream:
         table = {"test": upstream.url}
         with Service("--workers", "1", SSE_UPSTREAMS=table, env=clock.env, **settings) as service:
             assert [asked(service)[0] for _ in range(3)] == [200] * 3
@@ -123,7 +123,7 @@ def test_a_quota_is_neither_renewed_nor_longer_spent(
     settings: dict[str, Any] = {"SSE_QUOTA": "1 per 1 hour"}
     if store == "redis":
         settings["SSE_STORAGE_URI"] = request.getfixturevalue("redis_server").url
-    with Upstream(answer(EVENT)) as upstream:
+    with Upstream(respond(EVENT)) as upstream:
         with Service("--workers", "1", SSE_UPSTREAMS={"test": upstream.url}, env=clock.env, **settings) as service:
 
             def post() -> tuple[int, int]:

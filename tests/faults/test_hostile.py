@@ -11,7 +11,7 @@ from ..support.crowd import descriptors
 from ..support.ending import EVENT, STREAM, eventually, raw
 from ..support.relay import Relay
 from ..support.service import Service
-from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, answer, chunk, head
+from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Script, Upstream, chunk, head, respond
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def at_rest(narrow_relay: Relay) -> int:
     """How many descriptors the worker has open when it has served, and no client is there."""
-    narrow_relay.forward(answer(EVENT, framing="close")).read_body()
+    narrow_relay.forward(respond(EVENT, framing="close")).read_body()
     narrow_relay.settle()
     counts: list[int] = []
 
@@ -107,7 +107,7 @@ def test_nothing_is_left_of_it(script: Script, narrow: Relay, at_rest: int) -> N
         # The one that sends too much has sent all it promised; what comes after that belongs to no request.
         assert client.head.status in (502, 504) or client.ending == "aborted" or client.body == EVENT[:3]
     # Its one lease is there for the next one.
-    with narrow.forward(answer(EVENT, framing="close")) as client:
+    with narrow.forward(respond(EVENT, framing="close")) as client:
         assert (client.read_head().status, client.read_body(), client.ending) == (200, EVENT, "complete")
     [pid] = narrow.service.worker_pids()
     eventually(lambda: descriptors(pid) == at_rest, "descriptors are left")

@@ -16,7 +16,7 @@ from ..support.crowd import Crowd, Spring
 from ..support.ending import EVENT
 from ..support.program import free_port
 from ..support.service import ROOT, RawClient, Service, call, environment
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 FULL = """
 import os
@@ -44,7 +44,7 @@ def test_a_log_that_cannot_be_written_harms_no_stream(where: str, unbuffered: st
     for name, source in [("sse", "sse"), ("gunicorn.conf.py", "gunicorn.conf.py"), ("service_app.py", "app.py")]:
         (tmp_path / name).symlink_to(ROOT / source)
     settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
-    with Spring(interval=0.1) as spring, Upstream(answer(EVENT)) as upstream:
+    with Spring(interval=0.1) as spring, Upstream(respond(EVENT)) as upstream:
         table = {"test": spring.url, "short": upstream.url}
         env = {"PYTHONUNBUFFERED": unbuffered}
         access_log = "/dev/full" if where is FULL else "-"

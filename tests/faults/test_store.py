@@ -17,7 +17,7 @@ from ..support.crowd import Crowd, Spring
 from ..support.ending import EVENT, eventually
 from ..support.program import RedisServer
 from ..support.service import ROOT, Service, call
-from ..support.upstream import Connection, Upstream, answer
+from ..support.upstream import Connection, Upstream, respond
 
 AWAY = "Redis unavailable"
 BACK = "Redis recovered"
@@ -142,7 +142,7 @@ def counts_for_itself(fault: Callable[..., Any], redis_server: RedisServer, clie
 
 def test_recovery_is_noticed_without_readiness_checks(redis_server: RedisServer, impatient: Path) -> None:
     settings = {"SSE_THROTTLE": "", "root": impatient}
-    with Upstream(answer(EVENT)) as upstream, using(redis_server.url, upstream.url, **settings) as service:
+    with Upstream(respond(EVENT)) as upstream, using(redis_server.url, upstream.url, **settings) as service:
         redis_server.stop()
         assert status(service, "/upstream/test/") == 200
         service.wait_log(AWAY)
@@ -160,7 +160,7 @@ def test_a_hanging_redis_delays_only_the_calls_of_that_moment(
     """Flask-Limiter answered 500 to 99 of them: to all but the first whose question failed."""
     count = 100
     settings = {"SSE_THROTTLE": "1000 per hour", "SSE_MAX_STREAMS_PER_CLIENT": 0}
-    with Upstream(answer(EVENT)) as upstream, using(redis_server.url, upstream.url, **settings) as service:
+    with Upstream(respond(EVENT)) as upstream, using(redis_server.url, upstream.url, **settings) as service:
         assert status(service, "/upstream/test/") == 200
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
@@ -195,7 +195,7 @@ def ask_at_once(service: Service, count: int) -> list[tuple[int, float]]:
 
 
 def loading(connection: Connection) -> None:
-    """A Redis that reads its file: every command gets the same answer."""
+    """A Redis that reads its file: every command gets the same response."""
     while True:
         count = int(connection.read_until(b"\r\n")[1:])
         for _ in range(count):
@@ -205,7 +205,7 @@ def loading(connection: Connection) -> None:
 
 
 def test_a_store_that_is_still_loading_is_unavailable() -> None:
-    with Upstream(loading) as store, Upstream(answer(EVENT)) as upstream:
+    with Upstream(loading) as store, Upstream(respond(EVENT)) as upstream:
         with using(f"redis://127.0.0.1:{store.port}/0", upstream.url, SSE_THROTTLE="2 per hour") as service:
             assert [status(service, "/upstream/test/") for _ in range(3)] == [200, 200, 429]
             assert status(service, "/readyz") == 503

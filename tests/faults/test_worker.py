@@ -21,7 +21,7 @@ from ..support.crowd import Crowd, Spring, descriptors
 from ..support.ending import EVENT, LAST_WORDS, eventually, silent
 from ..support.program import RedisServer
 from ..support.service import RawClient, Service, call
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 STREAMS = 200
 
@@ -140,7 +140,7 @@ def test_a_killed_worker_leaks_no_quota_or_lease(redis_server: RedisServer, tmp_
         # As if their time were over, which no test waits for.
         for lease, _ in store.zrange(key, 0, -1, withscores=True):
             store.zincrby(key, -LIFETIME - 1, lease)
-        upstream.script = answer(usage, framing="close")
+        upstream.script = respond(usage, framing="close")
         assert post().read_body() == usage
         eventually(lambda: not store.exists(key), "the lease is left")
         [account] = [name for name in store.keys("sse:{quota:*") if store.type(name) == b"hash"]
@@ -153,7 +153,7 @@ class Asking(threading.Thread):
     def __init__(self, service: Service) -> None:
         super().__init__(daemon=True)
         self._service = service
-        #: In their order: the status of each whole answer, "cut" where it broke off, "reset" where none came.
+        #: In their order: the status of each whole response, "cut" where it broke off, "reset" where none came.
         self.seen: list[int | str] = []
 
     def run(self) -> None:

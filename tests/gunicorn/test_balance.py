@@ -10,12 +10,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import gevent
+import gevent.socket
 import pytest
+from gunicorn.config import Config
 
 from sse.gunicorn import balance as module
 from sse.gunicorn.balance import IMPATIENCE, MAX_WAIT, PAUSE, SLACK, Balance
+from sse.gunicorn.worker import StreamWorker
 
-from ..support.ending import EVENT, silent
+from ..support.ending import EVENT, eventually, silent
 from ..support.service import RawClient, Service, call
 from ..support.upstream import Upstream
 
@@ -78,10 +82,35 @@ def test_a_worker_that_leaves_is_not_waited_for(clock: Clock) -> None:
     assert not many.must_wait()
 
 
+def has_started(pid: int) -> bool:
+    """Return whether a worker has an event loop."""
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.readlink(link) == "anon_inode:[eventpoll]" for link in links if link.is_symlink())
+
+
 def connections(pid: int) -> int:
     """Return how many sockets a process has open."""
     links = Path(f"/proc/{pid}/fd").iterdir()
     return sum(os.readlink(link).startswith("socket:") for link in links if link.is_symlink())
+
+
+def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each listener showed its own, so a worker with many on one seemed to have none when another began."""
+    loads = bytearray(8)
+    worker = StreamWorker.__new__(StreamWorker)
+    worker.cfg, worker.loads, worker.slot, worker.wsgi, worker.log = Config(), loads, 1, None, None
+    worker.cfg.set("workers", 2)
+    monkeypatch.setattr(StreamWorker, "run_hooked", lambda _: None)
+    worker.run()
+    with gevent.socket.socket() as first, gevent.socket.socket() as second:
+        servers = [worker.listen(listener, 10, None) for listener in (first, second)]
+        busy = servers[0].pool.spawn(gevent.sleep, 60)
+        for server in servers:
+            server.start()
+        assert memoryview(loads).cast("I").tolist() == [0, 2]
+        for server in servers:
+            server.close()
+        busy.kill()
 
 
 def test_long_streams_are_spread_over_two_workers(service: Callable[..., Service]) -> None:
@@ -91,6 +120,8 @@ def test_long_streams_are_spread_over_two_workers(service: Callable[..., Service
         running = service(
             "--workers", "2", SSE_UPSTREAMS={"test": upstream.url}, SSE_THROTTLE="", SSE_MAX_STREAMS_PER_CLIENT=0
         )
+        # One that starts later has fewer until then, and none of what is open moves.
+        eventually(lambda: all(map(has_started, running.worker_pids())), "a worker has not started")
         opened: list[RawClient] = []
 
         def some() -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
 import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import gevent
 import pytest
 
+from sse.gunicorn import master
+
 from ..support.ending import EVENT, eventually, silent
-from ..support.service import ROOT, Service, call
+from ..support.service import ROOT, Process, Service, call, environment
 from ..support.upstream import Upstream
 
 
@@ -122,3 +129,79 @@ def test_a_stream_goes_on_over_a_reload(site: Path, started: Callable[..., Servi
             with call(service, "GET", "/upstream/test/") as other:
                 other.read_until(EVENT)
             assert client.ending is None
+
+
+SLOW = """
+from pathlib import Path
+import time
+with open(Path(__file__).with_name("loads"), "a") as file:
+    file.write("x")
+time.sleep(1)
+"""
+
+
+def begin_check(site: Path, service: Service) -> None:
+    """Send SIGHUP, and return when the code is being tried."""
+    (site / "app.py").write_text((ROOT / "app.py").read_text() + SLOW)
+    os.kill(service.pid, signal.SIGHUP)
+    eventually((site / "loads").exists, "the code is not tried")
+
+
+def test_a_stop_while_a_reload_is_checked_is_a_stop(site: Path, started: Callable[..., Service]) -> None:
+    """The workers waited for those of the reload, and were killed with their streams at the end of their time."""
+    service = started()
+    begin_check(site, service)
+    service.terminate()
+    assert service.wait_exit() == 0
+    assert "Hang up" not in service.log()
+
+
+def test_two_reloads_at_once_are_one(site: Path, started: Callable[..., Service]) -> None:
+    """The workers of the first were stopped before those of the second served."""
+    service = started()
+    [old] = service.worker_pids()
+    begin_check(site, service)
+    os.kill(service.pid, signal.SIGHUP)
+    service.wait_log(rf"Worker exiting \(pid: {old}\)", 30)
+    # The code may have changed between the two: it is tried again, and then loaded by one worker.
+    assert len((site / "loads").read_text()) == 3
+    service.terminate()
+    service.wait_exit()
+    assert service.log().count("Hang up") == 1
+
+
+def test_a_worker_that_begins_stops_at_once() -> None:
+    """Until it handled signals, they were lost, and it served until it was killed."""
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", "127.0.0.1:0"]
+    with Process(command, env=environment({}, {})) as process:
+        process.wait_log("Booting worker")
+        process.terminate()
+        assert process.wait_exit() == 0
+
+
+@pytest.fixture
+def signals() -> Iterator[ExitStack]:
+    """Handlers of signals, as gunicorn sets them, until the test has ended; yields what else ends then."""
+    with ExitStack() as stack:
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        yield stack
+
+
+def test_a_worker_counts_for_its_own_reload(signals: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that served late counted for the next reload, whose workers did not serve yet."""
+    monkeypatch.setattr(master, "check_app", lambda *_: "")
+    file = signals.enter_context(tempfile.TemporaryFile(buffering=0))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: file)
+    guard = master.Guard(logging.getLogger())
+
+    def fork() -> master.Guard:
+        guard(signal.SIGHUP, None)
+        gevent.sleep()
+        return copy.copy(guard)
+
+    late, new = fork(), fork()
+    late.serve(1)
+    assert (late.is_replaced(), new.is_replaced(), new.state()) == (True, False, "pending")
+    new.serve(1)
+    assert new.state() == "done"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -15,12 +16,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 import trustme
 
 from ..support.relay import Relay
 from ..support.service import PATIENCE, Process, RawClient, Service, call
-from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, answer, chunk, head
+from ..support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head, respond
 
 EVENT = b"data: a\n\n"
 STREAMS = 20
@@ -178,8 +180,8 @@ def test_whom_a_proxy_named_it_names_for_the_whole_connection(
 
 
 def test_a_length_that_a_site_sets_is_kept_to(upstream: Callable[..., Upstream], serve: Callable[..., Service]) -> None:
-    """What is more would be taken for the next answer."""
-    running = serve(upstream(answer(EVENT, EVENT)))
+    """What is more would be taken for the next response."""
+    running = serve(upstream(respond(EVENT, EVENT)))
     with call(running, "GET", "/upstream/test/?length=9") as client:
         assert client.read_body() == EVENT
         client.request("GET", "/healthz")
@@ -280,7 +282,7 @@ def test_what_a_site_makes_of_the_body_is_sent(
 ) -> None:
     """A middleware that changes bytes is not passed by."""
     running = service(
-        app="tests.apps.shouting:app", SSE_UPSTREAMS={"test": upstream(answer(EVENT, EVENT)).url}, SSE_THROTTLE=""
+        app="tests.apps.shouting:app", SSE_UPSTREAMS={"test": upstream(respond(EVENT, EVENT)).url}, SSE_THROTTLE=""
     )
     with call(running, "GET", "/upstream/test/") as client:
         assert client.read_body() == EVENT.upper() * 2
@@ -348,3 +350,29 @@ def test_over_tls_a_stream_keeps_its_greenlet_and_comes_as_it_is(
                 assert client.read_body() == EVENT * 2
                 assert client.is_complete
         process.stop(number=signal.SIGQUIT)
+
+
+def test_over_http_2_a_name_with_an_underscore_is_no_other(certificate: tuple[ssl.SSLContext, list[str]]) -> None:
+    """It got into environ as X-Passcode, or as the X-Forwarded-For of a proxy."""
+    context, args = certificate
+    env = {**os.environ, "FLASK_SSE_UPSTREAMS": '{"test": "http://127.0.0.1:1/"}', "FLASK_SSE_PASSCODES": '{"me": "9"}'}
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", "127.0.0.1:0", "--http-protocols", "h2,h1", *args]
+    with Process(command, env=env) as process, httpx.Client(verify=context, http1=False, http2=True) as client:
+        url = f"https://127.0.0.1:{process.wait_log(r'Listening at: https://127.0.0.1:([0-9]+)')[1]}/upstream/test/"
+        responses = [client.get(url, headers={name: "9"}) for name in ("X-Passcode", "X_Passcode")]
+        assert [(each.http_version, each.status_code) for each in responses] == [("HTTP/2", 502), ("HTTP/2", 401)]
+        process.stop(number=signal.SIGQUIT)
+
+
+def test_a_malformed_request_is_refused_without_descriptors(service: Callable[..., Service]) -> None:
+    """Each gave a traceback, and no response."""
+    running = service()
+    [worker] = running.worker_pids()
+    with RawClient(running.host, running.port) as client:
+        client.request("GET", "/healthz")
+        client.read_body()
+        soft = max(int(number) for number in os.listdir(f"/proc/{worker}/fd")) + 1
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, resource.prlimit(worker, resource.RLIMIT_NOFILE)[1]))
+        client.send(b"GET / HTTP/nine\r\n\r\n")
+        assert client.read_head().status == 400
+    assert "Traceback" not in running.log()

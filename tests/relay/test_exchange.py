@@ -338,6 +338,25 @@ def test_cancelling_shuts_the_upstream_down(pair: Pair) -> None:
     assert pair[1].recv(1) == b""
 
 
+def test_a_client_is_shut_down_before_its_exchange_ends(pair: Pair) -> None:
+    """Its server closed it in between, and the next client, whose connection got its number, was cut off."""
+    closed: list[bool] = []
+
+    class Watched(socket.socket):
+        def fileno(self) -> int:
+            closing.start()
+            closing.join(0.1)
+            closed.append(not closing.is_alive())
+            return super().fileno()
+
+    with Watched(fileno=pair[0].detach()) as connection:
+        exchange = Exchange(connection, Limits())
+        closing = threading.Thread(target=exchange.close)
+        exchange.lose_client(EndReason.CLIENT_GONE)
+        closing.join()
+    assert closed == [False]
+
+
 def test_a_connection_that_was_released_is_not_shut_down(pair: Pair) -> None:
     """It is in its pool, and carries another client's response in the next moment."""
     exchange = opened()

@@ -15,7 +15,7 @@ from sse.relay.lease import LIFETIME, Leases, SharedLeases, leases_in
 from sse.relay.redis import SharedStore
 
 from ..support.service import RawClient, Service, forward
-from ..support.upstream import EVENT_STREAM, Connection, Upstream, answer, chunk, head
+from ..support.upstream import EVENT_STREAM, Connection, Upstream, chunk, head, respond
 
 EVENT = b"data: x\n\n"
 
@@ -218,7 +218,7 @@ def test_what_never_became_a_stream_leaves_no_lease(
 ) -> None:
     """HEAD starts no generator, and a refused or failed call has none."""
     # A connection that the upstream closes behind a response must not be kept for the POST.
-    source = upstream(answer(EVENT, fields=(EVENT_STREAM, "Connection: close"), framing="close"))
+    source = upstream(respond(EVENT, fields=(EVENT_STREAM, "Connection: close"), framing="close"))
     gone = upstream()
     gone.refuse()
     table = {"test": source.url, "gone": gone.url}

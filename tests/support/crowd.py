@@ -20,7 +20,7 @@ from .upstream import LAST_CHUNK, chunk
 
 
 class Spring:
-    """An upstream that answers every request with an event stream that does not end.
+    """An upstream that responses every request with an event stream that does not end.
 
     :param interval: seconds between two events of each stream; 0: one event, then silence.
     """

@@ -51,7 +51,7 @@ DIALECTS = {"/chat/completions": chat_events, "/generation": generation_events, 
 
 
 def speak(*texts: str) -> Script:
-    """Return a script that answers each request in the dialect of its path."""
+    """Return a script that responses each request in the dialect of its path."""
 
     def script(connection: Connection) -> None:
         while True:

@@ -17,7 +17,7 @@ WATCH_POLICY = """addEventListener("securitypolicyviolation", (event) =>
     console.error(`the policy forbids ${event.effectiveDirective} ${event.blockedURI} ${event.sourceFile}`));"""
 
 
-#: What the browser says of answers that some tests want: refused, cut, or of another type.
+#: What the browser says of responses that some tests want: refused, cut, or of another type.
 WANTED = ("Failed to load resource:", "EventSource's response has a MIME type")
 
 
@@ -76,16 +76,16 @@ def expect_end(page: Page, end: str) -> None:
 
 
 def stream(*pieces: bytes, field: str = EVENT_STREAM, last: bytes = LAST_CHUNK) -> Callable[[Connection], None]:
-    """Return a script that answers with these pieces, each in a chunk."""
+    """Return a script that responses with these pieces, each in a chunk."""
 
-    def answer(connection: Connection) -> None:
+    def respond(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(200, field, "Transfer-Encoding: chunked"))
         for piece in pieces:
             connection.send(chunk(piece))
         connection.send(last)
 
-    return answer
+    return respond
 
 
 def faults(page: Page, axe: str) -> list[str]:

@@ -185,7 +185,7 @@ def start_refused(*args: str, env: Mapping[str, str] | None = None, root: Path =
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The head of an answer."""
+    """The head of a response."""
 
     status: int
     reason: str
@@ -238,7 +238,7 @@ class RawClient:
         #: The body so far, and the same in its pieces.
         self.body = b""
         self.pieces: list[Piece] = []
-        #: How the answer ended: None as long as it has not, "complete", or "aborted" (FIN or RST in the middle).
+        #: How the response ended: None as long as it has not, "complete", or "aborted" (FIN or RST in the middle).
         self.ending: str | None = None
         self._buffer = b""
         self._unread: list[Piece] = []
@@ -247,7 +247,7 @@ class RawClient:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has ended as its framing promises."""
+        """Whether the response has ended as its framing promises."""
         return self.ending == "complete"
 
     def send(self, data: bytes) -> None:
@@ -257,7 +257,7 @@ class RawClient:
     def request(
         self, method: str, target: str, fields: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> None:
-        """Send a request; its answer is read afterwards, from the beginning."""
+        """Send a request; its response is read afterwards, from the beginning."""
         self.head, self.body, self.pieces, self.ending, self._unread = None, b"", [], None, []
         length = {} if body is None else {"Content-Length": str(len(body))}
         lines = [f"{name}: {value}" for name, value in {"Host": self.authority, **length, **(fields or {})}.items()]
@@ -274,7 +274,7 @@ class RawClient:
         return self.sock.recv(65536)
 
     def read_head(self) -> Head:
-        """Return the head of the answer, an interim (1xx) one as any other.
+        """Return the head of the response, an interim (1xx) one as any other.
 
         :raises ConnectionError: if the connection ends before it.
         """
@@ -291,11 +291,11 @@ class RawClient:
         self._start_body(self.head)
         return self.head
 
-    def _start_body(self, answer: Head) -> None:
-        self._is_chunked = answer.field("Transfer-Encoding") == "chunked"
-        length = answer.field("Content-Length")
+    def _start_body(self, response: Head) -> None:
+        self._is_chunked = response.field("Transfer-Encoding") == "chunked"
+        length = response.field("Content-Length")
         self._length = int(length) if length is not None else None
-        if self.method == "HEAD" or answer.status in (204, 304):
+        if self.method == "HEAD" or response.status in (204, 304):
             self._is_chunked, self._length = False, 0
         if not self._is_chunked and self._length == 0:
             self.ending = "complete"
@@ -408,7 +408,7 @@ def call(
     body: bytes | None = None,
     **options: Any,
 ) -> RawClient:
-    """Send a request on a connection of its own, and return the client to read the answer from; the caller closes.
+    """Send a request on a connection of its own, and return the client to read the response from; the caller closes.
 
     :param options: of `RawClient`.
     """
@@ -418,7 +418,7 @@ def call(
 
 
 def forward(service: Service, target: str, *, http_fields: Mapping[str, str] | None = None, **fields: Any) -> RawClient:
-    """Send `POST /forward-sse` for that target, and return the client to read the answer from; the caller closes.
+    """Send `POST /forward-sse` for that target, and return the client to read the response from; the caller closes.
 
     :param http_fields: fields of the request itself, such as an `Authorization` for the gateway.
     :param fields: of the JSON, such as `method`, `body`, `header`, `passcode`.

@@ -36,7 +36,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def head(status: int = 200, *fields: str, version: str = "HTTP/1.1") -> bytes:
-    """Return the head of an answer; each field is a line such as `Content-Type: text/event-stream`."""
+    """Return the head of a response; each field is a line such as `Content-Type: text/event-stream`."""
     lines = [f"{version} {status} {HTTPStatus(status).phrase}", *fields]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1")
 
@@ -46,22 +46,22 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-def answer(
+def respond(
     *pieces: bytes, status: int = 200, fields: Sequence[str] = (EVENT_STREAM,), framing: str = "chunked"
 ) -> Script:
-    """Return a script that gives every request of a connection the same complete answer.
+    """Return a script that gives every request of a connection the same complete response.
 
     :param pieces: of the body, each sent with a call of its own and, when chunked, as a chunk of its own.
     :param framing: `chunked`, `length` (Content-Length), `close` (until the connection ends) or `http/1.0`.
     """
     body = b"".join(pieces)
     line = {"chunked": ["Transfer-Encoding: chunked"], "length": [f"Content-Length: {len(body)}"]}.get(framing, [])
-    answer_head = head(status, *fields, *line, version="HTTP/1.0" if framing == "http/1.0" else "HTTP/1.1")
+    response_head = head(status, *fields, *line, version="HTTP/1.0" if framing == "http/1.0" else "HTTP/1.1")
 
     def script(connection: Connection) -> None:
         while True:
             connection.read_request()
-            connection.send(answer_head)
+            connection.send(response_head)
             for piece in pieces:
                 connection.send(chunk(piece) if framing == "chunked" else piece)
             if framing == "chunked":
@@ -408,7 +408,7 @@ class Upstream:
         host: str = "127.0.0.1",
         common_name: str | None = None,
     ) -> None:
-        self.script: Script = script or answer()
+        self.script: Script = script or respond()
         self.host = host
         #: All connections accepted so far; one whose TLS handshake failed is only counted in `failed_handshakes`.
         self.connections: list[Connection] = []

@@ -70,8 +70,8 @@ def heartbeat(request: pytest.FixtureRequest) -> float:
     ],
 )
 def test_an_item_becomes_an_event(item: Any, sent: str, heartbeat: float) -> None:
-    answer = client_of(stream(item), HEARTBEAT=heartbeat).get("/")
-    assert answer.get_data(as_text=True) == f"{sent}\n\n"
+    response = client_of(stream(item), HEARTBEAT=heartbeat).get("/")
+    assert response.get_data(as_text=True) == f"{sent}\n\n"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_text_that_is_like_an_event_but_none_is_sent(text: str, heartbeat: float
 
 def test_later_text_may_be_anything(heartbeat: float) -> None:
     """It may be other people's, and is not to end a stream."""
-    answer = client_of(stream("a", "data: a\n\n"), HEARTBEAT=heartbeat).get("/")
-    assert answer.text == "data: a\n\ndata: data: a\ndata: \ndata: \n\n"
+    response = client_of(stream("a", "data: a\n\n"), HEARTBEAT=heartbeat).get("/")
+    assert response.text == "data: a\n\ndata: data: a\ndata: \ndata: \n\n"
 
 
 def runs_in(options: dict[str, Any], **settings: Any) -> str:
@@ -189,10 +189,10 @@ def test_the_threads_of_silent_iterables_are_bounded(monkeypatch: pytest.MonkeyP
         may_end.wait(PATIENCE)
 
     client = client_of(lambda: EventSourceResponse(waiting()), HEARTBEAT=0.01)
-    answer = client.get("/")
-    pieces = answer.iter_encoded()
+    response = client.get("/")
+    pieces = response.iter_encoded()
     assert [next(pieces), next(pieces), next(pieces)] == [b"", b"data: a\n\n", b":\n"]
-    answer.close()
+    response.close()
     # The client has left, the thread waits on.
     assert runs_in({}) == "view's thread"
     may_end.set()
@@ -213,9 +213,9 @@ def test_what_the_iterable_raises_reaches_the_test(heartbeat: float) -> None:
 
 
 def test_the_fields_are_those_of_an_event_stream() -> None:
-    answer = client_of(stream()).get("/", headers={"X-Request-Id": "abc"})
-    assert answer.status_code == 200
-    assert dict(answer.headers) == {
+    response = client_of(stream()).get("/", headers={"X-Request-Id": "abc"})
+    assert response.status_code == 200
+    assert dict(response.headers) == {
         "Content-Type": "text/event-stream; charset=utf-8",
         "Cache-Control": "no-cache, no-transform",
         "X-Accel-Buffering": "no",
@@ -226,18 +226,18 @@ def test_the_fields_are_those_of_an_event_stream() -> None:
 
 def test_status_and_fields_may_be_given_but_not_the_type() -> None:
     fields = {"cache-control": "no-store", "X-Other": "1", "content-type": "text/plain"}
-    answer = client_of(stream(status=203, headers=fields)).get("/")
-    assert answer.status_code == 203
-    assert answer.headers.getlist("Cache-Control") == ["no-store"]
-    assert answer.headers["X-Other"] == "1"
-    assert answer.headers.getlist("Content-Type") == ["text/event-stream; charset=utf-8"]
+    response = client_of(stream(status=203, headers=fields)).get("/")
+    assert response.status_code == 203
+    assert response.headers.getlist("Cache-Control") == ["no-store"]
+    assert response.headers["X-Other"] == "1"
+    assert response.headers.getlist("Content-Type") == ["text/event-stream; charset=utf-8"]
 
 
 def test_status_204_sends_the_head_alone_and_is_complete(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sse")
-    with client_of(stream("never", status=204)).get("/") as answer:
-        assert answer.status_code == 204
-        assert answer.data == b""
+    with client_of(stream("never", status=204)).get("/") as response:
+        assert response.status_code == 204
+        assert response.data == b""
     assert "stream end=complete status=204" in caplog.text
 
 
@@ -259,8 +259,8 @@ def test_what_the_view_wants_closed_is_closed_with_the_stream() -> None:
         response.call_on_close(lambda: closed.append("view"))
         return response
 
-    with client_of(view).get("/") as answer:
-        assert answer.data == b"data: a\n\n"
+    with client_of(view).get("/") as response:
+        assert response.data == b"data: a\n\n"
     assert closed == ["view"]
 
 
@@ -296,10 +296,10 @@ def test_a_stream_that_is_left_is_closed_and_says_so_once(heartbeat: float, capl
 
         return EventSourceResponse(events())
 
-    answer = client_of(view, HEARTBEAT=heartbeat).get("/")
-    pieces = answer.iter_encoded()
+    response = client_of(view, HEARTBEAT=heartbeat).get("/")
+    pieces = response.iter_encoded()
     assert [next(pieces), next(pieces)] == [b"", b"data: a\n\n"]
-    answer.close()
+    response.close()
     assert closed.wait(PATIENCE)
     assert [record.getMessage().split()[1] for record in caplog.records] == ["end=client_gone"]
 
@@ -318,19 +318,19 @@ def test_what_the_close_of_the_iterable_raises_leaves_no_watch(caplog: pytest.Lo
         return EventSourceResponse(events())
 
     client = client_of(view, HEARTBEAT=0)
-    answer = client.get("/")
-    assert next(pieces := answer.iter_encoded()) == b""
+    response = client.get("/")
+    assert next(pieces := response.iter_encoded()) == b""
     assert next(pieces) == b"data: a\n\n"
     with pytest.raises(LookupError, match="of the close"):
-        answer.close()
+        response.close()
     assert len(client.application.extensions["sse"].monitor) == 0
     assert "stream end=client_gone" in caplog.text
 
 
 def test_no_watch_is_left_when_streams_have_ended(heartbeat: float) -> None:
     client = client_of(stream("a"), HEARTBEAT=heartbeat)
-    with client.get("/") as answer:
-        assert answer.data == b"data: a\n\n"
+    with client.get("/") as response:
+        assert response.data == b"data: a\n\n"
     client.get("/").close()
     client.head("/").close()
     assert len(client.application.extensions["sse"].monitor) == 0

@@ -13,7 +13,7 @@ from app import create_app
 from sse.relay.upstream.client import UpstreamResponse
 from sse.web.report import StreamReport
 
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_stream_whose_response_cannot_be_made_is_released(
     closed: list[UpstreamResponse] = []
     close = UpstreamResponse.close
     monkeypatch.setattr(UpstreamResponse, "close", lambda self: closed.append(self) or close(self))  # type: ignore[func-returns-value]
-    there = upstream(answer(b"data: 1\n\n"))
+    there = upstream(respond(b"data: 1\n\n"))
     app = create_app({"SSE_UPSTREAMS": {"there": there.url}})
     monkeypatch.setattr(*fails, fail)
     assert app.test_client().get("/upstream/there/").status_code == 500

@@ -21,7 +21,7 @@ from sse.web.log import JSONFormatter, TextFormatter
 from ..support.ending import silent
 from ..support.relay import Relay
 from ..support.service import RawClient, Service, call, forward
-from ..support.upstream import Upstream, answer
+from ..support.upstream import Upstream, respond
 
 EVENT = b"data: a\n\n"
 
@@ -39,7 +39,7 @@ EVENT = b"data: a\n\n"
     ],
 )
 def test_a_valid_request_id_is_kept_and_goes_to_the_upstream(relay: Any, given: str, is_kept: bool) -> None:
-    client = relay.forward(answer(EVENT), http_fields={"X-Request-Id": given})
+    client = relay.forward(respond(EVENT), http_fields={"X-Request-Id": given})
     answered = client.read_head().field("X-Request-Id")
     client.read_body()
     assert (answered == given) == is_kept
@@ -49,7 +49,7 @@ def test_a_valid_request_id_is_kept_and_goes_to_the_upstream(relay: Any, given: 
 
 def test_the_upstreams_own_id_stands_beside_ours(relay: Relay) -> None:
     """There were two fields of one name, and clients took the wrong one or both."""
-    script = answer(EVENT, fields=["Content-Type: text/event-stream", "X-Request-ID: theirs"])
+    script = respond(EVENT, fields=["Content-Type: text/event-stream", "X-Request-ID: theirs"])
     head = relay.forward(script, http_fields={"X-Request-Id": "ours-1"}).read_head()
     assert (head.field("X-Request-Id"), head.field("X-Upstream-Request-Id")) == ("ours-1", "theirs")
 
@@ -76,19 +76,19 @@ def refused(method: str, path: str, body: bytes | None = None, kind: str = "appl
     ("send", "status", "line"),
     [
         pytest.param(
-            lambda relay, fields: relay.forward(answer(EVENT), http_fields=fields),
+            lambda relay, fields: relay.forward(respond(EVENT), http_fields=fields),
             200,
             "stream end=complete status=200 upstream=test client=- events=1 bytes=9 ",
             id="complete",
         ),
         pytest.param(
-            lambda relay, fields: relay.call(answer(EVENT), "HEAD", fields=fields),
+            lambda relay, fields: relay.call(respond(EVENT), "HEAD", fields=fields),
             200,
             "stream end=complete status=200 upstream=test client=- events=0 bytes=0 first_byte=- longest_gap=- ",
             id="head",
         ),
         pytest.param(
-            lambda relay, fields: relay.call(answer(b"no", status=500), "GET", fields=fields),
+            lambda relay, fields: relay.call(respond(b"no", status=500), "GET", fields=fields),
             500,
             "stream end=complete status=500 upstream=test client=- events=0 bytes=2 ",
             id="upstream-error",
@@ -124,7 +124,7 @@ def test_each_request_has_one_line_and_one_id(relay: Relay, send: Send, status: 
             assert json.loads(client.body)["request_id"] == id_
     relay.service.wait_log(rf" INFO {line}.*request_id={id_}$")
     # The next request's line comes after all that is said of this one.
-    relay.forward(answer(EVENT), http_fields={"X-Request-Id": "next-of-" + id_}).read_body()
+    relay.forward(respond(EVENT), http_fields={"X-Request-Id": "next-of-" + id_}).read_body()
     relay.service.wait_log(f"request_id=next-of-{id_}$")
     assert len(lines(relay.service.log(), id_)) == 1
 
@@ -135,7 +135,7 @@ def test_a_client_that_leaves_has_one_line(relay: Relay) -> None:
     client.read_until(EVENT)
     client.close()
     relay.service.wait_log(rf"stream end=client_gone status=200 .* request_id={id_}$")
-    relay.forward(answer(EVENT), http_fields={"X-Request-Id": "next-of-" + id_}).read_body()
+    relay.forward(respond(EVENT), http_fields={"X-Request-Id": "next-of-" + id_}).read_body()
     relay.service.wait_log(f"request_id=next-of-{id_}$")
     assert len(lines(relay.service.log(), id_)) == 1
 
@@ -166,7 +166,7 @@ def test_refusals_of_who_calls_have_a_line(service: Callable[..., Service], upst
 def test_each_line_of_the_service_is_an_object_if_that_is_wanted(
     service: Callable[..., Service], upstream: Callable[..., Upstream]
 ) -> None:
-    server = upstream(answer(EVENT, b"data: b\n\n"))
+    server = upstream(respond(EVENT, b"data: b\n\n"))
     settings = {"SSE_PASSCODES": {"ann": "right"}, "SSE_LOG_FORMAT": "json"}
     gateway = service(SSE_UPSTREAMS={"test": server.url}, **settings)
     with forward(gateway, server.url, passcode="right", http_fields={"X-Request-Id": "one"}) as client:
@@ -241,7 +241,7 @@ def test_a_client_name_of_the_sites_forges_nothing(
     handler.setFormatter(TextFormatter())
     logging.getLogger("sse").addHandler(handler)
     app = Flask(__name__)
-    app.config["SSE_UPSTREAMS"] = {"test": upstream(answer(EVENT)).url}
+    app.config["SSE_UPSTREAMS"] = {"test": upstream(respond(EVENT)).url}
     SSE(app, authorize=lambda request: name)
     try:
         app.test_client().get("/upstream/test/", headers={"X-Request-Id": "one"}).close()

@@ -15,11 +15,11 @@ from sse import SSE
 
 from ..support.ending import error_event, eventually
 from ..support.service import RawClient, Service, call
-from ..support.upstream import EVENT_STREAM, Connection, Upstream, answer, chunk, head
+from ..support.upstream import EVENT_STREAM, Connection, Upstream, chunk, head, respond
 
 EVENT = b"data: 1\n\n"
 #: Each test has an upstream connection of its own, and so its own script.
-ANSWER = answer(EVENT, fields=[EVENT_STREAM, "Connection: close"])
+ANSWER = respond(EVENT, fields=[EVENT_STREAM, "Connection: close"])
 
 
 @dataclass

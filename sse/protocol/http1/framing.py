@@ -14,6 +14,11 @@ MAX_SIZE_LINE = 4096
 #: Bytes of the trailer section; nothing in it is passed on.
 MAX_TRAILERS = 16384
 
+#: Bytes of a chunk-size line that is remembered: three digits, so that there are few. Where each event is a chunk,
+#: reading the line takes longer than all else of the framing.
+MAX_KNOWN_LINE = len(b"fff\r\n")
+_KNOWN_LINES: dict[bytes, int] = {}
+
 _CRLF = b"\r\n"
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # 7.1: "chunk-size = 1*HEXDIG" and "The recipient MUST anticipate potentially large hexadecimal numerals": 16 digits are
@@ -173,8 +178,8 @@ class ChunkedDecoder:
         self.rest = b""
         self._left = 0
         self._tail = b""
-        # The last chunk-size line, and how many bytes follow such a one; at first any that is right.
-        self._line, self._chunk = b"1\r\n", len(b"x\r\n")
+        # Bytes of the last chunk-size line; at first those of the usual ones.
+        self._line_length = len(b"ff\r\n")
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bytes:
@@ -194,19 +199,24 @@ class ChunkedDecoder:
         raise MalformedBody("the last chunk is missing")
 
     def _decode(self, data: bytes, pieces: list[bytes]) -> None:
-        position, left, size, line = 0, self._left, len(data), self._line
+        position, left, size, length = 0, self._left, len(data), self._line_length
         while position < size:
             if not left:
-                # Most chunks are as long as the one before: the comparison takes a third of the time of parsing.
-                if not data.startswith(line, position):
-                    line = _find_line(data, position)
-                    if not line:
+                # Most lines are as long as the one before, and were read before.
+                line = data[position : position + length]
+                left = _KNOWN_LINES.get(line, 0)
+                if not left:
+                    line_end = data.find(b"\n", position, position + MAX_SIZE_LINE) + 1
+                    if not line_end:
+                        if size - position >= MAX_SIZE_LINE:
+                            raise ValueError("a chunk-size line without its end")
                         break
-                    self._line, self._chunk = line, _parse_size_line(line)
-                    if not self._chunk:
-                        return self._end(data[position + len(line) - 2 :])
-                left = self._chunk
-                position += len(line)
+                    line = data[position:line_end]
+                    left = _parse_size_line(line)
+                    if not left:
+                        return self._end(data[line_end - 2 :])
+                    self._line_length = length = len(line)
+                position += length
             end = position + left
             if end > size:
                 break
@@ -245,17 +255,6 @@ class ChunkedDecoder:
             self.finished, self.rest = True, rest
 
 
-def _find_line(data: bytes, position: int) -> bytes:
-    """Return the line at a position with its end, b"" if it has not come whole.
-
-    :raises ValueError: it is too long.
-    """
-    end = data.find(b"\n", position, position + MAX_SIZE_LINE) + 1
-    if not end and len(data) - position >= MAX_SIZE_LINE:
-        raise ValueError("a chunk-size line without its end")
-    return data[position:end]
-
-
 def _parse_size_line(line: bytes) -> int:
     """Return how many bytes follow, the CRLF after the data included; 0 for the last chunk."""
     # 2.2 lets a recipient take a bare LF for a line's end; two readers who differ about that are how smuggling works.
@@ -263,4 +262,7 @@ def _parse_size_line(line: bytes) -> int:
     if match is None:
         raise ValueError("a malformed chunk-size line")
     size = int(match[1], 16)
-    return size + 2 if size else 0
+    chunk = size + 2 if size else 0
+    if len(line) <= MAX_KNOWN_LINE:
+        _KNOWN_LINES[line] = chunk
+    return chunk

@@ -14,8 +14,10 @@ app = Flask(__name__)
 @app.post("/forward-sse")
 def forward() -> Response:
     call = request.get_json()
-    answer = requests.post(call["targetUrl"], data=call["body"], headers=call["header"], stream=True)
-    return Response(answer.iter_content(None), status=answer.status_code, content_type=answer.headers["Content-Type"])
+    response = requests.post(call["targetUrl"], data=call["body"], headers=call["header"], stream=True)
+    return Response(
+        response.iter_content(None), status=response.status_code, content_type=response.headers["Content-Type"]
+    )
 
 
 @app.get("/healthz")

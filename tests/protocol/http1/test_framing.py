@@ -1,4 +1,4 @@
-"""The framing of an upstream's answer: what the rules of RFC 9112 say, and chunks cut in every place."""
+"""The framing of an upstream's response: what the rules of RFC 9112 say, and chunks cut in every place."""
 
 from __future__ import annotations
 

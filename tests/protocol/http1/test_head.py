@@ -1,4 +1,4 @@
-"""The head of an answer: what is one, what is none, and what cannot be sent as one."""
+"""The head of a response: what is one, what is none, and what cannot be sent as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way an answer can be framed, cut and kept, without a service in between."""
+"""Every way a response can be framed, cut and kept, without a service in between."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from ...support.upstream import (
     Connection,
     Script,
     Upstream,
-    answer,
     chunk,
     head,
     in_turn,
+    respond,
 )
 
 EVENT = b"data: a\n\n"
@@ -96,7 +96,7 @@ def tls(upstream: Callable[..., Upstream]) -> Iterator[Relaying]:
 
 
 def framed(body: bytes, framing: str) -> bytes:
-    """Return a whole answer."""
+    """Return a whole response."""
     version = "HTTP/1.0" if framing == "http/1.0" else "HTTP/1.1"
     line = {"chunked": ["Transfer-Encoding: chunked"], "length": [f"Content-Length: {len(body)}"]}.get(framing, [])
     rest = chunk(body[:3]) + chunk(body[3:]) + LAST_CHUNK if framing == "chunked" else body
@@ -169,7 +169,7 @@ def test_the_bytes_pass_through_requests(plain: Relaying, monkeypatch: pytest.Mo
             yield piece
 
     monkeypatch.setattr(requests.Response, "iter_content", spy)
-    assert plain.read(answer(EVENT)) == EVENT
+    assert plain.read(respond(EVENT)) == EVENT
     assert b"".join(piece or b"" for piece in taken) == EVENT
 
 
@@ -309,7 +309,7 @@ def test_a_connection_is_kept_after_a_complete_response(plain: Relaying) -> None
 def test_a_connection_that_is_logged_in_is_not_kept(plain: Relaying, value: str, connections: int) -> None:
     """NTLM and Negotiate log in the connection: the next client would have been logged in with it."""
     for _ in range(2):
-        with plain.open(answer(EVENT), fields=[("Authorization", value)]) as response:
+        with plain.open(respond(EVENT), fields=[("Authorization", value)]) as response:
             assert b"".join(pieces(response)) == EVENT
     assert len(plain.upstream.connections) == connections
 
@@ -366,9 +366,9 @@ def breaking(monkeypatch: pytest.MonkeyPatch, *, after: int) -> list[bytes]:
 
 
 def test_a_post_is_retried_if_nothing_was_sent(plain: Relaying, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain.read(answer(EVENT)) == EVENT
+    assert plain.read(respond(EVENT)) == EVENT
     refused = breaking(monkeypatch, after=0)
-    with plain.open(answer(EVENT), method="POST", body=b"once") as response:
+    with plain.open(respond(EVENT), method="POST", body=b"once") as response:
         assert b"".join(pieces(response)) == EVENT
     assert refused
     assert [request.body for request in plain.upstream.requests] == [b"", b"once"]
@@ -451,7 +451,7 @@ def test_it_is_retried_once_and_over_a_new_connection(plain: Relaying, monkeypat
 
     monkeypatch.setattr(UpstreamAdapter, "send", send)
     with pytest.raises(SSEError):
-        plain.open(answer())
+        plain.open(respond())
     assert may_reuse == [True, False]
 
 
@@ -465,10 +465,10 @@ def test_a_refused_address_is_reported_as_refused(upstream: Callable[..., Upstre
 
 
 def test_a_kept_connection_has_no_other_owner(upstream: Callable[..., Upstream], plain: Relaying) -> None:
-    other = upstream(answer(b"data: other\n\n"))
-    assert plain.read(answer(EVENT)) == EVENT
+    other = upstream(respond(b"data: other\n\n"))
+    assert plain.read(respond(EVENT)) == EVENT
     plain.upstream, first = other, plain.upstream
-    assert plain.read(answer(b"data: other\n\n")) == b"data: other\n\n"
+    assert plain.read(respond(b"data: other\n\n")) == b"data: other\n\n"
     assert (len(first.connections), len(other.connections)) == (1, 1)
 
 
@@ -528,12 +528,12 @@ def test_a_head_just_within_the_bound_passes(plain: Relaying) -> None:
 
 
 def test_repeated_fields_stay_apart(plain: Relaying) -> None:
-    with plain.open(answer(EVENT, fields=["X-A: 1", "X-A: 2", "x-a: 3"])) as response:
+    with plain.open(respond(EVENT, fields=["X-A: 1", "X-A: 2", "x-a: 3"])) as response:
         assert [value for name, value in response.fields if name.lower() == "x-a"] == ["1", "2", "3"]
 
 
 def test_the_request_is_what_was_judged(plain: Relaying) -> None:
-    plain.read(in_turn(answer(EVENT)))
+    plain.read(in_turn(respond(EVENT)))
     request = plain.upstream.requests[0]
     assert request.target == "/path?query"
     assert request.field("Host") == f"127.0.0.1:{plain.upstream.port}"
@@ -543,7 +543,7 @@ def test_the_request_is_what_was_judged(plain: Relaying) -> None:
 @pytest.mark.parametrize("path", ["/a%2Bb", "/%C3%A4", "/a%20b", "/a;b=c", "/~x", "/a%25b", "/?a=%20&b=/?"])
 def test_nothing_parses_the_target_again(plain: Relaying, path: str) -> None:
     """urllib3 and requests each have an opinion on what a URL should be."""
-    plain.upstream.script = answer(EVENT)
+    plain.upstream.script = respond(EVENT)
     target = parse_target(plain.upstream.url + path)
     with plain.upstreams.open(UpstreamRequest(method="GET", target=target, fields=[]), Side(Stage.OPEN)) as got:
         list(pieces(got))

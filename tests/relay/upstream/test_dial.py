@@ -25,7 +25,7 @@ from sse.relay.upstream.pool import Pool
 from sse.relay.upstream.transport import Transport
 
 from ...support.source import pieces
-from ...support.upstream import SilentListener, Upstream, answer
+from ...support.upstream import SilentListener, Upstream, respond
 
 #: One that the operator named and that no public network has, one that he named and is public, and one that he did not.
 TABLE = UpstreamTable(
@@ -35,7 +35,7 @@ TABLE = UpstreamTable(
 
 
 class Resolver:
-    """Stands for getaddrinfo(3): gives the answers in turn, the last one for good, and notes what it was asked."""
+    """Stands for getaddrinfo(3): gives the responses in turn, the last one for good, and notes what it was asked."""
 
     def __init__(self, *answers: list[str] | OSError) -> None:
         self.answers = list(answers)
@@ -123,7 +123,7 @@ def test_a_private_name_leads_to_no_metadata_service(
 def test_one_bad_address_condemns_all(
     resolve: Callable[..., Resolver], dialled: list[str], bad: str, place: int
 ) -> None:
-    """requests-hardened judges the first answer alone."""
+    """requests-hardened judges the first response alone."""
     answers = [*PUBLIC]
     answers.insert(place, bad)
     resolve(answers)
@@ -145,8 +145,8 @@ def test_what_is_dialled_is_what_was_judged(resolve: Callable[..., Resolver], di
 def test_a_name_is_looked_up_once_for_each_connection(
     resolve: Callable[..., Resolver], upstream: Callable[..., Upstream]
 ) -> None:
-    """DNS rebinding: one answer for the check, and another one for the connection."""
-    inside = upstream(answer(b"data: x\n\n"))
+    """DNS rebinding: one response for the check, and another one for the connection."""
+    inside = upstream(respond(b"data: x\n\n"))
     resolver = resolve(["127.0.0.1"], ["169.254.169.254"])
     table = UpstreamTable([parse_upstream("inside", f"http://ollama:{inside.port}/")])
     upstreams = UpstreamClient(UpstreamAdapter(Pool(dialer(table), tls_context(), size=4)))

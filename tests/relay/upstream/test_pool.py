@@ -21,7 +21,7 @@ from sse.relay.upstream.dial import Dialer
 from sse.relay.upstream.pool import IDLE_LIMIT, Pool
 
 from ...support.ending import eventually
-from ...support.upstream import PATIENCE, Upstream, answer
+from ...support.upstream import PATIENCE, Upstream, respond
 
 
 class Clock:
@@ -132,7 +132,7 @@ def test_a_context_verifies_by_alternative_names_alone() -> None:
 
 def test_an_app_that_is_discarded_closes_its_connections(upstream: Callable[..., Upstream]) -> None:
     """A site's tests make many apps, and with `-W error` a socket that is still open fails one of them."""
-    server = upstream(answer(b"data: a\n\n"))
+    server = upstream(respond(b"data: a\n\n"))
 
     def call() -> None:
         app = Flask(__name__)
