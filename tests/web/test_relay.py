@@ -49,7 +49,7 @@ def test_a_client_is_not_watched_while_its_lease_is_released(
     upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that closed its connection behind a whole response was taken for one that leaves."""
-    there = upstream(answer(b"data: 1\n\n"))
+    there = upstream(respond(b"data: 1\n\n"))
     app = create_app({"SSE_UPSTREAMS": {"there": there.url}})
     state, watched = app.extensions["sse"], []
     take = state.leases.take
