@@ -125,7 +125,7 @@ class SharedLeases(Leases):
             return give_back
         lease, key = uuid.uuid4().hex, f"sse-{self._kind}:{client}"
         self._hold(lease, key)
-        if self._call(lambda store: store.eval(_TAKE, 1, key, lease, most, self._lifetime)) == 0:
+        if self._run("EVAL", _TAKE, 1, key, lease, most, self._lifetime) == [0]:
             self._held.pop(lease)
             give_back()
             raise TooManyStreams(retry_after=RETRY_AFTER)
@@ -133,9 +133,12 @@ class SharedLeases(Leases):
         def give_back_both() -> None:
             give_back()
             if self._held.pop(lease, None) is not None:
-                self._call(lambda store: store.zrem(key, lease))
+                self._run("ZREM", key, lease)
 
         return give_back_both
+
+    def _run(self, *command: Any) -> Any:
+        return self._store.run(command, on_unavailable=self._on_unavailable)
 
     def _call(self, operation: Callable[[Any], Any]) -> Any:
         """Return the result of an operation on the store, None while it is unavailable."""

@@ -10,12 +10,14 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from .batch import Batches, Command
 from .redis_error import REDIS_PACKAGE, Busy, describe, store_errors
 
 log = logging.getLogger("sse")
@@ -171,6 +173,17 @@ def connect(uri: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
     return redis.Redis.from_url(address.url, retry=retry, **options)
 
 
+def _execute(commands: Sequence[Command], client: Any) -> list[Any]:
+    """Send commands in one round trip, and return the replies."""
+    if len(commands) == 1:
+        return [client.execute_command(*commands[0])]
+    with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = pipeline.execute()
+    return replies
+
+
 class SharedStore:
     """The shared store with a circuit breaker: while it is unavailable, callers do without it.
 
@@ -182,6 +195,7 @@ class SharedStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.errors = store_errors()
+        self._is_cluster = parse_storage_uri(uri).kind == "cluster"
         self._retry_at = 0.0
         self._client: Any = None
         #: Made when they are needed, because locks that are made before gevent patches block the event loop.
@@ -201,6 +215,30 @@ class SharedStore:
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def run(self, *commands: Command, on_unavailable: Callable[[], object] = nothing) -> list[Any] | None:
+        """Return the replies to commands, None while the store is unavailable.
+
+        They are sent together with those of other callers, so that many requests at once take few round trips. Not to a
+        Cluster: for one node that hangs, redis-py sends each command of a batch once more by itself, one after another.
+
+        :param on_unavailable: called if the commands were not possible.
+        """
+        replies = None
+        if time.monotonic() >= self._retry_at:
+            replies = self._send(commands) if self._is_cluster else self._batches.run(commands)
+        if replies is None:
+            on_unavailable()
+        return replies
+
+    @property
+    def _batches(self) -> Batches:
+        batches: Batches | None = self._locks.get("batches")
+        return batches or self._locks.setdefault("batches", Batches(self._send))
+
+    def _send(self, commands: Sequence[Command]) -> list[Any] | None:
+        replies: list[Any] | None = self.call(partial(_execute, commands))
+        return replies
 
     def call(self, operation: Callable[[Any], Any], *, on_unavailable: Callable[[], object] = nothing) -> Any:
         """Return the result of an operation on the store, None while it is unavailable.

@@ -153,13 +153,15 @@ class Relay:
             has_body=self._request.method != "HEAD" and upstream.status not in (204, 304),
             abort=self._client.abort,
             holds_back=self._client.socket is None,
-            on_end=partial(_finish, held, report),
+            on_end=partial(_finish, self.exchange, held, report),
         )
         self._held = Cleanup()
         return pump
 
 
-def _finish(held: Cleanup, report: StreamReport, end: StreamEnd) -> None:
+def _finish(exchange: Exchange, held: Cleanup, report: StreamReport, end: StreamEnd) -> None:
+    # First, because a client that closes its connection behind a response has not left.
+    exchange.client.close()
     held.close()
     report.log_end(end)
 

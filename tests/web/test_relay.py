@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -41,3 +43,31 @@ def test_a_stream_whose_response_cannot_be_made_is_released(
     state = app.extensions["sse"]
     assert (len(state.leases), len(state.monitor)) == (0, 0)
     assert closed
+
+
+def test_a_client_is_not_watched_while_its_lease_is_released(
+    upstream: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that closed its connection behind a whole response was taken for one that leaves."""
+    there = upstream(respond(b"data: 1\n\n"))
+    app = create_app({"SSE_UPSTREAMS": {"there": there.url}})
+    state, watched = app.extensions["sse"], []
+    take = state.leases.take
+
+    def take_one(*arguments: Any) -> Callable[[], None]:
+        give_back = take(*arguments)
+
+        def look() -> None:
+            watched.extend([exchange.client.connection for exchange in state.monitor.exchanges()])
+            give_back()
+
+        return look
+
+    monkeypatch.setattr(state.leases, "take", take_one)
+    ours, other = socket.socketpair()
+    with ours, other:
+        response = app.test_client().get("/upstream/there/", environ_overrides={"werkzeug.socket": ours})
+        assert (response.status_code, response.get_data()) == (200, b"data: 1\n\n")
+        response.close()
+    assert watched == [None]
+    assert len(state.leases) == 0

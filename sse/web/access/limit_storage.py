@@ -201,24 +201,13 @@ class SharedCounts(Memory):
         self._on_unavailable = on_unavailable
 
     def check_all(self, checks: Sequence[Check]) -> list[Verdict]:
-        replies = self._store.call(lambda client: _count(client, checks), on_unavailable=self._on_unavailable)
+        replies = self._store.run(*map(_command, checks), on_unavailable=self._on_unavailable)
         if replies is None:
             return super().check_all(checks)
         return [_verdict(check, reply) for check, reply in zip(checks, replies, strict=True)]
 
     def check(self) -> bool:
         return self._store.is_available()
-
-
-def _count(client: Any, checks: Sequence[Check]) -> list[Any]:
-    """Send all checks in one round trip, and return the replies."""
-    commands = [_command(check) for check in checks]
-    if len(commands) == 1:
-        return [client.execute_command(*commands[0])]
-    with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
-            pipeline.execute_command(*command)
-        return list(pipeline.execute())
 
 
 def _command(check: Check) -> list[Any]:
