@@ -17,13 +17,13 @@ class Measured:
     #: CPU time of the gateway for an event that comes alone, µs
     event: float = 20.0
     #: CPU time of the gateway for a request, µs
-    request: float = 610.0
+    request: float = 635.0
     #: memory of an open stream in its worker, KiB
     memory: float = 7.1
     #: memory of its two sockets in the kernel, KiB
     kernel: float = 8.5
     #: CPU time of Redis for a request, µs
-    redis_request: float = 85.0
+    redis_request: float = 49.0
     #: CPU time of Redis for an event of a recorded stream, µs
     redis_event: float = 3.0
     #: memory of a worker without streams, MiB
