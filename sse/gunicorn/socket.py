@@ -59,6 +59,17 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
         self._has_read = False
 
 
+class ListenerName:
+    """Stands for a listener, whose address gunicorn reads for each connection, also when it has been closed since."""
+
+    def __init__(self, listener: Any) -> None:
+        self._name = listener.getsockname()
+
+    def getsockname(self) -> Any:
+        """Return the address."""
+        return self._name
+
+
 class Listener:
     """Accepts connections; gunicorn uses it as it does a server of gevent's.
 

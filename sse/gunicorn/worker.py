@@ -19,7 +19,7 @@ from .balance import Balance
 from .head import FIELDS, replace_refusal, separate_fields
 from .pool import ConnectionPool
 from .request import track_body
-from .socket import Listener
+from .socket import Listener, ListenerName
 from .stream import Connection, Stream
 from .tls import tls_server
 
@@ -65,23 +65,24 @@ class StreamWorker(compat.HookedWorker):
     def listen(self, listener: Any, size: int, context: Any) -> Any:
         """Return what accepts connections."""
         enable_keep_alive(listener)
+        name = ListenerName(listener)
         server: Any
         if context is not None:
-            server = tls_server(listener, partial(self.handle, listener), Pool(size), context, self.log)
+            server = tls_server(listener, partial(self.handle, name), Pool(size), context, self.log)
         else:
             pool = ConnectionPool(size)
             balance = None
             if self.cfg.workers > 1 and self.loads is not None:
                 balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
             self._pools.append(pool)
-            serve = pool.serve = partial(self._serve, listener, pool)
+            serve = pool.serve = partial(self._serve, name, pool)
             server = Listener(listener, serve, pool, balance, self.log)
         if self.cfg.workers > 1:
             # The others get their share.
             server.max_accept = 1
         return server
 
-    def _serve(self, listener: Any, pool: ConnectionPool, client: Any, address: Any) -> None:
+    def _serve(self, listener: ListenerName, pool: ConnectionPool, client: Any, address: Any) -> None:
         self._connections[client] = Connection(client, address, pool)
         try:
             self.handle(listener, client, address)

@@ -295,7 +295,8 @@ class Pump:
             raise step.error
 
     def finish(self, end: End) -> bool:
-        """Show the client that the response is not whole, if it is not; return whether that has been done here."""
+        """Release the source; return whether the client has been shown that the response is not whole."""
+        self.source.close()
         if end.error is None:
             return False
         connection, how = self.exchange.client.connection, self._abort_by
