@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import gevent
 import gevent.socket
@@ -117,10 +118,9 @@ def test_long_streams_are_spread_over_two_workers(service: Callable[..., Service
     """One worker had nearly all: 87 of 400 was the other's share."""
     count = 200
     with Upstream(silent) as upstream, ExitStack() as stack:
-        running = service(
-            "--workers", "2", SSE_UPSTREAMS={"test": upstream.url}, SSE_THROTTLE="", SSE_MAX_STREAMS_PER_CLIENT=0
-        )
-        # One that starts later has fewer until then, and none of what is open moves.
+        # Preloaded, so that both begin at once: what one has accepted before the other began does not move.
+        settings: dict[str, Any] = {"SSE_THROTTLE": "", "SSE_MAX_STREAMS_PER_CLIENT": 0}
+        running = service("--workers", "2", "--preload", SSE_UPSTREAMS={"test": upstream.url}, **settings)
         eventually(lambda: all(map(has_started, running.worker_pids())), "a worker has not started")
         opened: list[RawClient] = []
 
