@@ -163,4 +163,5 @@ def test_an_app_that_is_discarded_closes_its_connections(upstream: Callable[...,
     server = upstream(respond(b"data: a\n\n"))
     command = [sys.executable, "-W", "error", "-c", DISCARD, server.url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    # Python itself would close the socket too, but with a warning.
+    assert (done.returncode, done.stderr) == (0, "")
