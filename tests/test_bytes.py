@@ -215,7 +215,7 @@ def test_early_hints_and_continue_are_not_the_response(relay: Relay) -> None:
     def script(connection: Connection) -> None:
         connection.read_request()
         connection.send(head(103, "Link: </a.css>; rel=preload") + head(100) + head(102))
-        respond(b"data: a\n\n")(Replayed(connection))  # type: ignore[arg-type]
+        respond(b"data: a\n\n")(Replayed(connection))  # type: ignore[arg-type]  # has what the script uses
 
     client = relay.forward(script)
     assert client.read_head().status == 200

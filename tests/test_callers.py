@@ -33,7 +33,7 @@ def site(upstream: Callable[..., Upstream]) -> Iterator[Make]:
         app.secret_key = "of the tests"
         there = upstream(OK)
         app.config.from_mapping(SSE_UPSTREAMS={"there": {"url": there.url, "headers": KEY}}, **config)
-        SSE(app, authorize=authorize)  # type: ignore[arg-type]
+        SSE(app, authorize=authorize)  # type: ignore[arg-type]  # the wrong type is the case
         app.extensions["there"] = there
 
         @app.get("/login")
@@ -212,7 +212,7 @@ def test_a_body_that_is_gone_is_refused(
     if kind == "form":
         app.before_request(lambda: request.form.get("token") and None)
     else:
-        app.wsgi_app = Unaware(app.wsgi_app)  # type: ignore[method-assign, assignment]
+        app.wsgi_app = Unaware(app.wsgi_app)  # type: ignore[method-assign, assignment]  # as sites wrap an app
     refused = app.test_client().post(
         "/upstream/there/x",
         data=b"a=b&c",

@@ -51,7 +51,7 @@ class Unit(configparser.RawConfigParser):
 
     def __init__(self, name: str) -> None:
         super().__init__(strict=False, dict_type=dict, interpolation=None, delimiters=["="])
-        self.optionxform = str  # type: ignore[assignment,method-assign]
+        self.optionxform = str  # type: ignore[assignment,method-assign]  # as configparser documents it
         self.read_string((DEPLOY / name).read_text())
 
 

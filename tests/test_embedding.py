@@ -282,7 +282,7 @@ def test_the_sites_limiter_falls_back_to_memory(site: Callable[..., Flask]) -> N
         def fail(*args: object, **options: object) -> bool:
             raise ConnectionError
 
-        limiter.storage.incr = fail  # type: ignore[method-assign]
+        limiter.storage.incr = fail  # type: ignore[method-assign]  # a store that fails
         with_limiter(app, limiter)
 
     config = {"RATELIMIT_STRATEGY": "fixed-window", "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True}

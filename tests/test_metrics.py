@@ -273,7 +273,7 @@ def test_metrics_cover_all_workers_but_killed_ones() -> None:
             os.kill(victim, signal.SIGKILL)
             service.wait_log("Booting worker", start=start)
             left = [client for client in clients if client.sock.fileno() >= 0 and not is_cut(client)]
-            eventually(lambda: scrape(service).sum("sse_streams_open") == len(left), "killed streams are still open")  # noqa: B023
+            eventually(lambda: scrape(service).sum("sse_streams_open") == len(left), "killed streams are still open")  # noqa: B023  # called before the loop goes on
             if len(left) < 8:
                 break
         assert len(left) < 8
@@ -436,7 +436,7 @@ def test_workers_that_end_leave_no_files_and_all_their_counts(tmp_path: Path) ->
         for number in range(3):
             [old] = service.worker_pids()
             os.kill(old, signal.SIGKILL)
-            eventually(lambda: service.worker_pids() not in ([], [old]), "no new worker")  # noqa: B023
+            eventually(lambda: service.worker_pids() not in ([], [old]), "no new worker")  # noqa: B023  # called before the loop goes on
             ask()
             seen = scrape(service)
             assert seen.sum("sse_requests_total", code="relayed") == number + 2

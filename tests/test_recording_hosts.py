@@ -163,7 +163,7 @@ def test_a_recorder_that_is_killed_is_never_taken_for_complete(start: Callable[.
     sent, events = [b"data: %d\n\n" % number for number in range(1000)], []
 
     def streaming(connection: object) -> None:
-        script(connection)  # type: ignore[arg-type]
+        script(connection)  # type: ignore[arg-type]  # has what the script uses
 
     places = []
     for _ in range(5):

@@ -25,7 +25,7 @@ def keep_counts(directory: str, pid: int) -> None:
     :param directory: PROMETHEUS_MULTIPROC_DIR.
     """
     with lock_files(directory, is_writer=True):
-        mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]
+        mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
         for kind in _SUMMED:
             if (path := Path(directory, f"{kind}_{pid}.db")).exists():
                 path.rename(path.with_name(f"{kind}_ended{pid}.db"))

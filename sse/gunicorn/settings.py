@@ -5,30 +5,30 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import sys  # noqa: E402  # patched first, see above
+import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036  # without it, an older one fails at an import
     sys.exit(f"flask-sse-relay needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
-import atexit  # noqa: E402
-import errno  # noqa: E402
-import gc  # noqa: E402
-import importlib.util  # noqa: E402
-import itertools  # noqa: E402
-import logging  # noqa: E402
-import mmap  # noqa: E402
-import os  # noqa: E402
-import resource  # noqa: E402
-import runpy  # noqa: E402
-import shutil  # noqa: E402
-import signal  # noqa: E402
-import socket  # noqa: E402
-import tempfile  # noqa: E402
-import tomllib  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import atexit
+import errno
+import gc
+import importlib.util
+import itertools
+import logging
+import mmap
+import os
+import resource
+import runpy
+import shutil
+import signal
+import socket
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
 
-from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
+from gunicorn.workers.ggevent import GeventWorker
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 #: Prefix of a directory that this file makes.

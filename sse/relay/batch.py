@@ -42,26 +42,21 @@ class Batches:
         """Return the replies to commands, None if the store is unavailable."""
         call = _Call(commands)
         self._waiting.append(call)
-        if self._turn.acquire(blocking=False):
-            try:
-                self._send_waiting()
-            finally:
-                if self._waiting:
-                    # So that the caller does not wait for the commands of others.
-                    run_soon(self._send_all)
+        self._send_next()
         call.done.acquire()
         return call.replies
 
-    def _send_all(self) -> None:
-        # The call that has the turn looks again when it has released it, so none is left that came just before.
-        while self._waiting and self._turn.acquire(blocking=False):
+    def _send_next(self) -> None:
+        """Send what waits, unless a batch is under way, which then does it."""
+        if self._turn.acquire(blocking=False):
             self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Send one batch, and release the turn."""
+        """Send one batch, and pass the turn on, whatever becomes of the batch."""
         calls = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
-            replies = self._send([command for call in calls for command in call.commands])
+            # Another caller may have sent them meanwhile.
+            replies = self._send([command for call in calls for command in call.commands]) if calls else None
             if replies is not None:
                 rest = iter(replies)
                 for call in calls:
@@ -70,3 +65,6 @@ class Batches:
             self._turn.release()
             for call in calls:
                 call.done.release()
+            if self._waiting:
+                # Elsewhere, so that the caller does not wait for the commands of others.
+                run_soon(self._send_next)

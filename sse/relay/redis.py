@@ -160,7 +160,7 @@ def connect(uri: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
     if address.kind == "cluster":
         from redis.cluster import ClusterNode, RedisCluster
 
-        nodes: list[Any] = [ClusterNode(*host) for host in address.hosts]  # type: ignore[no-untyped-call]
+        nodes: list[Any] = [ClusterNode(*host) for host in address.hosts]  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         return RedisCluster(startup_nodes=nodes, retry=retry, **options)
     if address.kind == "sentinel":
         from redis.sentinel import Sentinel

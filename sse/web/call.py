@@ -69,7 +69,7 @@ def current_request() -> tuple[Request, Call]:
     :raises RuntimeError: if there is no request.
     """
     # Flask gives the proxy the type of what it stands for, which has no such method.
-    unwrapped: Request = request._get_current_object()  # type: ignore[attr-defined]
+    unwrapped: Request = request._get_current_object()  # type: ignore[attr-defined]  # the proxy's method, which Flask's documentation names
     return unwrapped, _call(unwrapped.environ)
 
 

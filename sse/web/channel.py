@@ -52,7 +52,7 @@ def publish(
     :raises StoreUnavailable: if nothing was published; in a view Flask turns it into a response.
     """
     # Flask gives the proxy the type of what it stands for, which has no such method.
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # the proxy's method, which Flask's documentation names
     state = state_of(app)
     made = _event(app, data, event, retry)
     if made.id is not None and not may_have_id:

@@ -148,7 +148,7 @@ class Metrics:
         if not IS_SHARED:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
         with lock_files(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
             return generate_latest(registry)
 

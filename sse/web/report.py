@@ -79,7 +79,7 @@ class StreamReport:
 
 def _sender() -> Flask:
     # Flask gives the proxy the type of what it stands for, which has no such method.
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # the proxy's method, which Flask's documentation names
     return app
 
 

@@ -99,4 +99,4 @@ def _counted_look_up(*args: Any, **kwargs: Any) -> Any:
 
 # Below gevent's, which is not used for upstreams.
 _socket.getaddrinfo = _counted_look_up
-app.wsgi_app = _counted(app.wsgi_app)  # type: ignore[method-assign]
+app.wsgi_app = _counted(app.wsgi_app)  # type: ignore[method-assign]  # as sites wrap an app

@@ -18,7 +18,7 @@ def write(event: Any, hint: dict[str, Any]) -> None:
 
 
 sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", default_integrations=False, before_send=write)
-app.wsgi_app = SentryWsgiMiddleware(app.wsgi_app)  # type: ignore[method-assign]
+app.wsgi_app = SentryWsgiMiddleware(app.wsgi_app)  # type: ignore[method-assign]  # as sites wrap an app
 
 
 @app.get("/fault")

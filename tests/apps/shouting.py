@@ -23,4 +23,4 @@ def _shouted(body: Any) -> Iterator[bytes]:
         yield piece.upper()
 
 
-app.wsgi_app = _shout(app.wsgi_app)  # type: ignore[method-assign]
+app.wsgi_app = _shout(app.wsgi_app)  # type: ignore[method-assign]  # as sites wrap an app

@@ -177,7 +177,7 @@ class _Run:
             self._stop_clock()
         result.elapsed, result.own_cpu = time.monotonic() - began, time.process_time() - own
         for open_key in list(self._selector.get_map().values()):
-            open_key.fileobj.close()  # type: ignore[union-attr]
+            open_key.fileobj.close()  # type: ignore[union-attr]  # we registered sockets
         self._selector.close()
         return result
 

@@ -45,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def workers(*counts: int) -> list[Balance]:
     """Return one balance for each number of connections, all of which know of each other."""
     loads = bytearray(4 * 8)
-    made = [Balance(loads, slot, lambda count=count: count) for slot, count in enumerate(counts)]  # type: ignore[misc]
+    made = [Balance(loads, slot, lambda count=count: count) for slot, count in enumerate(counts)]  # type: ignore[misc]  # mypy infers no type for a default of a lambda
     for balance in made:
         balance.must_wait()
     return made

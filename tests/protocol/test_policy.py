@@ -100,4 +100,4 @@ def test_models_that_are_allowed() -> None:
     ],
 )
 def test_models_that_are_refused(given: dict[str, object]) -> None:
-    assert not allowed(**given)  # type: ignore[arg-type]
+    assert not allowed(**given)  # type: ignore[arg-type]  # the wrong types are the case

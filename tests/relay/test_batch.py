@@ -26,15 +26,17 @@ class Store:
     """Replies with what it is sent, once it may."""
 
     def __init__(self) -> None:
+        self.batches = Batches(self.send)
         self.sizes: list[int] = []
         self.may_reply = [threading.Event(), threading.Event()]
-        self.fails = False
+        #: Names of commands whose batch fails.
+        self.failing = ""
 
     def send(self, commands: Sequence[Command]) -> Sequence[Any] | None:
         gate = self.may_reply[min(len(self.sizes), 1)]
         self.sizes.append(len(commands))
         assert gate.wait(10)
-        if self.fails:
+        if commands[0][0] in self.failing.split():
             raise ZeroDivisionError
         return [command[0] for command in commands]
 
@@ -50,7 +52,7 @@ def started(request: pytest.FixtureRequest) -> Started:
 
     def start(calls: Sequence[Sequence[Command]]) -> tuple[Store, list[Future[Any]]]:
         store = Store()
-        batches = Batches(store.send)
+        batches = store.batches
         results = [pool.submit(batches.run, calls[0])]
         eventually(lambda: store.sizes == [len(calls[0])], "the first is not sent")
         results += [pool.submit(batches.run, commands) for commands in calls[1:]]
@@ -81,13 +83,32 @@ def test_a_caller_does_not_wait_for_the_batch_of_others(started: Started) -> Non
 
 def test_a_batch_that_fails_leaves_the_next_its_turn(started: Started) -> None:
     store, (first, second) = started([[["a"]], [["b"]]])
-    store.fails = True
+    store.failing = "a"
     store.may_reply[0].set()
     with pytest.raises(ZeroDivisionError):
         first.result(10)
-    store.fails = False
     store.may_reply[1].set()
     assert second.result(10) == ["b"]
+
+
+def test_a_batch_of_others_that_fails_leaves_the_next_its_turn(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent by no caller, and what had come meanwhile waited until another one called."""
+    raised: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    store, (first, second) = started([[["a"]], [["b"]]])
+    store.failing = "b"
+    store.may_reply[0].set()
+    assert first.result(10) == ["a"]
+    eventually(lambda: store.sizes == [1, 1], "the second is not sent")
+    with ThreadPoolExecutor(1) as pool:
+        third = pool.submit(store.batches.run, [["c"]])
+        eventually(lambda: len(store.batches._waiting) == 1, "the third does not wait")
+        store.may_reply[1].set()
+        assert second.result(10) is None
+        assert third.result(10) == ["c"]
+    eventually(lambda: [each.exc_type for each in raised] == [ZeroDivisionError], "the failure is not reported")
 
 
 def test_leases_of_many_streams_take_two_round_trips(redis_server: RedisServer) -> None:

@@ -35,7 +35,7 @@ def test_a_stream_whose_response_cannot_be_made_is_released(
 
     closed: list[UpstreamResponse] = []
     close = UpstreamResponse.close
-    monkeypatch.setattr(UpstreamResponse, "close", lambda self: closed.append(self) or close(self))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(UpstreamResponse, "close", lambda self: closed.append(self) or close(self))  # type: ignore[func-returns-value]  # "or" calls both
     there = upstream(respond(b"data: 1\n\n"))
     app = create_app({"SSE_UPSTREAMS": {"there": there.url}})
     monkeypatch.setattr(*fails, fail)

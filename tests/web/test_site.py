@@ -155,4 +155,4 @@ def test_a_mistake_of_the_view_is_an_error(
     app.config["SSE_UPSTREAMS"] = {"there": "http://127.0.0.1:1/"}
     sse = SSE(app)
     with app.test_request_context("/"), pytest.raises(error):
-        sse.relay(*arguments, **options)  # type: ignore[arg-type]
+        sse.relay(*arguments, **options)  # type: ignore[arg-type]  # the wrong types are the case

@@ -53,7 +53,7 @@ def test_a_last_piece_that_comes_while_it_reads_is_not_lost() -> None:
         Keys.of("id"), snapshot, 0, fetch=store.fetch, follow=store.follow, retry_interval=0.0, on_close=lambda: None
     )
     last: list[Entry] = [(b"4-0", {b"b": b"last"}), (b"4-1", {b"r": b"complete"})]
-    reader._lock = ReleasedLock(lambda: _deliver(store, last))  # type: ignore[assignment]
+    reader._lock = ReleasedLock(lambda: _deliver(store, last))  # type: ignore[assignment]  # stands for a lock
     pieces = [reader.read(), reader.read(), reader.read()]
     assert [piece for piece in pieces if piece is not None] == [b"last", b""]
 
