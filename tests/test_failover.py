@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -378,8 +379,11 @@ def test_no_target_is_tried_for_a_client_that_leaves(targets: Targets) -> None:
 def test_no_target_is_tried_for_a_client_that_left_meanwhile(targets: Targets) -> None:
     """The worker finds both at once: the response that allows another attempt, and that the client has left."""
 
+    called = threading.Event()
+
     def script(connection: Connection) -> None:
         connection.read_request()
+        connection.wait_for(called)
         [worker] = targets.service.worker_pids()
         os.kill(worker, signal.SIGSTOP)
         connection.send(head(429, "Content-Length: 0"))
@@ -388,6 +392,7 @@ def test_no_target_is_tried_for_a_client_that_left_meanwhile(targets: Targets) -
 
     targets.a.script = script
     client = targets.call()
+    called.set()
     line = targets.log()
     assert "end=client_gone status=499 " in line and " target=a attempts=1 " in line
     assert targets.requests == (1, 0)
@@ -406,13 +411,17 @@ def test_what_is_recorded_is_the_target_that_responded(targets: Targets) -> None
 
 
 def test_a_client_that_can_come_back_may_leave_between_attempts(targets: Targets) -> None:
+    called = threading.Event()
+
     def script(connection: Connection) -> None:
         connection.read_request()
+        connection.wait_for(called)
         client.close()
         connection.send(head(429, "Content-Length: 0"))
 
     targets.a.script = script
     client = targets.call(fields={"Idempotency-Key": f"{targets.name}-".ljust(16, "k"), "Stream-Leave": "60"})
+    called.set()
     targets.service.wait_log(f"recording end=complete .* target=b attempts=2 .*request_id={targets.name}$")
     assert targets.requests == (1, 1)
 

@@ -29,7 +29,8 @@ class Gate:
     def respond(self, connection: Connection) -> None:
         connection.read_request()
         self.count += 1
-        connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked"))
+        # This connection ends with the script, and the gateway must not send another request on it.
+        connection.send(head(200, EVENT_STREAM, "Transfer-Encoding: chunked", "Connection: close"))
         for event in EVENTS[:9]:
             connection.send(chunk(event.encode()))
         connection.wait_for(self.opened)
@@ -132,7 +133,7 @@ CUT_EVERYWHERE = """async ([url, length]) => {
             };
             const { headers, ok, status } = response;
             const body = { getReader: () => ({ read, cancel: () => reader.cancel() }) };
-            return { body, headers, ok, status, url: response.url };
+            return { body, headers, ok, status, url: response.url, text: () => response.text() };
         };
         const init = { method: "POST", body: "{}", resume: 60, fetch: send };
         const end = (error) => done([error?.code ?? "done", events]);
