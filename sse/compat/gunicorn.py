@@ -72,7 +72,7 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
     def run_hooked(self) -> None:
         """Serve until the worker is stopped, through the methods below."""
         self.wsgi = partial(self.respond, self.wsgi)
-        self.server_class = self._listen
+        self.server_class = self.listen
         # The parser drops names with underscores by default. With HTTP/2 it has to, because the worker sees such fields
         # only when they are in environ.
         if self.cfg.header_map == "drop" and "h2" not in self.cfg.http_protocols:
@@ -82,11 +82,12 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         kept.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         super().run()
 
-    def listen(self, listener: Any, size: int, context: Any) -> Any:
-        """Return what accepts connections.
+    def listen(self, listener: Any, *, spawn: Any, ssl_context: Any = None, **options: Any) -> Any:
+        """Return what accepts connections; gunicorn calls it as a server's class.
 
-        :param size: most connections.
-        :param context: for TLS, None without.
+        :param spawn: gunicorn's pool, of which the size is the most connections.
+        :param ssl_context: for TLS.
+        :param options: those of gevent's pywsgi.
         """
         raise NotImplementedError
 
@@ -107,10 +108,6 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         :param write: writes to a socket what gunicorn would respond.
         """
         raise NotImplementedError
-
-    def _listen(self, listener: Any, *, spawn: Any, **options: Any) -> Any:
-        # The other options are those of gevent's pywsgi.
-        return self.listen(listener, spawn.size, options.get("ssl_context"))
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         if self.server_class is None:
@@ -218,6 +215,8 @@ def unexpected() -> list[str]:
     ]
     for owner, name, text, difference in expected:
         function = getattr(owner, name, None)
-        if not inspect.isfunction(function) or text not in inspect.getsource(function):
+        if not inspect.isfunction(function):
+            found.append(f"gunicorn's {owner.__name__} has no method {name}")
+        elif text not in inspect.getsource(function):
             found.append(f"gunicorn's {owner.__name__}.{name} {difference}")
     return [f"{sentence} (gunicorn {gunicorn.__version__})" for sentence in found]

@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
+from gevent.pool import Pool
 from gunicorn.config import Config
 
 from sse.gunicorn import balance as module
@@ -104,7 +105,7 @@ def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(StreamWorker, "run_hooked", lambda _: None)
     worker.run()
     with gevent.socket.socket() as first, gevent.socket.socket() as second:
-        servers = [worker.listen(listener, 10, None) for listener in (first, second)]
+        servers = [worker.listen(listener, spawn=Pool(10)) for listener in (first, second)]
         busy = servers[0].pool.spawn(gevent.sleep, 60)
         for server in servers:
             server.start()
