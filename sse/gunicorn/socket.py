@@ -16,7 +16,7 @@ from .pool import ConnectionPool
 #: Seconds until connections are accepted again after the system could give none, for want of file descriptors say: at
 #: first, and at most.
 MIN_RETRY, MAX_RETRY = 0.01, 1.0
-#: Most connections that are accepted in one go where no other worker wants its share.
+#: Most connections that are accepted in one go; where other workers want their share, `Balance` ends it earlier.
 MAX_ACCEPT = 100
 
 
@@ -93,7 +93,7 @@ class Listener:
         self._log = log
         self._accepting: Any = None
         self.pool = pool
-        #: Several workers get their shares.
+        #: Most connections that are accepted in one go.
         self.max_accept = MAX_ACCEPT
 
     def start(self) -> None:

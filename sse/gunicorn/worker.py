@@ -67,18 +67,18 @@ class StreamWorker(compat.HookedWorker):
         enable_keep_alive(listener)
         name = ListenerName(listener)
         server: Any
+        balance = None
         if context is not None:
             server = tls_server(listener, partial(self.handle, name), Pool(size), context, self.log)
         else:
             pool = ConnectionPool(size)
-            balance = None
             if self.cfg.workers > 1 and self.loads is not None:
                 balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
             self._pools.append(pool)
             serve = pool.serve = partial(self._serve, name, pool)
             server = Listener(listener, serve, pool, balance, self.log)
-        if self.cfg.workers > 1:
-            # The others get their share.
+        if self.cfg.workers > 1 and balance is None:
+            # The others get their share, which nothing else sees to.
             server.max_accept = 1
         return server
 

@@ -17,6 +17,7 @@ import pytest
 from gunicorn.config import Config
 
 from sse.gunicorn import balance as module
+from sse.gunicorn import socket as accepting
 from sse.gunicorn.balance import IMPATIENCE, MAX_WAIT, PAUSE, SLACK, Balance
 from sse.gunicorn.worker import StreamWorker
 
@@ -95,23 +96,48 @@ def connections(pid: int) -> int:
     return sum(os.readlink(link).startswith("socket:") for link in links if link.is_symlink())
 
 
-def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each listener showed its own, so a worker with many on one seemed to have none when another began."""
-    loads = bytearray(8)
+def second_of_two(monkeypatch: pytest.MonkeyPatch) -> StreamWorker:
+    """Return one of two workers, which serves nothing yet."""
     worker = StreamWorker.__new__(StreamWorker)
-    worker.cfg, worker.loads, worker.slot, worker.wsgi, worker.log = Config(), loads, 1, None, None
+    worker.cfg, worker.loads, worker.slot, worker.wsgi, worker.log = Config(), bytearray(8), 1, None, None
     worker.cfg.set("workers", 2)
     monkeypatch.setattr(StreamWorker, "run_hooked", lambda _: None)
     worker.run()
+    return worker
+
+
+def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each listener showed its own, so a worker with many on one seemed to have none when another began."""
+    worker = second_of_two(monkeypatch)
     with gevent.socket.socket() as first, gevent.socket.socket() as second:
         servers = [worker.listen(listener, 10, None) for listener in (first, second)]
         busy = servers[0].pool.spawn(gevent.sleep, 60)
         for server in servers:
             server.start()
-        assert memoryview(loads).cast("I").tolist() == [0, 2]
+        assert memoryview(worker.loads).cast("I").tolist() == [0, 2]
         for server in servers:
             server.close()
         busy.kill()
+
+
+@pytest.mark.parametrize(("others", "accepted"), [(100, 8), (2, 5), (0, 3)])
+def test_what_waits_is_accepted_in_one_go(monkeypatch: pytest.MonkeyPatch, others: int, accepted: int) -> None:
+    """One look at the listener for each connection took a seventh of a request's time; the other gets its share."""
+    looks: list[None] = []
+    monkeypatch.setattr(gevent.socket, "wait_read", lambda _: looks.append(None) if not looks else gevent.sleep(60))
+    monkeypatch.setattr(accepting, "PAUSE", 60)
+    worker = second_of_two(monkeypatch)
+    memoryview(worker.loads).cast("I")[0] = others + 1
+    monkeypatch.setattr(StreamWorker, "handle", lambda *_: gevent.sleep(60))
+    with gevent.socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        server = worker.listen(listener, 10, None)
+        for _ in range(8):
+            stack.enter_context(gevent.socket.create_connection(listener.getsockname()))
+        server.start()
+        gevent.sleep(0)
+        assert (len(looks), len(server.pool)) == (1, accepted)
+        server.close()
+        server.pool.kill()
 
 
 def test_long_streams_are_spread_over_two_workers(service: Callable[..., Service]) -> None:
