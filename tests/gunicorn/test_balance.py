@@ -14,15 +14,15 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
+from gevent.event import AsyncResult
 from gunicorn.config import Config
 
 from sse.gunicorn import balance as module
-from sse.gunicorn import socket as accepting
 from sse.gunicorn.balance import IMPATIENCE, MAX_WAIT, PAUSE, SLACK, Balance
 from sse.gunicorn.worker import StreamWorker
 
 from ..support.ending import EVENT, eventually, silent
-from ..support.service import RawClient, Service, call
+from ..support.service import PATIENCE, RawClient, Service, call
 from ..support.upstream import Upstream
 
 
@@ -123,19 +123,25 @@ def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(("others", "accepted"), [(100, 8), (2, 5), (0, 3)])
 def test_what_waits_is_accepted_in_one_go(monkeypatch: pytest.MonkeyPatch, others: int, accepted: int) -> None:
     """One look at the listener for each connection took a seventh of a request's time; the other gets its share."""
-    looks: list[None] = []
-    monkeypatch.setattr(gevent.socket, "wait_read", lambda _: looks.append(None) if not looks else gevent.sleep(60))
-    monkeypatch.setattr(accepting, "PAUSE", 60)
     worker = second_of_two(monkeypatch)
     memoryview(worker.loads).cast("I")[0] = others + 1
-    monkeypatch.setattr(StreamWorker, "handle", lambda *_: gevent.sleep(60))
-    with gevent.socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+    seen = AsyncResult()
+
+    def serve(*_: object) -> None:
+        # The first of them is served when the go is over.
+        if not seen.ready():
+            seen.set(len(server.pool))
+        gevent.sleep(PATIENCE)
+
+    monkeypatch.setattr(StreamWorker, "handle", serve)
+    with gevent.socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         server = worker.listen(listener, 10, None)
         for _ in range(8):
             stack.enter_context(gevent.socket.create_connection(listener.getsockname()))
         server.start()
-        gevent.sleep(0)
-        assert (len(looks), len(server.pool)) == (1, accepted)
+        assert seen.get(timeout=PATIENCE) == accepted
         server.close()
         server.pool.kill()
 
