@@ -48,7 +48,7 @@ class Access:
     :param trusted_proxies: how many proxies in front are believed about the client's address.
     :param authorize: the site's callback that returns a client's name; called before the passcodes are checked.
     :param cross_origin: the origins whose pages may use a login of the site's.
-    :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
+    :param limiter: the site's Limiter, which then counts; None takes nothing from the site.
     :param is_open: whether every client may call.
     :param store: what processes share, if they do; the site's own Limiter counts where it counts.
     :param on_unavailable: called each time the store is needed for a call and unavailable.

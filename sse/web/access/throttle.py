@@ -1,4 +1,4 @@
-"""Limit how often something may be done, with Flask-Limiter: in memory, in the shared store, or in a site's Limiter."""
+"""Limit how often something may be done: in memory, in the shared store, or in a site's Limiter (Flask-Limiter)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Literal
 from flask import Request, Response, has_request_context
 from flask_limiter import Limiter
 from flask_limiter.errors import RateLimitExceeded
-from flask_limiter.util import get_remote_address
 from limits import RateLimitItem, parse_many
 from limits.storage import Storage
-from limits.strategies import MovingWindowRateLimiter
 
 from ...compat.flask_limiter import identifiers
 from ...errors import Throttled
@@ -22,26 +20,17 @@ from ..call import Call, current_call
 from .limit_storage import Check, Limit, Memory, SharedCounts, Verdict, Window
 
 
-class RelayLimiter(Limiter):
-    """A Limiter with counts of its own: an app's `RATELIMIT_*` keys do not change it, and it adds no hooks to an app.
+class OwnCounts:
+    """Counts in all limits of a request at once, where the gateway keeps its counts.
 
-    :param counts: where it counts.
+    :param counts: in this process, or in the store that processes share.
     """
 
     def __init__(self, counts: Memory) -> None:
-        super().__init__(get_remote_address, strategy="moving-window")
-        self._counts = counts
-
-    @property
-    def storage(self) -> Memory:
-        return self._counts
-
-    @property
-    def limiter(self) -> MovingWindowRateLimiter:
-        return MovingWindowRateLimiter(self._counts)
+        self.storage = counts
 
     def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Sequence[Verdict]:
-        """Count a request in all limits at once."""
+        """Count a request."""
         checks = [
             Check(
                 name=f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}",
@@ -50,7 +39,7 @@ class RelayLimiter(Limiter):
             )
             for limit in limits
         ]
-        return self._counts.check_all(checks)
+        return self.storage.check_all(checks)
 
 
 class SiteLimiter:
@@ -128,9 +117,9 @@ def _never(_: Response) -> bool:
 
 
 class Throttle:
-    """Counts requests in a Limiter.
+    """Counts requests.
 
-    :param limiter: the site's; None makes one that takes nothing from the site and adds nothing to it.
+    :param limiter: the site's, which then counts; None takes nothing from the site and adds nothing to it.
     :param store: what processes share, if they do; a site's own Limiter counts in its own storage.
     :param on_unavailable: called each time the store is needed for a request and unavailable.
     """
@@ -138,12 +127,12 @@ class Throttle:
     def __init__(
         self, limiter: Limiter | None, *, store: SharedStore | None, on_unavailable: Callable[[], object]
     ) -> None:
-        self._limiter: RelayLimiter | SiteLimiter
+        self._limiter: OwnCounts | SiteLimiter
         if limiter is not None:
             self._limiter = SiteLimiter(limiter)
         else:
             shared = SharedCounts(store=store, on_unavailable=on_unavailable) if store is not None else None
-            self._limiter = RelayLimiter(shared or Memory())
+            self._limiter = OwnCounts(shared or Memory())
 
     def limit(self, value: str, key: Literal["client", "address"], *, scope: str = "", counts: bool = True) -> Limit:
         """Return a limit, for each endpoint if no scope is named.
