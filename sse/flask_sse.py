@@ -17,7 +17,7 @@ from .extension import SSE
 from .protocol.event import ServerSentEvent
 from .protocol.parser import EventParser, ParsedEvent
 from .relay.channel.history import parse_event_id
-from .web.channel import publish, subscribe
+from .web.channel import publish_event, subscribe
 from .web.own import last_event_id
 from .web.state import state_of
 
@@ -86,7 +86,7 @@ class ServerSentEventsBlueprint(Blueprint):
 
         :raises StoreUnavailable: if it was not published.
         """
-        return publish(channel, Message(data, type, id, retry)._event(), may_have_id=True)
+        return publish_event(channel, Message(data, type, id, retry)._event())
 
     def messages(self, channel: str = "sse") -> Iterator[Message]:
         """Yield the messages of a channel from now on."""

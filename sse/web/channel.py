@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from weakref import WeakSet
 
-from flask import Flask, Response, current_app, has_request_context, request
+from flask import Response, current_app, has_request_context, request
 
 from ..errors import Draining, InvalidRequest
 from ..protocol.event import ServerSentEvent
@@ -29,43 +29,48 @@ from .own import Event, last_event_id
 from .refused import refusing
 from .report import StreamReport
 from .response import STREAM_FIELDS, PumpResponse
-from .state import State, state_of
+from .state import State, current_app_itself, state_of
 
 log = logging.getLogger("sse")
 
 _warned: WeakSet[Channels] = WeakSet()
 
 
-def publish(
-    channel: str,
-    data: Event,
-    *,
-    event: str | None = None,
-    retry: int | None = None,
-    may_have_id: bool = False,
-) -> str:
-    """Publish an event from the current app and return its id.
+def publish(channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
+    """Publish an event to a channel and return its id; in a view, a command, or any process with an app context.
 
-    :param may_have_id: whether the event may have an id of its own, from which a reader cannot resume.
-    :raises ValueError: for a bad channel name, an id of its own, or an event above `SSE_CHANNEL_MAX_EVENT`.
-    :raises TypeError: if the data is no event.
-    :raises StoreUnavailable: if nothing was published; in a view Flask turns it into a response.
+    :param channel: 1 to 200 of `A-Z a-z 0-9 . _ : ~ / @ -`.
+    :param data: the event, its text, or what becomes JSON.
+    :param event: the event type; None leaves it "message".
+    :param retry: the reconnection time, in milliseconds.
+    :raises ValueError: for a bad channel name, an event with an `id`, or one above `SSE_CHANNEL_MAX_EVENT`.
+    :raises StoreUnavailable: if the event was not published; no reader gets it. In a view Flask turns it into a
+        response unless the view catches it.
     """
-    # Flask gives the proxy the type of what it stands for, which has no such method.
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # the proxy's method, which Flask's documentation names
-    state = state_of(app)
-    made = _event(app, data, event, retry)
-    if made.id is not None and not may_have_id:
+    if not isinstance(data, ServerSentEvent):
+        data = ServerSentEvent(data=data if isinstance(data, str) else current_app.json.dumps(data))
+    if data.id is not None:
         raise ValueError("an event of a channel gets its id when it is published; id must be None")
-    if len(made.encode()) > state.settings.channel_max_event:
+    return publish_event(
+        channel,
+        dataclasses.replace(
+            data, event=data.event if event is None else event, retry=data.retry if retry is None else retry
+        ),
+    )
+
+
+@refusing()
+def publish_event(channel: str, event: ServerSentEvent) -> str:
+    """Do what `publish` does; the event may have an id of its own, from which a reader cannot resume."""
+    app, state = current_app_itself(), state_of(current_app)
+    if len(event.encode()) > state.settings.channel_max_event:
         raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
-    with refusing():
-        event_id = state.channels.publish(check_channel(channel), made)
+    event_id = state.channels.publish(check_channel(channel), event)
     if state.metrics is not None:
         state.metrics.channel_events.inc()
     if state.settings.storage_uri == "memory://" and state.channels not in _warned:
         _warn_of_workers(state.channels)
-    event_published.send(app, channel=channel, event=made, id=event_id)
+    event_published.send(app, channel=channel, event=event, id=event_id)
     return event_id
 
 
@@ -76,17 +81,7 @@ def _warn_of_workers(channels: Channels) -> None:
         log.warning("SSE_STORAGE_URI is memory://, so readers of other workers do not get what this one publishes")
 
 
-def _event(app: Flask, data: Event, event: str | None, retry: int | None) -> ServerSentEvent:
-    if isinstance(data, ServerSentEvent):
-        return dataclasses.replace(
-            data,
-            event=data.event if event is None else event,
-            retry=data.retry if retry is None else retry,
-        )
-    text = data if isinstance(data, str) else app.json.dumps(data)
-    return ServerSentEvent(data=text, event=event, retry=retry)
-
-
+@refusing()
 def subscribe(
     *channels: str,
     since: str | None = None,
@@ -94,26 +89,18 @@ def subscribe(
     duration: float | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the event stream of some channels, as the response to the current request.
+    """Return the response that streams channels to the client of the current request.
 
+    A client that comes back gets what was published meanwhile, or `event: reset` if that is not kept any more.
+
+    :param channels: up to 16; who may read them is for the view to decide.
     :param since: the last event ID that the client has had; None: that of the request.
     :param replay: past events that a client without an id gets, at most.
     :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
     :param headers: more response fields.
     :raises Refused: for a bad channel name, a malformed id, too many channels or readers, or if the store is
-        unavailable.
+        unavailable; Flask turns it into a response unless the view catches it.
     """
-    with refusing():
-        return _subscribe(channels, since, replay, duration, headers)
-
-
-def _subscribe(
-    channels: tuple[str, ...],
-    since: str | None,
-    replay: int,
-    duration: float | None,
-    headers: Mapping[str, str] | None,
-) -> Response:
     if not 1 <= len(channels) <= MAX_CHANNELS:
         raise InvalidRequest(f"a stream reads 1 to {MAX_CHANNELS} channels, not {len(channels)}")
     state, call = state_of(current_app), current_call()
