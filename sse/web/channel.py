@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from functools import partial
 from weakref import WeakSet
 
 from flask import Response, current_app, has_request_context, request
@@ -15,21 +14,17 @@ from ..protocol.event import ServerSentEvent
 from ..relay.channel.history import check_channel
 from ..relay.channel.hub import MAX_CHANNELS, Channels
 from ..relay.channel.reader import ChannelReader
-from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
-from ..relay.exchange import Exchange, Limits
-from ..relay.stream.end import StreamEnd
-from ..relay.stream.pump import Pump
+from ..relay.exchange import Limits
 from ..relay.upstream.client import RETRY_AFTER
 from ..signals import event_published
 from .access.access import client_address
 from .call import Call, current_call
-from .connection import client_connection
 from .own import Event, last_event_id
 from .refused import refusing
-from .report import StreamReport
-from .response import STREAM_FIELDS, PumpResponse
+from .response import PumpResponse, set_event_stream_fields
 from .state import State, current_app_itself, state_of
+from .stream import ClientStream
 
 log = logging.getLogger("sse")
 
@@ -108,19 +103,23 @@ def subscribe(
         raise Draining(retry_after=RETRY_AFTER)
     if request.method == "HEAD":
         return _finished(Response(status=200), call, headers)
-    with Cleanup() as held:
-        call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
-        call.client = call.client or f"address:{call.address}"
-        held.add(state.readers.take(call.client))
+    call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
+    call.client = call.client or f"address:{call.address}"
+    settings = state.settings
+    limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
+    with ClientStream(request, call, state, limits) as stream:
+        stream.held.add(state.readers.take(call.client))
         reader = _reader(state, channels, since, replay)
         if reader is None:
             # WHATWG HTML, section 9.2.3: 204 makes an EventSource fail the connection, and not come back.
             return _finished(Response(status=204), call, headers)
-        held.add(reader.close)
+        stream.held.add(reader.close)
         if state.metrics is not None:
             state.metrics.channel_readers.inc()
-            held.add(state.metrics.channel_readers.dec)
-        pump = _pump(state, call, reader, duration, held)
+            stream.held.add(state.metrics.channel_readers.dec)
+        call.upstream = f"own:{request.endpoint}"
+        stream.begin(reader)
+        pump = stream.pump(reader, heartbeat=settings.heartbeat)
     response = PumpResponse(pump, status=200)
     response.close_if_dropped(pump, call)
     return _finished(response, call, headers)
@@ -135,40 +134,6 @@ def _reader(state: State, channels: tuple[str, ...], since: str | None, replay: 
 
 
 def _finished(response: Response, call: Call, headers: Mapping[str, str] | None) -> Response:
-    response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+    set_event_stream_fields(response, call)
     response.headers.update(headers or {})
-    for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
-        response.headers.setdefault(name, value)
     return response
-
-
-def _pump(state: State, call: Call, reader: ChannelReader, duration: float | None, taken: Cleanup) -> Pump:
-    """Return the body of the response, which from now on holds what was taken."""
-    settings, client = state.settings, client_connection(request.environ)
-    limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
-    exchange = Exchange(client.socket, limits)
-    exchange.upstream.attach(reader)
-    call.upstream = f"own:{request.endpoint}"
-    report = StreamReport(call, state.metrics)
-    report.begin(exchange)
-    taken.add(report.finish)
-    state.monitor.add(exchange)
-    taken.add(partial(state.monitor.discard, exchange))
-    exchange.watch_client()
-    held = Cleanup()
-
-    def on_end(end: StreamEnd) -> None:
-        held.close()
-        report.log_end(end)
-
-    pump = Pump(
-        reader,
-        exchange,
-        status=200,
-        is_event_stream=True,
-        heartbeat=settings.heartbeat,
-        abort=client.abort,
-        on_end=on_end,
-    )
-    held.take(taken)
-    return pump

@@ -68,6 +68,13 @@ class RelayedResponse(PumpResponse):
         return self.headers if has_content else super().get_wsgi_headers(environ)
 
 
+def set_event_stream_fields(response: Response, call: Call) -> None:
+    """Set the fields of an event stream of the site's own; but for its type, a site may have set others."""
+    response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+    for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
+        response.headers.setdefault(name, value)
+
+
 def stream_response(pump: Pump, *, status: int, fields: Iterable[tuple[str, str]], call: Call) -> Response:
     """Return a response whose body is sent as it comes, and closed if the server does not get it.
 
