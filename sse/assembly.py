@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,9 +128,7 @@ def _verifier(settings: Settings) -> Verify:
             f"SSE_JWT needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[jwt]'"
         ) from error
     given = settings.jwt
-    rules = Rules(**{name: value for name, value in given.items() if name not in ("keys", "algorithms")})
-    if given.get("algorithms"):
-        rules = replace(rules, algorithms=tuple(given["algorithms"]))
+    rules = Rules(**{name: value for name, value in given.items() if name != "keys" and value})
     path = Path(given["keys"])
     if "://" not in given["keys"]:
         if not path.is_file():
@@ -139,13 +136,13 @@ def _verifier(settings: Settings) -> Verify:
         keys = KeySet(path.read_bytes)
         if not keys.refresh():
             raise ValueError("SSE_JWT: keys is a file without a set of keys (RFC 7517)")
-        return Verifier(rules, keys).find_client
+        return Verifier(rules, keys).verify
     try:
         entry = parse_upstream("keys", given["keys"])
     except ValueError as error:
         raise ValueError("SSE_JWT: keys is not a URL that can be called") from error
     upstreams = _upstreams(settings, UpstreamTable((entry,)))
-    return Verifier(rules, KeySet(partial(fetch, upstreams, entry.base))).find_client
+    return Verifier(rules, KeySet(partial(fetch, upstreams, entry.base))).verify
 
 
 def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:

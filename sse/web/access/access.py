@@ -25,7 +25,7 @@ from .unknown import UnknownBodies
 Authorize = Callable[[Request], "str | None"]
 
 #: Returns the client that a JSON Web Token names, None if it is not valid.
-Verify = Callable[[bytes], Client | None]
+Verify = Callable[[str], Client | None]
 
 log = logging.getLogger("sse")
 
@@ -214,7 +214,7 @@ class Access:
         for credential in credentials:
             found = self._directory.find(credential)
             if found is None and self._verify is not None:
-                found = self._verify(credential)
+                found = self._verify(credential.decode("latin-1"))
             if found is not None:
                 return found
         return None
