@@ -76,7 +76,7 @@ def readyz() -> Response:
     """Return 200 if the process serves requests and its shared store is available, otherwise 503."""
     if current_state().drain.phase() is not Phase.SERVING:
         return _plain_text("draining", 503)
-    if not current_state().access.has_store():
+    if not current_state().access.throttle.has_store():
         return _plain_text("Redis unavailable", 503)
     return _plain_text("ok")
 

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Self
 
 from flask import Request, Response, request, url_for
@@ -117,9 +117,6 @@ class Reading(ClientStream):
 
         :param is_event_stream: whether heartbeats and an error event may be sent between events.
         """
-        call, rules = self._call, self._call.rules
-        if rules is not None and rules.is_temporary:
-            self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         self.count()
         self.report.count(status)
         pump = self.pump(
@@ -129,7 +126,7 @@ class Reading(ClientStream):
             heartbeat=self._state.settings.heartbeat,
             holds_back=True,
         )
-        return stream_response(pump, status=status, fields=fields, call=call)
+        return stream_response(pump, status=status, fields=fields, call=self._call)
 
 
 def usable_recordings(state: State, request: Request) -> Recordings | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Self
 
 from flask import Request, Response
@@ -70,8 +69,6 @@ class Relay(ClientStream):
         # With a lease, because then only as many streams as the client may have are not charged yet; and for the same
         # reason the charge comes before the lease is released.
         meter = new_meter(outgoing, self._call, self._state, self.exchange)
-        if rules is not None and rules.is_temporary:
-            self.exchange.is_admitted = partial(self._state.access.is_valid, rules)
         self.count()
         if self._state.demonstration is not None:
             self._state.demonstration.ensure_started()
@@ -118,7 +115,7 @@ class Relay(ClientStream):
         try:
             fields.extend(attempt.fields if reader is not None and attempt is not None else ())
             # The upstream's own limits go before those of the gateway.
-            limits = self._state.access.rate_limit_fields(self._call)
+            limits = self._state.access.throttle.fields(self._call)
             fields.extend([field for field in limits if field[0].lower() not in named])
             if is_error:
                 # So that it is not taken for a refusal of the gateway's own.

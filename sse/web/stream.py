@@ -56,9 +56,13 @@ class ClientStream:
             self.held.add(partial(self._state.monitor.discard, self.exchange))
 
     def count(self) -> None:
-        """Count the stream as open, until its end."""
+        """Count the stream as open, until its end, which comes too if the client's credential is valid no more."""
+        rules = self._call.rules
+        if rules is not None and rules.is_temporary:
+            self.exchange.is_admitted = partial(self._state.access.directory.is_valid, rules)
         self.report.begin(self.exchange)
-        self.held.add(self.report.finish)
+        if self._state.metrics is not None:
+            self.held.add(self.report.finish)
 
     def begin(self, source: Cancellable) -> None:
         """Begin a stream of the site's own, whose source ends with the exchange."""

@@ -72,10 +72,10 @@ class Access:
         self._cross_origin = cross_origin
         self.is_open = is_open
         self._trusted_proxies = trusted_proxies
-        self._directory = directory
+        self.directory = directory
         self._verify = verify
         self._has_credentials = bool(directory) or verify is not None
-        self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
+        self.throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable, shows_all=bool(throttle))
         self._calls = counts.limit(throttle, "client") if throttle else None
         #: The limits of clients that have their own, of which there are few.
         self._calls_of = cache(lambda value: counts.limit(value, "client") if value else None)
@@ -158,7 +158,7 @@ class Access:
         """
         if is_failure:
             self._failures_until = time.monotonic() + max(item.get_expiry() for item in self._failed.items)
-        self._throttle.count(request, call, self._failed if is_failure else self._anonymous)
+        self.throttle.count(request, call, self._failed if is_failure else self._anonymous)
         raise Unauthenticated
 
     def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
@@ -192,27 +192,15 @@ class Access:
             limits = (*limits, calls)
         if limits:
             # All at once, because with a shared store each count is a round trip.
-            self._throttle.count(request, call, *limits)
-
-    def has_store(self) -> bool:
-        """Return whether the store of the throttle is available."""
-        return self._throttle.has_store()
-
-    def rate_limit_fields(self, call: Call) -> list[tuple[str, str]]:
-        """Return the rate-limit fields of the response to a call."""
-        return self._throttle.fields(call, only_exceeded=self._calls is None)
+            self.throttle.count(request, call, *limits)
 
     def _may_have_failures(self) -> bool:
         # The check costs as much as the throttle itself, and failed logins are rare.
         return self._shares_failures or time.monotonic() < self._failures_until
 
-    def is_valid(self, client: Client) -> bool:
-        """Return whether the credential of a client that was admitted is still valid."""
-        return self._directory.is_valid(client)
-
     def _find(self, credentials: list[bytes]) -> Client | None:
         for credential in credentials:
-            found = self._directory.find(credential)
+            found = self.directory.find(credential)
             if found is None and self._verify is not None:
                 found = self._verify(credential.decode("latin-1"))
             if found is not None:

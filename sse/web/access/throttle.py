@@ -122,11 +122,18 @@ class Throttle:
     :param limiter: the site's, which then counts; None takes nothing from the site and adds nothing to it.
     :param store: what processes share, if they do; a site's own Limiter counts in its own storage.
     :param on_unavailable: called each time the store is needed for a request and unavailable.
+    :param shows_all: whether responses show also a limit that allows their request.
     """
 
     def __init__(
-        self, limiter: Limiter | None, *, store: SharedStore | None, on_unavailable: Callable[[], object]
+        self,
+        limiter: Limiter | None,
+        *,
+        store: SharedStore | None,
+        on_unavailable: Callable[[], object],
+        shows_all: bool,
     ) -> None:
+        self._shows_all = shows_all
         self._limiter: OwnCounts | SiteLimiter
         if limiter is not None:
             self._limiter = SiteLimiter(limiter)
@@ -153,13 +160,10 @@ class Throttle:
             if verdict.exceeded is not None:
                 raise Throttled(retry_after=_retry_after(verdict))
 
-    def fields(self, call: Call, *, only_exceeded: bool) -> list[tuple[str, str]]:
-        """Return the limit that a request was counted in last, as response fields.
-
-        :param only_exceeded: whether a limit that allows the request is left out.
-        """
+    def fields(self, call: Call) -> list[tuple[str, str]]:
+        """Return the limit that a request was counted in last, as response fields."""
         verdict = call.counted
-        if verdict is None or (only_exceeded and verdict.exceeded is None):
+        if verdict is None or (not self._shows_all and verdict.exceeded is None):
             return []
         window = verdict.windows[verdict.exceeded or 0]
         return [

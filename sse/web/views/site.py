@@ -13,8 +13,7 @@ from ..call import current_request
 from ..refused import refusing
 from ..relay import Relay
 from ..state import current_state
-
-METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+from .refusal import METHODS
 
 
 @refusing()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask import Request, Response
 
@@ -154,14 +154,7 @@ def _long_poll(query: _Query) -> Response:
     offset = query.position()
     if offset >= query.snapshot.end and query.snapshot.reason is None:
         _wait(query, offset)
-        query = _Query(
-            query.request,
-            query.call,
-            query.state,
-            query.recordings,
-            query.id,
-            find(query.recordings, query.id, query.call),
-        )
+        query = replace(query, snapshot=find(query.recordings, query.id, query.call))
         query.check_interrupted(offset)
     if offset >= query.snapshot.end:
         return Response(status=204, headers=query.fields(offset))
