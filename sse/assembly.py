@@ -63,6 +63,14 @@ def build(
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     monitor = Monitor(drain := Drain())
+    limits = Limits(
+        open=settings.connect_timeout,
+        head=settings.response_timeout,
+        idle=settings.idle_timeout,
+        send=settings.send_timeout,
+        duration=settings.max_duration,
+    )
+    new_leases = partial(leases_in, store, on_unavailable=_on_unavailable(metrics, "leases"))
     cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
@@ -70,28 +78,17 @@ def build(
         upstreams=upstreams,
         failover=Failover(
             upstreams,
-            limits=_limits(settings),
+            limits=limits,
             on_attempt=metrics.count_attempt if metrics is not None else None,
         ),
-        leases=leases_in(
-            store,
-            total=settings.max_streams,
-            per_client=settings.max_streams_per_client,
-            on_unavailable=_on_unavailable(metrics, "leases"),
-        ),
+        leases=new_leases(total=settings.max_streams, per_client=settings.max_streams_per_client),
         channels=_channels(settings),
-        readers=leases_in(
-            store,
-            total=settings.max_readers,
-            per_client=settings.max_readers_per_client,
-            kind="readers",
-            on_unavailable=_on_unavailable(metrics, "leases"),
-        ),
+        readers=new_leases(total=settings.max_readers, per_client=settings.max_readers_per_client, kind="readers"),
         metrics=metrics,
         monitor=monitor,
         drain=drain,
-        limits=_limits(settings),
-        recordings=_recordings(settings, monitor, metrics),
+        limits=limits,
+        recordings=_recordings(settings, limits, monitor, metrics),
         cross_origin=cross_origin,
         access=Access(
             directory=_directory(settings),
@@ -165,31 +162,18 @@ def _channels(settings: Settings) -> Channels:
     return Channels(limits, lambda hub: RedisFeed(hub, limits, connecting, store_errors()))
 
 
-def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
+def _recordings(settings: Settings, limits: Limits, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
     if not settings.resume_ttl:
         return None
     on_used = metrics.kept_bytes.set if metrics is not None else bool
     most, memory = settings.resume_max_bytes, settings.resume_memory
-    log: Log
     if settings.storage_uri == "memory://":
-        log = MemoryLog(max_bytes=most, memory=memory, on_used=on_used)
-    else:
-        is_cluster = parse_storage_uri(settings.storage_uri).kind == "cluster"
-        connecting = partial(connect, settings.storage_uri)
-        log = RedisLog(
-            connecting, store_errors(), max_bytes=most, memory=memory, is_cluster=is_cluster, on_used=on_used
-        )
-    return Recordings(log, monitor, _limits(settings), is_shared=settings.storage_uri != "memory://")
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        open=settings.connect_timeout,
-        head=settings.response_timeout,
-        idle=settings.idle_timeout,
-        send=settings.send_timeout,
-        duration=settings.max_duration,
-    )
+        log: Log = MemoryLog(max_bytes=most, memory=memory, on_used=on_used)
+        return Recordings(log, monitor, limits, is_shared=False)
+    is_cluster = parse_storage_uri(settings.storage_uri).kind == "cluster"
+    connecting = partial(connect, settings.storage_uri)
+    log = RedisLog(connecting, store_errors(), max_bytes=most, memory=memory, is_cluster=is_cluster, on_used=on_used)
+    return Recordings(log, monitor, limits, is_shared=True)
 
 
 def _metrics(settings: Settings) -> Metrics | None:
