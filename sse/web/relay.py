@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Self
 
-from flask import Request, Response
+from flask import Response
 
 from ..errors import ClientGone, Draining, EndedByOperator, SSEError
 from ..protocol.field import is_event_stream, response_fields
@@ -17,12 +17,10 @@ from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER
 from .access.policy import check_call
-from .call import Call
 from .meter import new_meter
 from .recorded import Attempt, usable_recordings
 from .response import stream_response
 from .resume import Resume
-from .state import State
 from .stream import ClientStream
 
 #: Bytes of an upstream's error response that are relayed.
@@ -32,12 +30,8 @@ MAX_ERROR_BODY = 64 * 1024
 class Relay(ClientStream):
     """One exchange with an upstream, until its response is made.
 
-    :param request: the client's request.
     :raises Draining: at the begin of the block, if the process is about to stop.
     """
-
-    def __init__(self, request: Request, call: Call, state: State) -> None:
-        super().__init__(request, call, state, state.limits)
 
     def __enter__(self) -> Self:
         if self._state.drain.phase() >= Phase.FINISHING:

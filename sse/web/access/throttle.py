@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from flask import Request, Response, has_request_context
@@ -18,28 +18,6 @@ from ...errors import Throttled
 from ...relay.redis import SharedStore
 from ..call import Call, current_call
 from .limit_storage import Check, Limit, Memory, SharedCounts, Verdict, Window
-
-
-class OwnCounts:
-    """Counts in all limits of a request at once, where the gateway keeps its counts.
-
-    :param counts: in this process, or in the store that processes share.
-    """
-
-    def __init__(self, counts: Memory) -> None:
-        self.storage = counts
-
-    def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Sequence[Verdict]:
-        """Count a request."""
-        checks = [
-            Check(
-                name=f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}",
-                items=limit.items,
-                amount=int(limit.counts),
-            )
-            for limit in limits
-        ]
-        return self.storage.check_all(checks)
 
 
 class SiteLimiter:
@@ -58,7 +36,7 @@ class SiteLimiter:
     def storage(self) -> Storage:
         return self._limiter.storage
 
-    def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Iterator[Verdict]:
+    def count(self, call: Call, limits: Sequence[Limit]) -> Iterator[Verdict]:
         """Count a request in one limit after the other."""
         for limit in limits:
             call.limit = limit
@@ -134,12 +112,8 @@ class Throttle:
         shows_all: bool,
     ) -> None:
         self._shows_all = shows_all
-        self._limiter: OwnCounts | SiteLimiter
-        if limiter is not None:
-            self._limiter = SiteLimiter(limiter)
-        else:
-            shared = SharedCounts(store=store, on_unavailable=on_unavailable) if store is not None else None
-            self._limiter = OwnCounts(shared or Memory())
+        self._site = SiteLimiter(limiter) if limiter is not None else None
+        self._counts = Memory() if store is None else SharedCounts(store=store, on_unavailable=on_unavailable)
 
     def limit(self, value: str, key: Literal["client", "address"], *, scope: str = "", counts: bool = True) -> Limit:
         """Return a limit, for each endpoint if no scope is named.
@@ -155,7 +129,19 @@ class Throttle:
         :raises Throttled: if there were too many.
         """
         call.counted = None
-        for verdict in self._limiter.count(request, call, limits):
+        if self._site is not None:
+            verdicts: Iterable[Verdict] = self._site.count(call, limits)
+        else:
+            checks = [
+                Check(
+                    name=f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}",
+                    items=limit.items,
+                    amount=int(limit.counts),
+                )
+                for limit in limits
+            ]
+            verdicts = self._counts.check_all(checks)
+        for verdict in verdicts:
             call.counted = verdict
             if verdict.exceeded is not None:
                 raise Throttled(retry_after=_retry_after(verdict))
@@ -174,7 +160,7 @@ class Throttle:
 
     def has_store(self) -> bool:
         """Return whether the storage of the counts can be used."""
-        return bool(self._limiter.storage.check())
+        return self._counts.check() if self._site is None else bool(self._site.storage.check())
 
 
 def _retry_after(verdict: Verdict) -> int:

@@ -68,7 +68,7 @@ def relay(
     path, _, query = path.removeprefix("/").encode(errors="surrogatepass").decode("latin-1").partition("?")
     given = list((headers or {}).items())
     has_accept = any(name.lower() == "accept" for name, _ in given)
-    with Relay(request, call, state) as exchange:
+    with Relay(request, call, state, state.limits) as exchange:
         fields = encode_request_fields(
             with_trace(given, request.headers.get),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
