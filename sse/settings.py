@@ -19,10 +19,10 @@ from .setting_name import PREFIX as PREFIX
 from .setting_name import SettingError as SettingError
 from .setting_name import check_below, find_key
 
-_CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.
+CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: Signatures by keys that may be published.
 _ALGORITHMS = frozenset(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {"EdDSA"}
+# With any scheme: apps and extensions have their own, such as tauri://localhost and chrome-extension://<id>.
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -36,7 +36,7 @@ def _passcodes(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ValueError("must be an object: client name -> passcode")
     for name, passcode in value.items():
-        if not isinstance(name, str) or not _CLIENT_NAME.fullmatch(name):
+        if not isinstance(name, str) or not CLIENT_NAME.fullmatch(name):
             # Not shown, because name and passcode may be swapped.
             raise ValueError("a client name is not 1 to 64 of A-Z a-z 0-9 . _ -")
         # An empty passcode would admit every client that sends none.

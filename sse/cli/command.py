@@ -10,7 +10,8 @@ from flask import Flask, current_app
 from flask.cli import AppGroup
 
 from ..errors import SSEError
-from ..web.access.clients import CLIENT_NAME, digest, encode
+from ..settings import CLIENT_NAME
+from ..web.access.clients import digest, encode
 from ..web.channel import publish as publish_event
 from .settings import settings
 from .streams import end, streams

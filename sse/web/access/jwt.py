@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import jwt
 
-from .clients import CLIENT_NAME, Client
+from ...settings import CLIENT_NAME
+from .clients import Client
 
 #: Bytes of the longest token that is looked at.
 MAX_TOKEN = 8 * 1024
