@@ -88,8 +88,7 @@ class ClientStream:
         :param holds_back: whether only whole events are sent to a client that cannot be shown an abort.
         :param has_opening: whether it begins with a comment if the server sends no head before the first byte.
         """
-        self._has_pump = True
-        return Pump(
+        pump = Pump(
             source,
             self.exchange,
             status=status,
@@ -103,6 +102,8 @@ class ClientStream:
             # It keeps nothing of the request, because a stream may be open for hours.
             on_end=partial(_finish, self.exchange, self.held, self.report),
         )
+        self._has_pump = True
+        return pump
 
 
 def _finish(exchange: Exchange, held: Cleanup, report: StreamReport, end: StreamEnd) -> None:
