@@ -28,8 +28,9 @@ from ..relay.exchange import Exchange, Limits
 from ..relay.log.base import Claim, Expired, Header, NotKept, Snapshot, TooManyReaders, Unavailable
 from ..relay.log.events import encode_offset
 from ..relay.stream.source import Source
-from ..relay.upstream.adapter import UpstreamRequest
-from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse, ended
+from ..relay.upstream.client import RETRY_AFTER, ended
+from ..relay.upstream.request import UpstreamRequest
+from ..relay.upstream.response import UpstreamResponse
 from .call import Call
 from .report import RecordingReport
 from .response import stream_response

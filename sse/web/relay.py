@@ -14,8 +14,8 @@ from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
-from ..relay.upstream.adapter import UpstreamRequest
 from ..relay.upstream.client import RETRY_AFTER
+from ..relay.upstream.request import UpstreamRequest
 from .access.policy import check_call
 from .meter import new_meter
 from .recorded import Attempt, usable_recordings

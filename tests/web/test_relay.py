@@ -11,7 +11,7 @@ import pytest
 import sse.web.relay
 import sse.web.stream
 from app import create_app
-from sse.relay.upstream.client import UpstreamResponse
+from sse.relay.upstream.response import UpstreamResponse
 from sse.web.report import StreamReport
 
 from ..support.upstream import Upstream, respond
