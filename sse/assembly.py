@@ -34,6 +34,7 @@ from .web.access.access import Access, Authorize, Verify
 from .web.access.clients import Directory, parse_quota
 from .web.access.origin import CrossOrigin
 from .web.access.quota import Quotas
+from .web.access.throttle import Throttle
 from .web.state import State
 
 if TYPE_CHECKING:
@@ -92,14 +93,17 @@ def build(
         access=Access(
             directory=_directory(settings),
             verify=_verifier(settings) if settings.jwt else None,
-            throttle=settings.throttle,
+            throttle=Throttle(
+                limiter,
+                store=store,
+                on_unavailable=_on_unavailable(metrics, "throttle"),
+                shows_all=bool(settings.throttle),
+            ),
+            rate=settings.throttle,
             trusted_proxies=settings.trusted_proxies,
             authorize=authorize,
             cross_origin=cross_origin,
-            limiter=limiter,
             is_open=settings.is_open(has_authorize=authorize is not None),
-            store=store,
-            on_unavailable=_on_unavailable(metrics, "throttle"),
         ),
         quota=parse_quota(settings.quota) if settings.quota else None,
         # Its count begins with the first failure, because most gateways have no quotas.

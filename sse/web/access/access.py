@@ -10,10 +10,8 @@ from functools import cache, lru_cache
 from typing import NoReturn
 
 from flask import Request
-from flask_limiter import Limiter
 
 from ...errors import Unauthenticated
-from ...relay.redis import SharedStore, nothing
 from ..call import Call
 from .clients import Client, Directory, encode
 from .limit_storage import Limit
@@ -44,14 +42,12 @@ class Access:
 
     :param directory: clients by their passcodes.
     :param verify: returns the client that a JSON Web Token names, None if it is not valid; None if none are accepted.
-    :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
+    :param throttle: counts the calls.
+    :param rate: how often a client may call, in the words of Flask-Limiter; "" is no limit.
     :param trusted_proxies: how many proxies in front are believed about the client's address.
     :param authorize: the site's callback that returns a client's name; called before the passcodes are checked.
     :param cross_origin: the origins whose pages may use a login of the site's.
-    :param limiter: the site's Limiter, which then counts; None takes nothing from the site.
     :param is_open: whether every client may call.
-    :param store: what processes share, if they do; the site's own Limiter counts where it counts.
-    :param on_unavailable: called each time the store is needed for a call and unavailable.
     """
 
     def __init__(
@@ -59,14 +55,12 @@ class Access:
         *,
         directory: Directory,
         verify: Verify | None,
-        throttle: str,
+        throttle: Throttle,
+        rate: str,
         trusted_proxies: int,
         authorize: Authorize | None,
         cross_origin: CrossOrigin,
-        limiter: Limiter | None,
         is_open: bool,
-        store: SharedStore | None = None,
-        on_unavailable: Callable[[], object] = nothing,
     ) -> None:
         self._authorize = authorize
         self._cross_origin = cross_origin
@@ -75,18 +69,17 @@ class Access:
         self.directory = directory
         self._verify = verify
         self._has_credentials = bool(directory) or verify is not None
-        self.throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable, shows_all=bool(throttle))
-        self._calls = counts.limit(throttle, "client") if throttle else None
+        self.throttle = throttle
+        self._calls = throttle.limit(rate, "client") if rate else None
         #: The limits of clients that have their own, of which there are few.
-        self._calls_of = cache(lambda value: counts.limit(value, "client") if value else None)
-        failures = throttle or FAILED_LOGINS
+        self._calls_of = cache(lambda value: throttle.limit(value, "client") if value else None)
+        failures = rate or FAILED_LOGINS
         # One count for all endpoints. A request without a credential is no failed login.
-        self._anonymous = counts.limit(failures, "address", scope="sse-anonymous")
-        self._failed = counts.limit(failures, "address", scope="sse-failed-login")
-        self._failed_before = counts.limit(failures, "address", scope="sse-failed-login", counts=False)
+        self._anonymous = throttle.limit(failures, "address", scope="sse-anonymous")
+        self._failed = throttle.limit(failures, "address", scope="sse-failed-login")
+        self._failed_before = throttle.limit(failures, "address", scope="sse-failed-login", counts=False)
         self.unknown_bodies = UnknownBodies()
-        #: Whether other processes count failed logins too, and until when (time.monotonic()) this process's own count.
-        self._shares_failures = limiter is not None or store is not None
+        #: Until when (time.monotonic()) failed logins that this process has counted do.
         self._failures_until = 0.0
 
     def admit(self, request: Request, call: Call) -> None:
@@ -196,7 +189,7 @@ class Access:
 
     def _may_have_failures(self) -> bool:
         # The check costs as much as the throttle itself, and failed logins are rare.
-        return self._shares_failures or time.monotonic() < self._failures_until
+        return self.throttle.is_shared or time.monotonic() < self._failures_until
 
     def _find(self, credentials: list[bytes]) -> Client | None:
         for credential in credentials:

@@ -112,6 +112,8 @@ class Throttle:
         shows_all: bool,
     ) -> None:
         self._shows_all = shows_all
+        #: Whether other processes may count too.
+        self.is_shared = limiter is not None or store is not None
         self._site = SiteLimiter(limiter) if limiter is not None else None
         self._counts = Memory() if store is None else SharedCounts(store=store, on_unavailable=on_unavailable)
 
