@@ -16,6 +16,7 @@ from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.upstream.client import RETRY_AFTER
 from ..relay.upstream.request import UpstreamRequest
+from ..relay.upstream.response import UpstreamResponse
 from .access.policy import check_call
 from .meter import new_meter
 from .recorded import Attempt, usable_recordings
@@ -64,18 +65,9 @@ class Relay(ClientStream):
         # reason the charge comes before the lease is released.
         meter = new_meter(outgoing, self._call, self._state, self.exchange)
         self.count()
-        if self._state.demonstration is not None:
-            self._state.demonstration.ensure_started()
         if attempt is None or not attempt.outlives_client:
             self.exchange.watch_client()
-        try:
-            if entry is None or not entry.targets:
-                upstream = self._state.upstreams.open(outgoing, self.exchange.upstream)
-            else:
-                upstream = self._state.failover.open(outgoing, entry, self.exchange, self._call.log_fields)
-        except SSEError as error:
-            self._call.end = _unopened(error, self.exchange)
-            raise
+        upstream = self._open(outgoing, entry)
         taken.add(upstream.close)
         self.report.count(upstream.status)
         fields = response_fields(upstream.fields, listed=entry.response_headers if entry is not None else ())
@@ -117,6 +109,17 @@ class Relay(ClientStream):
             return stream_response(pump, status=upstream.status, fields=fields, call=self._call)
         except BaseException:
             pump.close_unsent()
+            raise
+
+    def _open(self, outgoing: UpstreamRequest, entry: Upstream | None) -> UpstreamResponse:
+        if self._state.demonstration is not None:
+            self._state.demonstration.ensure_started()
+        try:
+            if entry is None or not entry.targets:
+                return self._state.upstreams.open(outgoing, self.exchange.upstream)
+            return self._state.failover.open(outgoing, entry, self.exchange, self._call.log_fields)
+        except SSEError as error:
+            self._call.end = _unopened(error, self.exchange)
             raise
 
 
