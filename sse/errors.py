@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 #: What OpenAI's and Anthropic's SDKs call the causes of a status.
 _TYPES = {
@@ -59,9 +59,17 @@ class SSEError(Exception):
         self.cause = cause
         self.should_retry = False if (retry_after or 0) > MAX_RETRY_AFTER else should_retry
 
-    def error_object(self) -> dict[str, str | None]:
-        """Return what SDKs of LLM APIs read of this refusal."""
-        return error_object(self.code, self.detail, status=self.status)
+    def problem(self, request_id: str) -> dict[str, Any]:
+        """Return the JSON of the response (RFC 9457), with what SDKs of LLM APIs read of it."""
+        return {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+            "error": error_object(self.code, self.detail, status=self.status),
+        }
 
 
 class InvalidRequest(

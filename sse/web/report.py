@@ -40,7 +40,7 @@ class StreamReport:
         """Count the stream as open, and let it be listed."""
         exchange.report = self
         if self._metrics is not None:
-            self._metrics.begin_stream(self._upstream)
+            self._metrics.streams(self._upstream).inc()
         if self._app is not None:
             stream_opened.send(self._app, **self._named(), cancel=partial(exchange.cancel, EndReason.CLIENT_GONE))
 
@@ -59,7 +59,7 @@ class StreamReport:
     def finish(self) -> None:
         """Count the stream as no longer open."""
         if self._metrics is not None:
-            self._metrics.finish_stream(self._upstream)
+            self._metrics.streams(self._upstream).dec()
 
     def log_end(self, end: StreamEnd) -> None:
         """Log and count how the stream ended."""
@@ -90,12 +90,12 @@ class RecordingReport:
     def begin(self) -> None:
         """Count the recording as open."""
         if self._metrics is not None:
-            self._metrics.begin_recording(self._names["upstream"])
+            self._metrics.recordings(self._names["upstream"]).inc()
 
     def finish(self) -> None:
         """Count the recording as no longer open."""
         if self._metrics is not None:
-            self._metrics.finish_recording(self._names["upstream"])
+            self._metrics.recordings(self._names["upstream"]).dec()
 
     def log_end(self, end: RecordingEnd) -> None:
         """Log and count how the recording ended."""
