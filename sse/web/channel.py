@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from weakref import WeakSet
+from functools import cache
 
 from flask import Response, current_app, has_request_context, request
 
 from ..errors import Draining, InvalidRequest
 from ..protocol.event import ServerSentEvent
 from ..relay.channel.history import check_channel
-from ..relay.channel.hub import MAX_CHANNELS, Channels
+from ..relay.channel.hub import MAX_CHANNELS
 from ..relay.channel.reader import ChannelReader
 from ..relay.drain import Phase
 from ..relay.exchange import Limits
@@ -27,8 +27,6 @@ from .state import State, current_app_itself, state_of
 from .stream import ClientStream
 
 log = logging.getLogger("sse")
-
-_warned: WeakSet[Channels] = WeakSet()
 
 
 def publish(channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
@@ -57,23 +55,22 @@ def publish(channel: str, data: Event, *, event: str | None = None, retry: int |
 @refusing()
 def publish_event(channel: str, event: ServerSentEvent) -> str:
     """Do what `publish` does; the event may have an id of its own, from which a reader cannot resume."""
-    app, state = current_app_itself(), state_of(current_app)
+    state = state_of(app := current_app_itself())
     if len(event.encode()) > state.settings.channel_max_event:
         raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
     event_id = state.channels.publish(check_channel(channel), event)
     if state.metrics is not None:
         state.metrics.channel_events.inc()
-    if state.settings.storage_uri == "memory://" and state.channels not in _warned:
-        _warn_of_workers(state.channels)
+    if state.settings.storage_uri == "memory://" and has_request_context() and request.environ.get("wsgi.multiprocess"):
+        warn_of_memory()
     event_published.send(app, channel=channel, event=event, id=event_id)
     return event_id
 
 
-def _warn_of_workers(channels: Channels) -> None:
-    """Log, once, that other workers' readers do not get what is published here, if there are other workers."""
-    if has_request_context() and request.environ.get("wsgi.multiprocess"):
-        _warned.add(channels)
-        log.warning("SSE_STORAGE_URI is memory://, so readers of other workers do not get what this one publishes")
+@cache
+def warn_of_memory() -> None:
+    """Log, once in a process, that readers of other workers do not get what is published here."""
+    log.warning("SSE_STORAGE_URI is memory://, so readers of other workers do not get what this one publishes")
 
 
 @refusing()
