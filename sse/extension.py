@@ -26,7 +26,7 @@ from .web.channel import publish, subscribe
 from .web.docs import docs_blueprint
 from .web.page import page_blueprint, static_blueprint
 from .web.refused import refusing
-from .web.state import State, state_of
+from .web.state import state_of
 from .web.views import channels_blueprint, metrics_blueprint, relay_blueprint, ticker_blueprint
 from .web.views.channels import MayRead
 from .web.views.site import relay
@@ -50,12 +50,10 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     """
     from .compat.gunicorn import graceful_times
 
-    if "sse" not in app.extensions:
-        raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
+    state = state_of(app)
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
     graceful_timeout, keepalive = graceful_times(worker)
     grace = graceful_timeout - keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
-    state: State = app.extensions["sse"]
     drain, recordings = state.drain, state.recordings
     if recordings is not None and recordings.is_shared:
         left = graceful_timeout - RECORDING_MARGIN

@@ -1,6 +1,9 @@
 """The endpoints' requests and responses, as OpenAPI 3.1 at `/openapi.json`, and a page that shows it at `/docs`.
 
-The text is in `static/openapi.json`; what depends on the app and on the errors is added here.
+The text is in `static/openapi.json`; what depends on the app and on the errors is added here. In the file, `x-part`
+stands for what several have in common (one of `x-parts`), and `headers` may list names. `x-endpoint` is what must be
+registered in Flask for a path to be served, `x-refusals` lists codes, or parts that do, and the example is made of
+`x-curl` (the path, and options) and `x-body`.
 """
 
 from __future__ import annotations
