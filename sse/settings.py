@@ -240,8 +240,8 @@ class Settings:
                 # What a check of this module has raised, else what the type wants.
                 cause = error.errors()[0].get("ctx", {}).get("error")
                 wrong = cause or f"must be {types[name].__metadata__[-1].description}, not {value!r}"
-                where = cause.where if isinstance(cause, InvalidEntry) else ""
-                raise SettingError(f"{key}{where}: {wrong}") from cause
+                # The text of the former begins with where below the key it is.
+                raise SettingError(f"{key}{'' if isinstance(cause, InvalidEntry) else ': '}{wrong}") from cause
         return cls(**values)
 
     @property
