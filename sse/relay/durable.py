@@ -17,7 +17,7 @@ from .background import run_soon
 from .drain import Phase
 from .exchange import Exchange, Limits, Side, Stage
 from .log.base import Header
-from .log.contract import Log
+from .log.log import Log
 from .log.ring import Reader, Recording
 from .monitor import Monitor
 from .stream.end import EndReason
@@ -173,12 +173,12 @@ class Recordings:
     """The recordings of one app.
 
     :param log: where they are kept.
-    :param is_shared: whether other processes can read them.
     """
 
-    def __init__(self, log: Log, monitor: Monitor, limits: Limits, *, is_shared: bool) -> None:
+    def __init__(self, log: Log, monitor: Monitor, limits: Limits) -> None:
         self.log = log
-        self.is_shared = is_shared
+        #: Whether other processes can read them.
+        self.is_shared = log.is_shared
         self._monitor = monitor
         self._limits = limits
         self._open: set[Recorder] = set()

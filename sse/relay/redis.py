@@ -173,7 +173,7 @@ def connect(uri: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
     return redis.Redis.from_url(address.url, retry=retry, **options)
 
 
-def _execute(commands: Sequence[Command], client: Any) -> list[Any]:
+def execute(commands: Sequence[Command], client: Any) -> list[Any]:
     """Send commands in one round trip, and return the replies."""
     if len(commands) == 1:
         return [client.execute_command(*commands[0])]
@@ -187,15 +187,27 @@ def _execute(commands: Sequence[Command], client: Any) -> list[Any]:
 class SharedStore:
     """The shared store with a circuit breaker: while it is unavailable, callers do without it.
 
-    It counts as unavailable as well if it refuses writes (full, read-only, loading): limits are not shared then.
+    It counts as unavailable as well if it refuses writes (full, read-only, loading).
 
     :param uri: the value of `SSE_STORAGE_URI`.
+    :param retry_interval: seconds for which an unavailable store is not called.
+    :param without: what the log says about the time without it.
+    :param again: what it says when the store has recovered.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        retry_interval: float = RETRY_INTERVAL,
+        without: str = "using per-process limits",
+        again: str = "limits are shared again",
+    ) -> None:
         self.uri = uri
         self.errors = store_errors()
-        self._is_cluster = parse_storage_uri(uri).kind == "cluster"
+        self.is_cluster = parse_storage_uri(uri).kind == "cluster"
+        self._retry_interval = retry_interval
+        self._without, self._again = without, again
         self._retry_at = 0.0
         self._client: Any = None
         #: Made when they are needed, because locks that are made before gevent patches block the event loop.
@@ -226,7 +238,7 @@ class SharedStore:
         """
         replies = None
         if time.monotonic() >= self._retry_at:
-            replies = self._send(commands) if self._is_cluster else self._batches.run(commands)
+            replies = self._send(commands) if self.is_cluster else self._batches.run(commands)
         if replies is None:
             on_unavailable()
         return replies
@@ -237,7 +249,7 @@ class SharedStore:
         return batches or self._locks.setdefault("batches", Batches(self._send))
 
     def _send(self, commands: Sequence[Command]) -> list[Any] | None:
-        replies: list[Any] | None = self.call(partial(_execute, commands))
+        replies: list[Any] | None = self.call(partial(execute, commands))
         return replies
 
     def call(self, operation: Callable[[Any], Any], *, on_unavailable: Callable[[], object] = nothing) -> Any:
@@ -252,7 +264,7 @@ class SharedStore:
             return None
         if was_unavailable:
             # The next attempt may have to wait for a time-out, so one caller makes it and the others do not wait.
-            self._retry_at = now + RETRY_INTERVAL
+            self._retry_at = now + self._retry_interval
         try:
             with self._connection_slot(may_retry=was_unavailable):
                 result = operation(self.client)
@@ -288,10 +300,10 @@ class SharedStore:
         if isinstance(error, Busy):
             return
         if not self._retry_at:
-            log.warning("Redis unavailable (%s); using per-process limits", describe(error))
-        self._retry_at = time.monotonic() + RETRY_INTERVAL
+            log.warning("Redis unavailable (%s); %s", describe(error), self._without)
+        self._retry_at = time.monotonic() + self._retry_interval
 
     def _mark_available(self) -> None:
         if self._retry_at:
-            log.warning("Redis recovered; limits are shared again")
+            log.warning("Redis recovered; %s", self._again)
         self._retry_at = 0.0

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from ...errors import StoreUnavailable
 from ..background import run_soon
 from ..stream.end import EndReason
-from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Unavailable, Wake
+from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Wake
 from .follow import Deliver, Entry
 from .ring import Reader
 from .store import Keys
@@ -20,7 +21,7 @@ READ_AHEAD = 256 * 1024
 class RemoteReader(Reader):
     """A reader of what another process records, or has recorded.
 
-    :param fetch: returns up to so many bytes of the store from a position on; raises `Trimmed` or `Unavailable`.
+    :param fetch: returns up to so many bytes of the store from a position on; raises `Trimmed` or `StoreUnavailable`.
     :param follow: calls back with the entries behind a position; returns what ends that.
     :param retry_interval: seconds between two attempts while the store is unavailable.
     """
@@ -38,7 +39,6 @@ class RemoteReader(Reader):
     ) -> None:
         super().__init__(snapshot.header, offset, on_close)
         self.keys = keys
-        self.process = snapshot.process
         self.generation = snapshot.generation
         self.reason: EndReason | None = snapshot.reason
         #: Position up to which the store has bytes, as far as is known.
@@ -118,7 +118,7 @@ class RemoteReader(Reader):
                 self._have += len(data)
         except Trimmed as error:
             self._error = error
-        except Unavailable:
+        except StoreUnavailable:
             time.sleep(self._retry_interval)
         self._is_fetching = False
         if not self._is_closed:

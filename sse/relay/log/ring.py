@@ -1,20 +1,16 @@
-"""The recordings of this process: a ring of bytes for each, its readers, and the budget of them all."""
+"""A recording of this process: a ring of bytes, and its readers."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import gevent
 
 from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
 from .base import READ_SIZE, Header, Interrupted, Snapshot, Trimmed, Wake
-
-#: Bytes that an open recording is expected to need: a long response of a language model. New ones are admitted by it.
-EXPECTED_SIZE = 256 * 1024
 
 
 class Bells:
@@ -228,97 +224,3 @@ class LocalReader(Reader):
 
         self._wake_if_ready(wake)
         return unsubscribe
-
-
-@dataclass(kw_only=True)
-class Own:
-    """The recordings of this process, within their budget.
-
-    :param memory: bytes that they may take in all.
-    :param clock: returns seconds.
-    """
-
-    max_bytes: int
-    memory: int
-    clock: Callable[[], float]
-    open: dict[str, Recording] = field(default_factory=dict)
-    #: In the order in which they ended.
-    finished: dict[str, Recording] = field(default_factory=dict)
-    _finished_bytes: int = 0
-
-    def __len__(self) -> int:
-        return len(self.open) + len(self.finished)
-
-    def get(self, id: str) -> Recording | None:
-        """Return a recording, open or finished."""
-        return self.open.get(id) or self.finished.get(id)
-
-    def admit(
-        self, id: str, header: Header, cancel: Callable[[EndReason], None], drop: Callable[[str], None]
-    ) -> Recording | None:
-        """Return a new recording, None if there is no room.
-
-        :param drop: removes a finished recording.
-        """
-        if not self._make_room(drop):
-            return None
-        self.open[id] = recording = Recording(id, header, max_bytes=self.max_bytes, cancel=cancel)
-        return recording
-
-    def _make_room(self, drop: Callable[[str], None]) -> bool:
-        """Drop finished recordings, the one that ended first before others, until another one has room."""
-        expected = min(EXPECTED_SIZE, self.max_bytes)
-        # An open recording counts for what it is expected to need, if it has not more already.
-        left = self.memory - expected - sum(max(r.size, expected) for r in list(self.open.values()))
-        for id_ in list(self.finished) if left < self._finished_bytes else ():
-            drop(id_)
-            if left >= self._finished_bytes:
-                break
-        return left >= 0
-
-    def finish(self, recording: Recording, reason: EndReason) -> None:
-        """End a recording, and keep it for its time."""
-        recording.until = self.clock() + recording.header.ttl
-        if self.open.pop(recording.id, None) is not None:
-            self.finished[recording.id] = recording
-            self._finished_bytes += recording.size
-        recording.finish(reason)
-
-    def drop(self, id: str) -> Recording | None:
-        """Forget a recording and return it, None if there was none."""
-        recording = self.finished.pop(id, None)
-        if recording is not None:
-            self._finished_bytes -= recording.size
-        return recording or self.open.pop(id, None)
-
-    def used(self) -> int:
-        """Return the bytes that are taken."""
-        return self._finished_bytes + sum(recording.size for recording in list(self.open.values()))
-
-    def join(
-        self,
-        recording: Recording,
-        offset: int,
-        on_left: Callable[[Recording], None],
-        on_close: Wake | None = None,
-    ) -> LocalReader:
-        """Return a reader.
-
-        :param on_left: called when the last reader has left an open recording.
-        :param on_close: called when this one has left.
-        """
-        recording.readers += 1
-
-        def leave() -> None:
-            recording.readers -= 1
-            if on_close is not None:
-                on_close()
-            if not recording.readers and recording.reason is None:
-                recording.lonely_since = self.clock()
-                on_left(recording)
-
-        return LocalReader(recording, offset, leave)
-
-    def lonely(self, now: float) -> list[Recording]:
-        """Return the open recordings that have had no reader here for as long as they go on without one."""
-        return [r for r in list(self.open.values()) if not r.readers and now - r.lonely_since >= r.header.leave]
