@@ -15,6 +15,7 @@ from .protocol.target.entry import parse_upstream
 from .protocol.target.table import UpstreamTable
 from .relay.channel.history import HistoryLimits
 from .relay.channel.hub import Channels
+from .relay.channel.redis import RedisChannels
 from .relay.drain import Drain
 from .relay.durable import Recordings
 from .relay.exchange import Limits
@@ -23,8 +24,7 @@ from .relay.log.log import Log
 from .relay.log.memory import MemoryLog
 from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor
-from .relay.redis import SharedStore, connect, nothing
-from .relay.redis_error import store_errors
+from .relay.redis import SharedStore, nothing
 from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
@@ -162,10 +162,7 @@ def _channels(settings: Settings) -> Channels:
     )
     if settings.storage_uri == "memory://":
         return Channels(limits)
-    from .relay.channel.redis import RedisFeed
-
-    connecting = partial(connect, settings.storage_uri)
-    return Channels(limits, lambda hub: RedisFeed(hub, limits, connecting, store_errors()))
+    return RedisChannels(limits, settings.storage_uri)
 
 
 def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:

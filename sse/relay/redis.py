@@ -190,7 +190,7 @@ class SharedStore:
     It counts as unavailable as well if it refuses writes (full, read-only, loading).
 
     :param uri: the value of `SSE_STORAGE_URI`.
-    :param retry_interval: seconds for which an unavailable store is not called.
+    :param retry_interval: seconds for which an unavailable store is not called; 0: each call is an attempt.
     :param without: what the log says about the time without it.
     :param again: what it says when the store has recovered.
     """
@@ -209,6 +209,7 @@ class SharedStore:
         self._retry_interval = retry_interval
         self._without, self._again = without, again
         self._retry_at = 0.0
+        self._failures = 0
         self._client: Any = None
         #: Made when they are needed, because locks that are made before gevent patches block the event loop.
         self._locks: dict[str, Any] = {}
@@ -266,7 +267,7 @@ class SharedStore:
             # The next attempt may have to wait for a time-out, so one caller makes it and the others do not wait.
             self._retry_at = now + self._retry_interval
         try:
-            with self._connection_slot(may_retry=was_unavailable):
+            with self._connection_slot():
                 result = operation(self.client)
         except self.errors as error:
             self._mark_unavailable(error)
@@ -281,16 +282,17 @@ class SharedStore:
         return self.call(lambda client: client.set("sse-probe", 1, px=1000)) is not None
 
     @contextmanager
-    def _connection_slot(self, *, may_retry: bool) -> Iterator[None]:
+    def _connection_slot(self) -> Iterator[None]:
         """Wait until one more connection may be used.
 
         :raises Busy: if none becomes free in time, or another caller has found the store unavailable meanwhile.
         """
         slots = self._locks.setdefault("slots", threading.BoundedSemaphore(CONNECTIONS))
+        failures = self._failures
         if not slots.acquire(timeout=QUEUE_TIMEOUT):
             raise Busy("no free connection")
         try:
-            if not may_retry and time.monotonic() < self._retry_at:
+            if failures != self._failures:
                 raise Busy("unavailable")
             yield
         finally:
@@ -299,6 +301,7 @@ class SharedStore:
     def _mark_unavailable(self, error: Exception) -> None:
         if isinstance(error, Busy):
             return
+        self._failures += 1
         if not self._retry_at:
             log.warning("Redis unavailable (%s); %s", describe(error), self._without)
         self._retry_at = time.monotonic() + self._retry_interval

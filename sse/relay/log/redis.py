@@ -45,7 +45,7 @@ class RedisLog(Log):
         self._timing = timing or Timing()
         self._store = SharedStore(
             uri,
-            retry_interval=self._timing.retry,
+            retry_interval=0,
             without="recordings go on in memory",
             again="recordings are appended to it again",
         )
