@@ -190,6 +190,7 @@ class SharedStore:
     It counts as unavailable as well if it refuses writes (full, read-only, loading).
 
     :param uri: the value of `SSE_STORAGE_URI`.
+    :param connections: calls at the same time, to one server.
     :param retry_interval: seconds for which an unavailable store is not called; 0: each call is an attempt.
     :param without: what the log says about the time without it.
     :param again: what it says when the store has recovered.
@@ -199,6 +200,7 @@ class SharedStore:
         self,
         uri: str,
         *,
+        connections: int = CONNECTIONS,
         retry_interval: float = RETRY_INTERVAL,
         without: str = "using per-process limits",
         again: str = "limits are shared again",
@@ -206,6 +208,7 @@ class SharedStore:
         self.uri = uri
         self.errors = store_errors()
         self.is_cluster = parse_storage_uri(uri).kind == "cluster"
+        self._connections = connections
         self._retry_interval = retry_interval
         self._without, self._again = without, again
         self._retry_at = 0.0
@@ -220,7 +223,7 @@ class SharedStore:
         if self._client is None:
             with self._locks.setdefault("connect", threading.Lock()):
                 if self._client is None:
-                    self._client = connect(self.uri)
+                    self._client = connect(self.uri, connections=self._connections)
         return self._client
 
     def close(self) -> None:
@@ -287,7 +290,7 @@ class SharedStore:
 
         :raises Busy: if none becomes free in time, or another caller has found the store unavailable meanwhile.
         """
-        slots = self._locks.setdefault("slots", threading.BoundedSemaphore(CONNECTIONS))
+        slots = self._locks.setdefault("slots", threading.BoundedSemaphore(self._connections))
         failures = self._failures
         if not slots.acquire(timeout=QUEUE_TIMEOUT):
             raise Busy("no free connection")

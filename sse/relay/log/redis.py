@@ -31,6 +31,9 @@ from .ring import Reader, Recording
 from .store import READERS, Keys, Timing, claim_key, decode_claim, encode_claim, milliseconds
 from .upload import Uploads
 
+#: Connections for calls and for the writer.
+CONNECTIONS = 16
+
 
 class RedisLog(Log):
     """A log in Redis.
@@ -45,6 +48,7 @@ class RedisLog(Log):
         self._timing = timing or Timing()
         self._store = SharedStore(
             uri,
+            connections=CONNECTIONS,
             retry_interval=0,
             without="recordings go on in memory",
             again="recordings are appended to it again",
