@@ -91,13 +91,13 @@ class RemoteReader(Reader):
                     self._ready += piece
                     self._have = end
                 self.known_end = max(self.known_end, end)
-        self._bells.ring()
+        self.ring()
 
     def end(self, reason: EndReason, end: int) -> None:
         """End the recording as other processes see it."""
         with self._lock:
             self.reason, self.known_end = reason, end
-        self._bells.ring()
+        self.ring()
 
     def _fetch_soon(self) -> None:
         # What is delivered while this decides would be fetched, and so read, a second time.
@@ -122,7 +122,7 @@ class RemoteReader(Reader):
             time.sleep(self._retry_interval)
         self._is_fetching = False
         if not self._is_closed:
-            self._bells.ring()
+            self.ring()
 
     def close(self) -> None:
         self._is_closed = True

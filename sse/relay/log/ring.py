@@ -6,47 +6,10 @@ import math
 import threading
 from collections.abc import Callable
 
-import gevent
-
+from ..background import wake_soon
 from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
 from .base import READ_SIZE, Header, Interrupted, Snapshot, Trimmed, Wake
-
-
-class Bells:
-    """Who is called when there is something new. Iterating needs no copy: each change makes a new tuple."""
-
-    __slots__ = ("_lock", "all")
-
-    def __init__(self) -> None:
-        self.all: tuple[Wake, ...] = ()
-        self._lock = threading.Lock()
-
-    def add(self, wake: Wake) -> Wake:
-        """Call `wake()` from now on; return what ends that."""
-
-        def remove() -> None:
-            with self._lock:
-                at = next((at for at, known in enumerate(self.all) if known is wake), len(self.all))
-                self.all = self.all[:at] + self.all[at + 1 :]
-
-        with self._lock:
-            self.all = (*self.all, wake)
-        return remove
-
-    def ring(self) -> None:
-        """Call all of them, from the event loop where there is one: a greenlet that a bell switches to never returns.
-
-        :raises Exception: what a bell raises.
-        """
-        if self.all and isinstance(gevent.getcurrent(), gevent.Greenlet):
-            gevent.get_hub().loop.run_callback(self._ring)
-        else:
-            self._ring()
-
-    def _ring(self) -> None:
-        for wake in self.all:
-            wake()
 
 
 class Recording:
@@ -57,7 +20,7 @@ class Recording:
     """
 
     __slots__ = (
-        "_kept", "_most", "bells", "cancel", "end", "header", "id", "lonely_since", "readers", "reason",
+        "_bells", "_kept", "_lock", "_most", "cancel", "end", "header", "id", "lonely_since", "readers", "reason",
         "until",
     )  # fmt: skip
 
@@ -67,12 +30,14 @@ class Recording:
         self.cancel = cancel
         self.end = 0
         self.reason: EndReason | None = None
-        self.bells = Bells()
         self.readers = 0
         #: When the last reader left (the log's clock), and when a finished recording expires.
         self.lonely_since = math.inf
         self.until = 0.0
         self._most = max_bytes
+        # Each change makes a new tuple, so that an append needs no copy.
+        self._bells: tuple[Wake, ...] = ()
+        self._lock = threading.Lock()
         # The position of the first byte, and the bytes: one value, so that a thread that reads sees both or neither.
         self._kept = 0, bytearray()
 
@@ -84,8 +49,19 @@ class Recording:
         # Not with each piece, because all that is kept is copied.
         if len(data) > self._most * 1.25:
             self._kept = self.end - self._most, data[-self._most :]
-        for wake in self.bells.all:
+        for wake in self._bells:
             wake()
+
+    def listen(self, wake: Wake) -> Wake:
+        """Call `wake()` with each append, and at the end; return what ends that."""
+
+        def stop() -> None:
+            with self._lock:
+                self._bells = tuple(known for known in self._bells if known is not wake)
+
+        with self._lock:
+            self._bells = (*self._bells, wake)
+        return stop
 
     def finish(self, reason: EndReason) -> None:
         """Let nothing follow, and wake the readers."""
@@ -93,7 +69,8 @@ class Recording:
         start, data = self._kept
         # Growing has reserved more than is needed.
         self._kept = start, data[:]
-        self.bells.ring()
+        for wake in self._bells:
+            wake_soon(wake)
 
     def read(self, offset: int, limit: int = READ_SIZE) -> bytes:
         """Return the bytes from a position on, b"" if there are none yet.
@@ -128,7 +105,7 @@ class Reader:
         self.offset = offset
         self._on_close: Wake | None = on_close
         self._is_cancelled = False
-        self._bells = Bells()
+        self._wake: Wake | None = None
 
     def _next(self) -> bytes | None:
         """Return what follows the position, as `Reader.read()` does."""
@@ -160,22 +137,24 @@ class Reader:
         raise NotImplementedError
 
     def subscribe(self, wake: Wake) -> Wake:
-        unsubscribe = self._bells.add(wake)
-        self._wake_if_ready(wake)
-        return unsubscribe
-
-    def _wake_if_ready(self, wake: Wake) -> None:
-        """Wake at once if something has come between the last read and the subscribing."""
+        self._wake = wake
+        # Something may have come between the last read and the subscribing.
         if self._is_ready():
-            if isinstance(gevent.getcurrent(), gevent.Greenlet):
-                gevent.get_hub().loop.run_callback(wake)
-            else:
-                wake()
+            wake_soon(wake)
+        return self._unsubscribe
+
+    def _unsubscribe(self) -> None:
+        self._wake = None
+
+    def ring(self) -> None:
+        """Wake what has subscribed; callable from anywhere."""
+        if (wake := self._wake) is not None:
+            wake_soon(wake)
 
     def cancel(self) -> None:
         """Make the next `read()` raise."""
         self._is_cancelled = True
-        self._bells.ring()
+        self.ring()
 
     def close(self) -> None:
         """Leave the recording."""
@@ -215,12 +194,11 @@ class LocalReader(Reader):
         return self._is_cancelled or recording.reason is not None or self.offset < recording.end
 
     def subscribe(self, wake: Wake) -> Wake:
-        # The recording's bells, for that is one call less for each event.
-        removers = self._recording.bells.add(wake), self._bells.add(wake)
+        # The recording calls it without a detour, for that is one call less for each event.
+        removers = self._recording.listen(wake), super().subscribe(wake)
 
         def unsubscribe() -> None:
             for remove in removers:
                 remove()
 
-        self._wake_if_ready(wake)
         return unsubscribe

@@ -91,7 +91,7 @@ class Uploads:
         self._create(upload, client)
         self._all[recording.id] = upload
         # The upload is a reader of the ring.
-        recording.bells.add(partial(self._on_append, upload))
+        recording.listen(partial(self._on_append, upload))
         self._wake(0.0)
 
     def forget(self, id: str) -> None:
