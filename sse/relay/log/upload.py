@@ -32,8 +32,6 @@ class Upload:
     generation: str = field(default_factory=lambda: uuid.uuid4().hex)
     #: Position up to which it is in the store, as far as is known.
     written: int = 0
-    #: The end that the store has; it differs from `written` where bytes are lost.
-    expected: int = 0
     #: When the bytes that are not in the store are due there, None if there are none.
     due: float | None = None
     #: Whether it has readers that registered.
@@ -142,7 +140,7 @@ class Uploads:
         recording, upload.due = upload.recording, None
         # In this order, for bytes may be appended in between.
         reason, end = recording.reason, recording.end
-        expected, start = upload.expected, max(upload.written, recording.start)
+        expected, start = upload.written, max(upload.written, recording.start)
         for _ in range(BATCH_ENTRIES):
             try:
                 data = recording.read(start, min(READ_SIZE, end - start))
@@ -182,7 +180,7 @@ class Uploads:
             raise result
         word, value = result
         if word == b"ok":
-            upload.written = upload.expected = entry.end
+            upload.written = entry.end
             upload.is_read = value > 0
             if entry.reason is not None:
                 self._finish(upload)
@@ -190,11 +188,11 @@ class Uploads:
         upload.due = 0.0
         if word == b"missing":
             # A flush or an eviction: everything that is in memory is appended again.
-            upload.written = upload.expected = upload.recording.start
+            upload.written = upload.recording.start
             self._create(upload, client)
         elif word == b"moved" and int(value) <= upload.recording.end:
             # An append whose reply was lost, or a tail that the store has lost.
-            upload.expected = upload.written = int(value)
+            upload.written = int(value)
         else:
             self._fence(upload, value.decode())
         return False
