@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from ...errors import StoreUnavailable
 from ..background import run_soon
 from ..stream.end import EndReason
+from ..stream.source import TruncatedBody
 from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Wake
 from .follow import Deliver, Entry
 from .ring import Reader
@@ -37,7 +38,8 @@ class RemoteReader(Reader):
         retry_interval: float,
         on_close: Wake,
     ) -> None:
-        super().__init__(snapshot.header, offset, on_close)
+        super().__init__(offset, on_close)
+        self.header = snapshot.header
         self.keys = keys
         self.generation = snapshot.generation
         self.reason: EndReason | None = snapshot.reason
@@ -55,13 +57,16 @@ class RemoteReader(Reader):
         self._is_fetching = self._is_closed = False
         self._unfollow = follow(keys.data, f"{snapshot.end}-0", self._deliver) if self.reason is None else None
 
-    def _next(self) -> bytes | None:
+    def read(self) -> bytes | None:
+        if self._is_cancelled:
+            raise TruncatedBody("the reader was cancelled")
         # All at one moment: the last bytes and the end may be delivered between two looks.
         with self._lock:
             piece = bytes(self._ready[:READ_SIZE])
             del self._ready[: len(piece)]
             error, reason, is_behind = self._error, self.reason, self._have < self.known_end
         if piece:
+            self.offset += len(piece)
             return piece
         if error is not None:
             raise error
@@ -73,11 +78,12 @@ class RemoteReader(Reader):
         return None if reason is None else b""
 
     def _is_ready(self) -> bool:
-        is_at_end = self._have >= self.known_end and self.reason is not None
-        if not (self._ready or is_at_end or self._error or self._is_cancelled) and self._have < self.known_end:
+        if self._ready or self._error or self._is_cancelled:
+            return True
+        if self._have < self.known_end:
             self._fetch_soon()
             return False
-        return bool(self._ready or is_at_end or self._error or self._is_cancelled)
+        return self.reason is not None
 
     def _deliver(self, entries: Sequence[Entry]) -> None:
         """Take what was appended: bytes that follow at once, others only as something to fetch."""

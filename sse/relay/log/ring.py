@@ -99,17 +99,12 @@ class Recording:
 class Reader:
     """A position in a recording that moves on with each read; a `Source` of a pump."""
 
-    def __init__(self, header: Header, offset: int, on_close: Wake) -> None:
-        self.header = header
+    def __init__(self, offset: int, on_close: Wake) -> None:
         #: Position of the next byte.
         self.offset = offset
         self._on_close: Wake | None = on_close
         self._is_cancelled = False
         self._wake: Wake | None = None
-
-    def _next(self) -> bytes | None:
-        """Return what follows the position, as `Reader.read()` does."""
-        raise NotImplementedError
 
     def read(self) -> bytes | None:
         """Return what follows, None if nothing does yet, b"" at the end of a complete recording; never wait.
@@ -117,12 +112,7 @@ class Reader:
         :raises Interrupted: at the end of one that is not complete.
         :raises Trimmed: if the next byte is not kept any more.
         """
-        if self._is_cancelled:
-            raise TruncatedBody("the reader was cancelled")
-        piece = self._next()
-        if piece:
-            self.offset += len(piece)
-        return piece
+        raise NotImplementedError
 
     def wait(self, timeout: float | None) -> None:
         woken = threading.Event()
@@ -167,11 +157,10 @@ class LocalReader(Reader):
     """A reader of what this process records."""
 
     def __init__(self, recording: Recording, offset: int, on_close: Wake) -> None:
-        super().__init__(recording.header, offset, on_close)
+        super().__init__(offset, on_close)
         self._recording = recording
 
     def read(self) -> bytes | None:
-        # One function, because it is called twice for each event.
         if self._is_cancelled:
             raise TruncatedBody("the reader was cancelled")
         recording = self._recording
