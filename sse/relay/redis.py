@@ -223,7 +223,8 @@ class SharedStore:
         if self._client is None:
             with self._locks.setdefault("connect", threading.Lock()):
                 if self._client is None:
-                    self._client = connect(self.uri, connections=self._connections)
+                    # One more, for what listens and so waits for no turn.
+                    self._client = connect(self.uri, connections=self._connections + 1)
         return self._client
 
     def close(self) -> None:
