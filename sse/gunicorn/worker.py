@@ -67,7 +67,11 @@ class StreamWorker(compat.HookedWorker):
         if self.cfg.workers > 1 and self.loads is not None:
             balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
         parts = (listener, self.handle, pool, balance, self.log)
-        return Listener(*parts) if context is None else TLSListener(context, *parts)
+        server = Listener(*parts) if context is None else TLSListener(context, *parts)
+        if self.cfg.workers > 1 and balance is None:
+            # The others get their share, which nothing else sees to.
+            server.max_accept = 1
+        return server
 
     def serve_request(self, client: Any, address: Any, request: Any, serve: Callable[[], None]) -> bool:
         """Serve a request, and return whether the connection ends with it; its response has arrived then.
