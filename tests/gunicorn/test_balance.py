@@ -15,6 +15,7 @@ import gevent
 import gevent.socket
 import pytest
 from gevent.event import AsyncResult
+from gevent.pool import Pool
 from gunicorn.config import Config
 
 from sse.gunicorn import balance as module
@@ -110,7 +111,7 @@ def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> 
     """Each listener showed its own, so a worker with many on one seemed to have none when another began."""
     worker = second_of_two(monkeypatch)
     with gevent.socket.socket() as first, gevent.socket.socket() as second:
-        servers = [worker.listen(listener, 10, None) for listener in (first, second)]
+        servers = [worker.listen(listener, spawn=Pool(10)) for listener in (first, second)]
         busy = servers[0].pool.spawn(gevent.sleep, 60)
         for server in servers:
             server.start()
@@ -137,7 +138,7 @@ def test_what_waits_is_accepted_in_one_go(monkeypatch: pytest.MonkeyPatch, other
     with gevent.socket.socket() as listener, ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        server = worker.listen(listener, 10, None)
+        server = worker.listen(listener, spawn=Pool(10))
         for _ in range(8):
             stack.enter_context(gevent.socket.create_connection(listener.getsockname()))
         server.start()
