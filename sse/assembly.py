@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +14,16 @@ from .protocol.target.entry import parse_upstream
 from .protocol.target.table import UpstreamTable
 from .relay.channel.history import HistoryLimits
 from .relay.channel.hub import Channels
+from .relay.channel.redis import RedisChannels
 from .relay.drain import Drain
 from .relay.durable import Recordings
 from .relay.exchange import Limits
 from .relay.lease import leases_in
-from .relay.log.contract import Log
+from .relay.log.log import Log
 from .relay.log.memory import MemoryLog
 from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor
-from .relay.redis import SharedStore, connect, nothing, parse_storage_uri
-from .relay.redis_error import store_errors
+from .relay.redis import SharedStore, nothing
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
 from .relay.upstream.failover import Failover
@@ -35,6 +34,7 @@ from .web.access.access import Access, Authorize, Verify
 from .web.access.clients import Directory, parse_quota
 from .web.access.origin import CrossOrigin
 from .web.access.quota import Quotas
+from .web.access.throttle import Throttle
 from .web.state import State
 
 if TYPE_CHECKING:
@@ -63,6 +63,14 @@ def build(
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     monitor = Monitor(drain := Drain())
+    limits = Limits(
+        open=settings.connect_timeout,
+        head=settings.response_timeout,
+        idle=settings.idle_timeout,
+        send=settings.send_timeout,
+        duration=settings.max_duration,
+    )
+    new_leases = partial(leases_in, store, on_unavailable=_on_unavailable(metrics, "leases"))
     cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
@@ -70,40 +78,32 @@ def build(
         upstreams=upstreams,
         failover=Failover(
             upstreams,
-            limits=_limits(settings),
+            limits=limits,
             on_attempt=metrics.count_attempt if metrics is not None else None,
         ),
-        leases=leases_in(
-            store,
-            total=settings.max_streams,
-            per_client=settings.max_streams_per_client,
-            on_unavailable=_on_unavailable(metrics, "leases"),
-        ),
+        leases=new_leases(total=settings.max_streams, per_client=settings.max_streams_per_client),
         channels=_channels(settings),
-        readers=leases_in(
-            store,
-            total=settings.max_readers,
-            per_client=settings.max_readers_per_client,
-            kind="readers",
-            on_unavailable=_on_unavailable(metrics, "leases"),
-        ),
+        readers=new_leases(total=settings.max_readers, per_client=settings.max_readers_per_client, kind="readers"),
         metrics=metrics,
         monitor=monitor,
         drain=drain,
-        limits=_limits(settings),
-        recordings=_recordings(settings, monitor, metrics),
+        limits=limits,
+        recordings=_recordings(settings, limits, monitor, metrics),
         cross_origin=cross_origin,
         access=Access(
             directory=_directory(settings),
             verify=_verifier(settings) if settings.jwt else None,
-            throttle=settings.throttle,
+            throttle=Throttle(
+                limiter,
+                store=store,
+                on_unavailable=_on_unavailable(metrics, "throttle"),
+                shows_all=bool(settings.throttle),
+            ),
+            rate=settings.throttle,
             trusted_proxies=settings.trusted_proxies,
             authorize=authorize,
             cross_origin=cross_origin,
-            limiter=limiter,
             is_open=settings.is_open(has_authorize=authorize is not None),
-            store=store,
-            on_unavailable=_on_unavailable(metrics, "throttle"),
         ),
         quota=parse_quota(settings.quota) if settings.quota else None,
         # Its count begins with the first failure, because most gateways have no quotas.
@@ -128,9 +128,7 @@ def _verifier(settings: Settings) -> Verify:
             f"SSE_JWT needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[jwt]'"
         ) from error
     given = settings.jwt
-    rules = Rules(**{name: value for name, value in given.items() if name not in ("keys", "algorithms")})
-    if given.get("algorithms"):
-        rules = replace(rules, algorithms=tuple(given["algorithms"]))
+    rules = Rules(**{name: value for name, value in given.items() if name != "keys" and value})
     path = Path(given["keys"])
     if "://" not in given["keys"]:
         if not path.is_file():
@@ -138,13 +136,13 @@ def _verifier(settings: Settings) -> Verify:
         keys = KeySet(path.read_bytes)
         if not keys.refresh():
             raise ValueError("SSE_JWT: keys is a file without a set of keys (RFC 7517)")
-        return Verifier(rules, keys).find_client
+        return Verifier(rules, keys).verify
     try:
         entry = parse_upstream("keys", given["keys"])
     except ValueError as error:
         raise ValueError("SSE_JWT: keys is not a URL that can be called") from error
     upstreams = _upstreams(settings, UpstreamTable((entry,)))
-    return Verifier(rules, KeySet(partial(fetch, upstreams, entry.base))).find_client
+    return Verifier(rules, KeySet(partial(fetch, upstreams, entry.base))).verify
 
 
 def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
@@ -160,37 +158,20 @@ def _channels(settings: Settings) -> Channels:
     )
     if settings.storage_uri == "memory://":
         return Channels(limits)
-    from .relay.channel.redis import RedisFeed
-
-    connecting = partial(connect, settings.storage_uri)
-    return Channels(limits, lambda hub: RedisFeed(hub, limits, connecting, store_errors()))
+    return RedisChannels(limits, settings.storage_uri)
 
 
-def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
+def _recordings(settings: Settings, limits: Limits, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
     if not settings.resume_ttl:
         return None
-    on_used = metrics.kept_bytes.set if metrics is not None else bool
-    most, memory = settings.resume_max_bytes, settings.resume_memory
     log: Log
-    if settings.storage_uri == "memory://":
+    uri, on_used = settings.storage_uri, metrics.kept_bytes.set if metrics is not None else bool
+    most, memory = settings.resume_max_bytes, settings.resume_memory
+    if uri == "memory://":
         log = MemoryLog(max_bytes=most, memory=memory, on_used=on_used)
     else:
-        is_cluster = parse_storage_uri(settings.storage_uri).kind == "cluster"
-        connecting = partial(connect, settings.storage_uri)
-        log = RedisLog(
-            connecting, store_errors(), max_bytes=most, memory=memory, is_cluster=is_cluster, on_used=on_used
-        )
-    return Recordings(log, monitor, _limits(settings), is_shared=settings.storage_uri != "memory://")
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        open=settings.connect_timeout,
-        head=settings.response_timeout,
-        idle=settings.idle_timeout,
-        send=settings.send_timeout,
-        duration=settings.max_duration,
-    )
+        log = RedisLog(uri, max_bytes=most, memory=memory, on_used=on_used)
+    return Recordings(log, monitor, limits)
 
 
 def _metrics(settings: Settings) -> Metrics | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from typing import Self
 
 from flask import Request, Response, request, url_for
@@ -16,29 +15,24 @@ from ..errors import (
     Draining,
     IdempotencyKeyReused,
     OffsetExpired,
-    StoreUnavailable,
-    StreamExpired,
     StreamNotFound,
-    TooManyStreams,
 )
 from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.durable import RecordingEnd, Recordings
 from ..relay.exchange import Exchange, Limits
-from ..relay.log.base import Claim, Expired, Header, NotKept, Snapshot, TooManyReaders, Unavailable
+from ..relay.log.base import Claim, Expired, Header, Snapshot
 from ..relay.log.events import encode_offset
-from ..relay.stream.end import StreamEnd
-from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
 from ..relay.upstream.client import RETRY_AFTER, ended
 from ..relay.upstream.request import UpstreamRequest
 from ..relay.upstream.response import UpstreamResponse
 from .call import Call
-from .connection import client_connection
-from .report import RecordingReport, StreamReport
+from .report import RecordingReport
 from .response import stream_response
 from .resume import Resume, claim_key, fingerprint
 from .state import State
+from .stream import ClientStream
 
 log = logging.getLogger("sse")
 
@@ -50,19 +44,6 @@ ENDPOINT = "sse_relay.stream"
 Fields = Sequence[tuple[str, str]]
 
 
-@contextmanager
-def store() -> Iterator[None]:
-    """Refuse the request if the store of recordings cannot do what this block wants."""
-    try:
-        yield
-    except (NotKept, Expired):
-        raise StreamNotFound from None
-    except TooManyReaders:
-        raise TooManyStreams("the stream has as many readers as it may have", retry_after=RETRY_AFTER) from None
-    except Unavailable as error:
-        raise StoreUnavailable(retry_after=RETRY_AFTER) from error
-
-
 def find(recordings: Recordings, id: str, call: Call) -> Snapshot:
     """Return the state of a recording that the client may read.
 
@@ -70,25 +51,24 @@ def find(recordings: Recordings, id: str, call: Call) -> Snapshot:
     :raises StreamExpired: if it has expired or was erased.
     :raises StoreUnavailable: if nothing is known.
     """
-    snapshot = None
-    with store():
-        try:
-            snapshot = recordings.log.look(id)
-            owner = snapshot.header.owner
-        except Expired as error:
-            owner = error.owner
-    # A client without a name is known by its address, which a phone changes; its right is the id alone.
-    if owner.startswith("name:") and owner != call.client:
-        raise StreamNotFound
-    if snapshot is None:
-        raise StreamExpired
+    try:
+        snapshot = recordings.log.look(id)
+    except Expired as error:
+        _check_owner(error.owner, call)
+        raise
+    _check_owner(snapshot.header.owner, call)
     return snapshot
 
 
-class Reading:
-    """A client's reading of a recording, until its response is made; a block at whose end it is closed.
+def _check_owner(owner: str, call: Call) -> None:
+    # A client without a name is known by its address, which a phone changes; its right is the id alone.
+    if owner.startswith("name:") and owner != call.client:
+        raise StreamNotFound
 
-    :param exchange: the client's, if it has been begun and is watched.
+
+class Reading(ClientStream):
+    """A client's reading of a recording, until its response is made.
+
     :raises TooManyStreams: if the recording has enough readers.
     :raises Draining: if the process is about to stop, and the recording can be read from another one.
     """
@@ -96,6 +76,7 @@ class Reading:
     def __init__(
         self,
         state: State,
+        call: Call,
         recordings: Recordings,
         id: str,
         snapshot: Snapshot,
@@ -104,58 +85,31 @@ class Reading:
     ) -> None:
         if state.drain.phase() >= (Phase.DRAINING if recordings.is_shared else Phase.FINISHING):
             raise Draining(retry_after=RETRY_AFTER)
-        self._state = state
-        self._client = client_connection(request.environ)
-        self.held = Cleanup()
-        with store():
-            self.reader = reader = recordings.log.follow(id, snapshot, offset)
+        super().__init__(request, call, state, Limits(send=state.settings.send_timeout), exchange)
+        self.reader = reader = recordings.log.follow(id, snapshot, offset)
         #: What the response is made of: the bytes as they are, unless it is changed.
         self.source: Source = reader
         self.held.add(reader.close)
         if exchange is None:
-            exchange = Exchange(self._client.socket, Limits(send=state.settings.send_timeout))
-            exchange.watch_client()
-            state.monitor.add(exchange)
-            self.held.add(partial(state.monitor.discard, exchange))
-        self.exchange = exchange
-        exchange.read_recording(reader, ends_early=recordings.is_shared)
+            self.exchange.watch_client()
+        self.monitor()
+        self.exchange.read_recording(reader, ends_early=recordings.is_shared)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.held.close()
-
-    def respond(self, call: Call, fields: Fields, *, status: int = 200, is_event_stream: bool = False) -> Response:
-        """Return the response whose body is the recording, which now belongs to it.
+    def respond(self, fields: Fields, *, status: int = 200, is_event_stream: bool = False) -> Response:
+        """Return the response whose body is the recording.
 
         :param is_event_stream: whether heartbeats and an error event may be sent between events.
         """
-        report = StreamReport(call, self._state.metrics)
-        report.begin(self.exchange)
-        if call.rules is not None and call.rules.is_temporary:
-            self.exchange.is_admitted = partial(self._state.access.is_valid, call.rules)
-        self.held.add(report.finish)
-        report.count(status)
-        held = Cleanup()
-        held.take(self.held)
-
-        def on_end(end: StreamEnd) -> None:
-            held.close()
-            report.log_end(end)
-
-        pump = Pump(
+        self.count()
+        self.report.count(status)
+        pump = self.pump(
             self.source,
-            self.exchange,
             status=status,
             is_event_stream=is_event_stream,
             heartbeat=self._state.settings.heartbeat,
-            has_body=request.method != "HEAD",
-            abort=self._client.abort,
-            holds_back=self._client.socket is None,
-            on_end=on_end,
+            holds_back=True,
         )
-        return stream_response(pump, status=status, fields=fields, call=call)
+        return stream_response(pump, status=status, fields=fields, call=self._call)
 
 
 def usable_recordings(state: State, request: Request) -> Recordings | None:
@@ -228,24 +182,22 @@ class Attempt:
         if snapshot.start:
             raise OffsetExpired(encode_offset(snapshot.start))
         self._call.upstream = snapshot.header.upstream
-        reading = Reading(self._state, self._recordings, id_, snapshot, 0, exchange)
+        reading = Reading(self._state, self._call, self._recordings, id_, snapshot, 0, exchange)
         reading.held.take(held)
         header = snapshot.header
-        return reading.respond(self._call, [*header.fields, *_place(id_, header.ttl)], status=header.status)
+        return reading.respond([*header.fields, *_place(id_, header.ttl)], status=header.status)
 
     def _find(self, exchange: Exchange) -> tuple[str, Snapshot] | None:
         """Return the recording of the same request, None if this one has claimed the key; wait until that is known."""
         replaced: Claim | None = None
         while True:
-            with store():
-                found = self._recordings.log.claim(self._key, self._claim, instead_of=replaced)
+            found = self._recordings.log.claim(self._key, self._claim, instead_of=replaced)
             if found.id == self._claim.id:
                 self._is_mine = True
                 return None
             if found.fingerprint != self._claim.fingerprint:
                 raise IdempotencyKeyReused
-            with store():
-                snapshot, replaced = self._look(found)
+            snapshot, replaced = self._look(found)
             if snapshot is not None:
                 return found.id, snapshot
             if replaced is None:
@@ -255,13 +207,13 @@ class Attempt:
                 raise ended(exchange.reason)
 
     def _look(self, claim: Claim) -> tuple[Snapshot | None, Claim | None]:
-        """Return the state of a claim's recording, and the claim if it can be replaced."""
-        if claim.has_begun:
-            try:
-                return self._recordings.log.look(claim.id), None
-            except (NotKept, Expired):
-                return None, claim
-        return None, None if self._recordings.log.is_alive(claim) else claim
+        """Return the state of a claim's recording, and the claim if it can be replaced; none if it has not begun."""
+        if not claim.has_begun:
+            return None, None
+        try:
+            return self._recordings.log.look(claim.id), None
+        except (StreamNotFound, Expired):
+            return None, claim
 
     def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: Cleanup) -> Source | None:
         """Begin to record a response, and return what its client reads; None if it is not recorded.

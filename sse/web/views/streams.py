@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask import Request, Response
 
@@ -26,7 +26,7 @@ from ...relay.stream.end import EndReason
 from ...relay.stream.source import TruncatedBody
 from ...relay.upstream.client import RETRY_AFTER
 from ..call import Call, current_request
-from ..recorded import Reading, find, store
+from ..recorded import Reading, find
 from ..resume import parse_offset
 from ..state import State, current_state
 from .refusal import check_method
@@ -72,8 +72,7 @@ def _end(request: Request, call: Call, recordings: Recordings, id: str) -> Respo
     except StreamExpired:
         if not erase:
             raise
-    with store():
-        recordings.log.stop(id, erase=erase)
+    recordings.log.stop(id, erase=erase)
     return Response(status=204)
 
 
@@ -131,15 +130,14 @@ class _Query:
         data = b""
         if offset < self.snapshot.end:
             try:
-                with store():
-                    data = self.recordings.log.read(self.id, offset, MAX_READ)
+                data = self.recordings.log.read(self.id, offset, MAX_READ)
             except Trimmed as error:
                 raise OffsetExpired(encode_offset(error.start)) from error
         return Response(data, headers=self.fields(offset + len(data)), content_type="application/octet-stream")
 
     def reading(self, offset: int) -> Reading:
         """Begin to follow the recording from a position on."""
-        return Reading(self.state, self.recordings, self.id, self.snapshot, offset)
+        return Reading(self.state, self.call, self.recordings, self.id, self.snapshot, offset)
 
 
 def _now(query: _Query) -> Response:
@@ -154,14 +152,7 @@ def _long_poll(query: _Query) -> Response:
     offset = query.position()
     if offset >= query.snapshot.end and query.snapshot.reason is None:
         _wait(query, offset)
-        query = _Query(
-            query.request,
-            query.call,
-            query.state,
-            query.recordings,
-            query.id,
-            find(query.recordings, query.id, query.call),
-        )
+        query = replace(query, snapshot=find(query.recordings, query.id, query.call))
         query.check_interrupted(offset)
     if offset >= query.snapshot.end:
         return Response(status=204, headers=query.fields(offset))
@@ -189,7 +180,7 @@ def _tail(query: _Query) -> Response:
     fields.append(("Stream-Next-Offset", encode_offset(offset)))
     if offset >= query.snapshot.end and query.is_complete:
         return Response(b"", headers=[*fields, ("Stream-Closed", "true")])
-    return query.reading(offset).respond(query.call, fields)
+    return query.reading(offset).respond(fields)
 
 
 def _events(query: _Query) -> Response:
@@ -204,15 +195,14 @@ def _events(query: _Query) -> Response:
     reading = query.reading(offset)
     reading.source = EventReader(reading.reader, max_event=query.state.settings.resume_max_bytes)
     fields = [("Content-Type", "text/event-stream; charset=utf-8")]
-    return reading.respond(query.call, fields, is_event_stream=True)
+    return reading.respond(fields, is_event_stream=True)
 
 
 def _has_event(query: _Query, offset: int) -> bool:
     """Return whether a whole event follows a position of a recording that has ended."""
     parser = EventParser(offset=offset, max_event=query.state.settings.resume_max_bytes)
     while offset < query.snapshot.end:
-        with store():
-            piece = query.recordings.log.read(query.id, offset, MAX_READ)
+        piece = query.recordings.log.read(query.id, offset, MAX_READ)
         if not piece or parser.feed(piece):
             return bool(piece)
         offset += len(piece)
