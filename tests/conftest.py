@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .support.fork import warm_programs
 from .support.page import opened
 from .support.program import RedisCluster, RedisSentinel, RedisServer, missing, program
 from .support.relay import Relay
@@ -48,6 +49,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the files that were left out."""
     for path, packages in sorted(_incomplete.items()):
         terminalreporter.write_line(f"LEFT OUT {path.name}: not installed: {', '.join(sorted(packages))}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_programs() -> Iterator[None]:
+    """Services start as forks of a process that has their packages in memory; see `support/warm.py`."""
+    with warm_programs():
+        yield
 
 
 @pytest.fixture
