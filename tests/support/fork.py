@@ -13,14 +13,15 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from . import warm
 
-#: Variables that Python, or a library that is loaded with it, reads before a program can.
+#: Variables that Python or a library reads before the fork, when it is loaded or imported (OpenTelemetry, by redis).
 EARLY = re.compile(r"(PYTHON(?!PATH$)|LD_|GLIBC_|MALLOC_|GEVENT|OPENSSL_|OTEL_|FAKETIME)")
-#: Options that decide on the worker, so on what is patched and when.
-OPTIONS = {"-c", "--config", "-k", "--worker-class", "--preload"}
+#: With other settings, gunicorn may patch later or not at all.
+SETTINGS = Path(__file__).parent.parent.parent / "gunicorn.conf.py"
 
 
 class Fork:
@@ -122,8 +123,9 @@ def warm_programs() -> Iterator[None]:
     with ExitStack() as stack:
         _programs.update(dict.fromkeys(warm.PROGRAMS))
         stack.callback(_programs.clear)
-        stack.callback(lambda: [each.close() for each in _programs.values() if each])
         yield
+        for started in filter(None, _programs.values()):
+            stack.callback(started.close)
 
 
 def warm_program(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> Warm | None:
@@ -137,7 +139,9 @@ def warm_program(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> W
 
 
 def _patches_first(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> bool:
-    """Return whether gunicorn reads the service's settings, and nothing that chooses another worker."""
-    settings = cwd / "gunicorn.conf.py"
-    chosen = OPTIONS & set(command) or "GUNICORN_CMD_ARGS" in env
-    return not chosen and settings.exists() and bool(re.search(r"sse[./]gunicorn[./]settings", settings.read_text()))
+    """Return whether gunicorn reads the service's settings first of all, so that it patches before anything else."""
+    named = [Path(value) for option, value in pairwise(command) if option in ("-c", "--config")]
+    settings = cwd / (named[-1] if named else "gunicorn.conf.py")
+    if "GUNICORN_CMD_ARGS" in env or not settings.exists():
+        return False
+    return settings == SETTINGS or settings.read_bytes() == SETTINGS.read_bytes()

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self
 
 from .fork import Fork, warm_program
@@ -52,7 +53,7 @@ class Process:
         self._output_pipe = os.fdopen(output, "rb")
         try:
             if env is not None and not pass_fds and (warm := warm_program(command, env, cwd)):
-                with open(os.devnull) as nothing:
+                with open(os.devnull, "r+") as nothing:
                     return warm.start(command[3:], env, cwd, nothing.fileno(), theirs, theirs)
             return subprocess.Popen(
                 command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, pass_fds=pass_fds
@@ -129,6 +130,23 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def run(
+    command: Sequence[str], *, env: Mapping[str, str], cwd: Path = ROOT, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of Flask or gunicorn to its end, and return what it has written."""
+    if not (warm := warm_program(command, env, cwd)):
+        return subprocess.run(command, env=env, cwd=cwd, timeout=timeout, capture_output=True, text=True)
+    with open(os.devnull, "r+") as nothing, TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+        process = warm.start(command[3:], env, cwd, nothing.fileno(), output.fileno(), errors.fileno())
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.send_signal(signal.SIGKILL)
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, status, output.read(), errors.read())
 
 
 def environment(settings: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """A process that has imported the packages a program needs, and forks for each start of it; run by `fork.py`.
 
-Half the time that the service takes to start goes into the import of gunicorn, gevent, Flask and other packages. A fork is like
-`python -m <module>` in all that a program sees: arguments, environment, `sys.path`, working directory, descriptors, signals,
-limits. It differs in three points: those packages are imported already (for gunicorn patched, as the service's
-gunicorn.conf.py does it), the processes of a run share one hash seed, and `/proc/<pid>/cmdline` is this file's. Before the
-fork nothing of this project is imported, nor a package that reads the environment when it is imported; gunicorn is one.
+Half the time that the service takes to start goes into the import of gunicorn, gevent, Flask and other packages. A
+fork is like `python -m <module>` in all that a program sees: arguments, environment, `sys.path`, working directory,
+descriptors, signals, limits. It differs in three points: those packages are imported already (for gunicorn patched, as
+the service's gunicorn.conf.py does it), the processes of a run share one hash seed, and `/proc/<pid>/cmdline` is this
+file's. Before the fork nothing of this project is imported, nor what reads the environment when it is imported, as
+gunicorn does.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from typing import Any
 PROGRAMS = {"gunicorn": "gunicorn.app.wsgiapp", "flask": "flask.cli"}
 #: What the service imports, and sites of the tests.
 PACKAGES = """
-    certifi decimal email.utils flask flask.cli flask_limiter fractions idna jinja2.ext jwt limits.storage pydantic pydantic.json_schema
-    redis redis.cluster redis.sentinel requests tomllib urllib3 uuid werkzeug.serving werkzeug.test zoneinfo
+    certifi decimal email.utils flask flask.cli flask_limiter fractions idna jinja2.ext jwt limits.storage pydantic
+    pydantic.json_schema redis redis.cluster redis.sentinel requests tomllib urllib3 uuid werkzeug.serving werkzeug.test
+    zoneinfo
 """
 
 
@@ -46,14 +48,15 @@ def preload(program: str) -> None:
         # gunicorn's defaults are from the environment and the directory in which it is imported: each fork imports it.
         for name in [name for name in sys.modules if name.partition(".")[0] == "gunicorn"]:
             del sys.modules[name]
-    assert len(os.listdir("/proc/self/fd")) == 5, "a package has left something open"
 
 
 def serve(control: socket.socket, program: str) -> tuple[dict[str, Any], list[int]]:
     """Fork for each request, and report each end, until `control` ends; return in a fork, with what it is to become."""
     # Taken before gevent patches: its own need a hub, and a process that has one cannot be forked into a fresh one.
     fork, waitpid, poll = os.fork, os.waitpid, select.poll()
+    before = os.listdir("/proc/self/fd")
     preload(program)
+    assert os.listdir("/proc/self/fd") == before, "a package has left something open"
     poll.register(control, select.POLLIN)
     running: dict[int, tuple[int, int]] = {}
     while True:
