@@ -51,7 +51,7 @@ def preload(program: str) -> None:
 
 
 def serve(control: socket.socket, program: str) -> tuple[dict[str, Any], list[int]]:
-    """Fork for each request, and report each end, until `control` ends; return in a fork, with what it is to become."""
+    """Fork for each request, and report each end, until `control` ends; return in a fork, with what it becomes."""
     # Taken before gevent patches: its own need a hub, and a process that has one cannot be forked into a fresh one.
     fork, waitpid, poll = os.fork, os.waitpid, select.poll()
     before = os.listdir("/proc/self/fd")
