@@ -25,12 +25,11 @@ from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor
 from .relay.redis import SharedStore, connect, nothing, parse_storage_uri
 from .relay.redis_error import store_errors
-from .relay.upstream.adapter import UpstreamAdapter, tls_context
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
 from .relay.upstream.failover import Failover
 from .relay.upstream.fetch import fetch
-from .relay.upstream.pool import Pool
+from .relay.upstream.pool import Pool, tls_context
 from .settings import Settings
 from .web.access.access import Access, Authorize, Verify
 from .web.access.clients import Directory, parse_quota
@@ -150,8 +149,7 @@ def _verifier(settings: Settings) -> Verify:
 
 def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
     dialer = Dialer(allows=table.allows, lists=table.lists, timeout=settings.connect_timeout)
-    pool = Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE)
-    return UpstreamClient(UpstreamAdapter(pool))
+    return UpstreamClient(Pool(dialer, tls_context(settings.ca_file), size=settings.max_streams or POOL_SIZE))
 
 
 def _channels(settings: Settings) -> Channels:

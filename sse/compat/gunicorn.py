@@ -90,12 +90,11 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         """
         raise NotImplementedError
 
-    def begin_request(self, client: Any, address: Any, request: Any) -> None:
-        """Prepare a request, before `respond` is called."""
-        raise NotImplementedError
+    def serve_request(self, client: Any, address: Any, request: Any, serve: Callable[[], None]) -> bool:
+        """Serve a request, and return whether the connection ends with it.
 
-    def end_request(self, client: Any) -> bool:
-        """Return whether the connection ends with the request that has been served."""
+        :param serve: what gunicorn does, which calls `respond`.
+        """
         raise NotImplementedError
 
     def respond(self, app: App, environ: Environ, start_response: Any) -> Iterable[bytes]:
@@ -117,12 +116,7 @@ class HookedWorker(GeventWorker):  # type: ignore[misc]  # gunicorn leaves it un
         if self.server_class is None:
             super().handle_request(listener_name, req, sock, addr)
             return
-        self.begin_request(sock, addr, req)
-        try:
-            super().handle_request(listener_name, req, sock, addr)
-        finally:
-            is_last = self.end_request(sock)
-        if is_last:
+        if self.serve_request(sock, addr, req, partial(super().handle_request, listener_name, req, sock, addr)):
             raise EndOfConnection
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:

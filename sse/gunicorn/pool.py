@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
@@ -26,9 +25,6 @@ class ConnectionPool(Pool):  # type: ignore[misc]  # gevent leaves its compiled 
 
     :param size: most connections.
     """
-
-    #: Serves a connection, given the socket and the address, and closes it; set by the worker.
-    serve: Callable[[Any, Any], None]
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

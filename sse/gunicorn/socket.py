@@ -1,4 +1,4 @@
-"""Clients' connections without TLS, and what accepts them."""
+"""Clients' connections without TLS, and what accepts connections."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from typing import Any
 
 import gevent
 from gevent import socket
+from gevent.server import StreamServer
 
 from ..relay.linger import give_way
 from .balance import PAUSE, Balance
 from .pool import ConnectionPool
-
-#: Seconds until connections are accepted again after the system could give none, for want of file descriptors say: at
-#: first, and at most.
-MIN_RETRY, MAX_RETRY = 0.01, 1.0
-#: Most connections that are accepted in one go where no other worker wants its share.
-MAX_ACCEPT = 100
 
 
 class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets untyped
     """A client's connection that gives way to others where bytes are always there.
 
     :param accepted: gevent's, which is closed afterwards.
+    :param listener: what has accepted it.
+    :param address: of the peer.
     """
 
-    __slots__ = ("_has_read", "_is_ahead", "body", "request")
+    __slots__ = ("_has_read", "_is_ahead", "address", "body", "listener", "request")
 
-    def __init__(self, accepted: Any) -> None:
+    def __init__(self, accepted: Any, listener: Listener, address: Any) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self.listener = listener
+        self.address = address
         #: Whether the last read did not have to wait.
         self._is_ahead = False
         #: Whether anything was read since the last request.
@@ -59,22 +58,13 @@ class Client(socket.socket):  # type: ignore[misc]  # gevent leaves its sockets 
         self._has_read = False
 
 
-class ListenerName:
-    """Stands for a listener, whose address gunicorn reads for each connection, also when it has been closed since."""
+class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its servers untyped
+    """Accepts connections, as gevent's server does, and waits where another worker should, or the system has no more.
 
-    def __init__(self, listener: Any) -> None:
-        self._name = listener.getsockname()
-
-    def getsockname(self) -> Any:
-        """Return the address."""
-        return self._name
-
-
-class Listener:
-    """Accepts connections; gunicorn uses it as it does a server of gevent's.
+    It stands for its socket too, whose address gunicorn reads for each connection, also when it has been closed since.
 
     :param listener: a socket of gevent's.
-    :param handle: serves a connection, given its peer's address too.
+    :param serve: serves a connection, given this, the client's socket and its address.
     :param balance: set where several workers accept from one socket.
     :param log: gunicorn's logger.
     """
@@ -82,68 +72,61 @@ class Listener:
     def __init__(
         self,
         listener: Any,
-        handle: Callable[[Client, Any], None],
+        serve: Callable[[Listener, Any, Any], None],
         pool: ConnectionPool,
         balance: Balance | None,
         log: Any,
     ) -> None:
-        self._listener = listener
-        self._handle = handle
+        self._serve = serve
         self._balance = balance
         self._log = log
-        self._accepting: Any = None
-        self.pool = pool
-        #: Several workers get their shares.
-        self.max_accept = MAX_ACCEPT
+        self._retry = self.min_delay
+        super().__init__(listener, spawn=pool)
+        if balance is not None:
+            # The others get their share.
+            self.max_accept = 1
+
+    def getsockname(self) -> Any:
+        """Return the address."""
+        return self.address
+
+    def handle(self, client: Any, address: Any) -> None:
+        """Serve a connection."""
+        self._serve(self, client, address)
 
     def start(self) -> None:
         """Begin to accept."""
-        self._listener.setblocking(False)
         if self._balance is not None:
             # Now, because the kernel may wake another worker for each of the first connections.
             self._balance.enter()
-        self._accepting = gevent.spawn(self._run)
+        super().start()
 
     def close(self) -> None:
         """Stop accepting; connections that are open stay."""
         if self._balance is not None:
             self._balance.leave()
-        self._accepting.kill()
-        self._listener.close()
+        super().close()
 
-    def stop(self, timeout: float) -> None:
-        """Stop accepting, and end the connections that are still open after so many seconds."""
-        self.close()
-        self.pool.join(timeout)
-        self.pool.kill(timeout=timeout)
-
-    def _run(self) -> None:
-        retry = MIN_RETRY
-        while True:
-            socket.wait_read(self._listener.fileno())
-            try:
-                pause = self._accept()
-                retry = MIN_RETRY
-            except OSError as error:
-                self._log.error("Cannot accept connections, trying again in %g s: %s", retry, error)
-                pause, retry = retry, min(2 * retry, MAX_RETRY)
-            if pause:
-                gevent.sleep(pause)
-
-    def _accept(self) -> float:
-        """Accept connections that wait, and return for how many seconds others are left to other workers."""
-        for _ in range(self.max_accept):
-            if self.pool.full() or (self._balance is not None and self._balance.must_wait()):
-                return PAUSE
-            try:
-                accepted, address = self._listener.accept()
-            except BlockingIOError:
-                break
-            self.pool.spawn(self._serve, Client(accepted), address)
-        return 0
-
-    def _serve(self, client: Client, address: Any) -> None:
+    def do_read(self) -> tuple[Client, Any] | None:
+        """Return a connection that waits, None if there is none or another worker should accept it."""
+        if self._balance is not None and self._balance.must_wait():
+            self._pause(PAUSE)
+            return None
         try:
-            self._handle(client, address)
-        finally:
-            client.close()
+            accepted = super().do_read()
+        except OSError as error:
+            # For want of file descriptors, say.
+            self._log.error("Cannot accept connections, trying again in %g s: %s", self._retry, error)
+            self._pause(self._retry)
+            self._retry = min(2 * self._retry, self.max_delay)
+            return None
+        self._retry = self.min_delay
+        return None if accepted is None else (Client(accepted[0], self, accepted[1]), accepted[1])
+
+    def _pause(self, seconds: float) -> None:
+        self.stop_accepting()
+        gevent.spawn_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        if self.started:
+            self.start_accepting()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +12,6 @@ import gevent
 from ..compat import gunicorn as compat
 from ..compat.gunicorn import Environ
 from ..relay.stream.pump import WAIT, End, Pause, Pump, Step
-from .pool import ConnectionPool
 from .socket import Client
 
 #: RFC 9112, section 7.1: "last-chunk = 1*("0") [ chunk-ext ] CRLF", and an empty trailer section.
@@ -24,19 +22,10 @@ SEND_SIZE = 64 * 1024
 DISCONNECT_ERRNOS = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 
-@dataclass(slots=True)
-class Connection:
-    """A client's connection."""
-
-    socket: Client
-    address: Any
-    pool: ConnectionPool
-
-
 class Stream:
     """A response whose body is a pump.
 
-    :param connection: the client's.
+    :param client: the client's connection.
     :param pump: decides what is sent.
     :param close: closes the body, as WSGI has it.
     :param head: as it is sent.
@@ -46,8 +35,8 @@ class Stream:
     """
 
     __slots__ = (
+        "_client",
         "_close",
-        "_connection",
         "_data",
         "_is_chunked",
         "_is_last",
@@ -64,14 +53,14 @@ class Stream:
 
     def __init__(
         self,
-        connection: Connection,
+        client: Client,
         pump: Pump,
         close: Callable[[], None],
         head: bytes,
         log: Any,
         logged: tuple[Any, Any, Environ] | None,
     ) -> None:
-        self._connection = connection
+        self._client = client
         #: Whether the greenlet that has accepted the connection has lost it.
         self._is_taken = False
         self._pump = pump
@@ -95,7 +84,7 @@ class Stream:
 
         It is not if the stream has been parked.
         """
-        self._connection.socket.setblocking(False)
+        self._client.setblocking(False)
         try:
             return self._run() and not self._is_last
         except OSError as error:
@@ -106,7 +95,7 @@ class Stream:
         except Exception:
             self._log.exception("Error handling request")
         finally:
-            self._connection.socket.setblocking(self._unsubscribe is None)
+            self._client.setblocking(self._unsubscribe is None)
         return False
 
     def _run(self) -> bool:
@@ -159,7 +148,7 @@ class Stream:
                 self._data += LAST_CHUNK
             if self._data:
                 try:
-                    self._data = self._data[self._connection.socket.send(self._data) :]
+                    self._data = self._data[self._client.send(self._data) :]
                 except BlockingIOError:
                     pass
             if not isinstance(step, bytes):
@@ -169,7 +158,7 @@ class Stream:
 
     def _send_rest(self) -> None:
         """Wait for a client that has not taken everything."""
-        client, data, self._data = self._connection.socket, self._data, b""
+        client, data, self._data = self._client, self._data, b""
         client.setblocking(True)
         with self._pump.writing():
             client.sendall(data)
@@ -185,13 +174,12 @@ class Stream:
         self._unsubscribe = self._pump.source.subscribe(self._on_wake)
         if self._unsubscribe is None:
             return False
-        connection = self._connection
         if not self._is_taken:
             self._is_taken = True
             # The greenlet is left with a closed one, and so may end as it always does.
-            connection.socket = Client(connection.socket)
-            self._pump.exchange.client.connection = connection.socket
-        connection.pool.park(self)
+            self._client = Client(self._client, self._client.listener, self._client.address)
+            self._pump.exchange.client.connection = self._client
+        self._client.listener.pool.park(self)
         if self._pump.heartbeat:
             self._start_timer()
         return True
@@ -219,7 +207,7 @@ class Stream:
         if self._data or step is not WAIT:
             self._step = step
             self.leave_loop()
-            self._connection.pool.unpark(self, self._resume)
+            self._client.listener.pool.unpark(self, self._resume)
 
     def leave_loop(self) -> None:
         """Have the event loop call no more; it does so for parked streams alone."""
@@ -231,11 +219,11 @@ class Stream:
 
     def _resume(self) -> None:
         """Go on in a new greenlet, and then with the connection."""
-        is_ready, connection = self.serve(), self._connection
+        is_ready, client = self.serve(), self._client
         if is_ready:
-            connection.pool.serve(connection.socket, connection.address)
+            client.listener.handle(client, client.address)
         elif self._unsubscribe is None:
-            connection.socket.close()
+            client.close()
 
     def abort(self, error: BaseException) -> None:
         """End the stream where it is, in a greenlet, when it has left the loop: its pool is killed."""
@@ -243,4 +231,4 @@ class Stream:
             self._pump.finish(self._pump.fail(error))
         finally:
             self._end()
-            self._connection.socket.close()
+            self._client.close()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 from gevent import ssl
-from gevent.pool import Pool
-from gevent.server import StreamServer
 
 from ..relay.linger import give_way
+from .socket import Listener
 
 #: Seconds in which a client must have agreed on TLS.
 HANDSHAKE_TIME = 10.0
@@ -31,27 +29,26 @@ class TLSClient(ssl.SSLSocket):  # type: ignore[misc]  # gevent leaves its socke
         return bytes(super().recv(*args))
 
 
-def tls_server(
-    listener: Any, serve: Callable[[Any, Any], None], connections: Pool, context: ssl.SSLContext, log: Any
-) -> StreamServer:
-    """Return what accepts connections with TLS.
+class TLSListener(Listener):
+    """Accepts connections with TLS.
 
-    :param serve: serves a connection, given its peer's address too.
-    :param connections: what it is served in, a greenlet for each.
-    :param log: gunicorn's logger.
+    :param context: has the server's certificate.
     """
-    # https://docs.python.org/3/library/ssl.html#ssl.SSLContext.sslsocket_class
-    context.sslsocket_class = TLSClient
 
-    def handle(plain: Any, address: Any) -> None:
+    def __init__(self, context: ssl.SSLContext, *args: Any) -> None:
+        super().__init__(*args)
+        # https://docs.python.org/3/library/ssl.html#ssl.SSLContext.sslsocket_class
+        context.sslsocket_class = TLSClient
+        self._context = context
+
+    def handle(self, client: Any, address: Any) -> None:
+        """Agree on TLS and serve a connection."""
         # gevent would do it, and write a traceback for each health check, port scan and plain request.
-        plain.settimeout(HANDSHAKE_TIME)
+        client.settimeout(HANDSHAKE_TIME)
         try:
-            client = context.wrap_socket(plain, server_side=True)
+            secured = self._context.wrap_socket(client, server_side=True)
         except OSError as error:
-            log.debug("Connection from %s ended before TLS was agreed: %s", address, error)
+            self._log.debug("Connection from %s ended before TLS was agreed: %s", address, error)
             return
-        with closing(client):
-            serve(client, address)
-
-    return StreamServer(listener, handle=handle, spawn=connections)
+        with closing(secured):
+            super().handle(secured, address)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
-
-from gevent.pool import Pool
 
 from ..compat import gunicorn as compat
 from ..compat.gunicorn import App, Environ
@@ -19,9 +16,9 @@ from .balance import Balance
 from .head import FIELDS, replace_refusal, separate_fields
 from .pool import ConnectionPool
 from .request import track_body
-from .socket import Listener, ListenerName
-from .stream import Connection, Stream
-from .tls import tls_server
+from .socket import Client, Listener
+from .stream import Stream
+from .tls import TLSListener
 
 #: Bytes of a response of gunicorn's own.
 MAX_RESPONSE = 64 * 1024
@@ -51,7 +48,6 @@ class StreamWorker(compat.HookedWorker):
             self.log.warning("Streams are served by gunicorn's own gevent worker: %s", "; ".join(found))
             super().run()
         else:
-            self._connections: dict[Any, Connection] = {}
             #: Of all listeners, because a worker is as busy as all of them.
             self._pools: list[ConnectionPool] = []
             self._logs_access = compat.logs_access(self.cfg)
@@ -65,41 +61,28 @@ class StreamWorker(compat.HookedWorker):
     def listen(self, listener: Any, size: int, context: Any) -> Any:
         """Return what accepts connections."""
         enable_keep_alive(listener)
-        name = ListenerName(listener)
-        server: Any
-        if context is not None:
-            server = tls_server(listener, partial(self.handle, name), Pool(size), context, self.log)
-        else:
-            pool = ConnectionPool(size)
-            balance = None
-            if self.cfg.workers > 1 and self.loads is not None:
-                balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
-            self._pools.append(pool)
-            serve = pool.serve = partial(self._serve, name, pool)
-            server = Listener(listener, serve, pool, balance, self.log)
-        if self.cfg.workers > 1:
-            # The others get their share.
-            server.max_accept = 1
-        return server
+        pool = ConnectionPool(size)
+        self._pools.append(pool)
+        balance = None
+        if self.cfg.workers > 1 and self.loads is not None:
+            balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
+        parts = (listener, self.handle, pool, balance, self.log)
+        return Listener(*parts) if context is None else TLSListener(context, *parts)
 
-    def _serve(self, listener: ListenerName, pool: ConnectionPool, client: Any, address: Any) -> None:
-        self._connections[client] = Connection(client, address, pool)
-        try:
-            self.handle(listener, client, address)
-        finally:
-            del self._connections[client]
+    def serve_request(self, client: Any, address: Any, request: Any, serve: Callable[[], None]) -> bool:
+        """Serve a request, and return whether the connection ends with it; its response has arrived then.
 
-    def begin_request(self, client: Any, address: Any, request: Any) -> None:
-        """Prepare a request; requests that came together on one connection give way to other connections."""
+        Requests that came together on one connection give way to other connections.
+        """
         client.take_turn()
         client.request, client.body = request, None
         request.sse_fields = separate_fields(request, address, self.cfg)
-
-    def end_request(self, client: Any) -> bool:
-        """Return whether the connection ends with the request; its response has arrived then."""
-        body, client.request, client.body = client.body, None, None
-        if is_last := body is not None and body.failed:
-            linger(client)
+        try:
+            serve()
+        finally:
+            body, client.request, client.body = client.body, None, None
+            if is_last := body is not None and body.failed:
+                linger(client)
         return is_last
 
     def refuse(self, client: Any, error: BaseException, write: Callable[[Any], None]) -> None:
@@ -143,9 +126,8 @@ class StreamWorker(compat.HookedWorker):
     def _stream(self, body: Any, environ: Environ, client: Any, response: Any) -> Stream | None:
         """Return the stream that a body is, None if gunicorn has to iterate it."""
         handover = environ.pop(HANDOVER, None)
-        connection = self._connections.get(client)
         # Another body is what something between the app and this has made of it.
-        if handover is None or handover.body is not body or connection is None:
+        if handover is None or handover.body is not body or not isinstance(client, Client):
             return None
         # What has been read of another request would be lost with the greenlet.
         if self._has_prologue or compat.has_read_ahead(client.request):
@@ -155,4 +137,4 @@ class StreamWorker(compat.HookedWorker):
             # gunicorn sends no more than a length that the app has set.
             return None
         logged = (response, client.request, environ) if self._logs_access else None
-        return Stream(connection, handover.pump, handover.body.close, head, self.log, logged)
+        return Stream(client, handover.pump, handover.body.close, head, self.log, logged)

@@ -10,8 +10,8 @@ from ..errors import QuotaExceeded
 from ..protocol.field import is_event_stream
 from ..protocol.usage import COUNTS, Usage, UsageTap, usage_state
 from ..relay.exchange import Exchange
-from ..relay.upstream.adapter import UpstreamRequest
-from ..relay.upstream.client import UpstreamResponse
+from ..relay.upstream.request import UpstreamRequest
+from ..relay.upstream.response import UpstreamResponse
 from .access.quota import tokens_of
 from .call import Call
 from .state import State

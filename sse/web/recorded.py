@@ -30,8 +30,9 @@ from ..relay.log.events import encode_offset
 from ..relay.stream.end import StreamEnd
 from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
-from ..relay.upstream.adapter import UpstreamRequest
-from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse, ended
+from ..relay.upstream.client import RETRY_AFTER, ended
+from ..relay.upstream.request import UpstreamRequest
+from ..relay.upstream.response import UpstreamResponse
 from .call import Call
 from .connection import client_connection
 from .report import RecordingReport, StreamReport

@@ -16,8 +16,9 @@ from ..relay.exchange import Exchange
 from ..relay.stream.end import EndReason, StreamEnd
 from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
-from ..relay.upstream.adapter import UpstreamRequest
-from ..relay.upstream.client import RETRY_AFTER, UpstreamResponse
+from ..relay.upstream.client import RETRY_AFTER
+from ..relay.upstream.request import UpstreamRequest
+from ..relay.upstream.response import UpstreamResponse
 from .access.policy import check_call
 from .call import Call
 from .connection import client_connection

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidOffset, InvalidRequest
-from ..relay.upstream.adapter import UpstreamRequest
+from ..relay.upstream.request import UpstreamRequest
 from ..settings import Settings
 
 #: Fields that opt in, or belong to that; none of them goes upstream.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
+from gevent import socket
 
-from sse.gunicorn.socket import ListenerName
+from sse.gunicorn.pool import ConnectionPool
+from sse.gunicorn.socket import Listener
 
 
 def test_the_address_of_a_listener_outlives_it() -> None:
     """A connection that was accepted just before a stop was dropped with a traceback: its listener was closed."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    address, name = listener.getsockname(), ListenerName(listener)
-    listener.close()
-    with pytest.raises(OSError):
-        listener.getsockname()
-    assert name.getsockname() == address
+    with socket.socket() as plain:
+        plain.bind(("127.0.0.1", 0))
+        plain.listen()
+        address = plain.getsockname()
+        listener = Listener(plain, lambda *_: None, ConnectionPool(1), None, None)
+        listener.start()
+        listener.close()
+        plain.close()
+        with pytest.raises(OSError):
+            plain.getsockname()
+        assert listener.getsockname() == address

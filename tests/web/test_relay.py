@@ -10,7 +10,7 @@ import pytest
 
 import sse.web.relay
 from app import create_app
-from sse.relay.upstream.client import UpstreamResponse
+from sse.relay.upstream.response import UpstreamResponse
 from sse.web.report import StreamReport
 
 from ..support.upstream import Upstream, respond

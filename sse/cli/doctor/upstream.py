@@ -12,10 +12,10 @@ from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout
 from ...protocol.http1.head import InvalidResponse, encode_request_head
 from ...protocol.target.parse import Target
 from ...relay.exchange import Exchange, Limits, Side, Stage
-from ...relay.upstream.adapter import USER_AGENT, tls_context
 from ...relay.upstream.connection import Connection
 from ...relay.upstream.dial import Dialer
-from ...relay.upstream.pool import Pool
+from ...relay.upstream.pool import Pool, tls_context
+from ...relay.upstream.request import USER_AGENT
 from ...relay.upstream.transport import TLSTransport
 from ...web.state import State
 from .certificate import RENEWAL, days_left, explain

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 from .head import InvalidResponse
 
@@ -29,27 +27,10 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*+(?:;[\t\x20-\x7e\x80-\xff]*
 _TRAILERS = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*+:[\t\x20-\x7e\x80-\xff]*)*")
 
 
-@dataclass(kw_only=True, slots=True)
-class Framing:
-    """Where the body ends: there is none, after `length` bytes, after the last chunk, or with the connection.
+def parse_framing(pairs: Iterable[tuple[str, str]], *, method: str, status: int) -> tuple[Decoder, bool]:
+    """Return what takes the framing off a response's body, by the rules of RFC 9112, section 6.3.
 
-    :param length: bytes; 0 unless `kind` is "length".
-    :param reusable: nothing in the framing speaks against another request on the connection.
-    """
-
-    kind: Literal["none", "length", "chunked", "close"]
-    length: int = 0
-    reusable: bool = True
-
-    def decoder(self) -> Decoder:
-        """Return what takes the framing off."""
-        if self.kind == "chunked":
-            return ChunkedDecoder()
-        return CloseDecoder() if self.kind == "close" else LengthDecoder(self.length)
-
-
-def parse_framing(pairs: Iterable[tuple[str, str]], *, method: str, status: int) -> Framing:
-    """Return how the response to a request is framed, by the rules of RFC 9112, section 6.3.
+    The second item is whether nothing in the framing speaks against another request on the connection.
 
     :param pairs: the response's fields, repeated ones apart.
     :param method: of the request.
@@ -67,14 +48,12 @@ def parse_framing(pairs: Iterable[tuple[str, str]], *, method: str, status: int)
     # "Any response to a HEAD request and any response with a 1xx, 204, or 304 status code is always terminated by the
     # first empty line after the header fields". A 204 that announces a body all the same may yet send it.
     if method == "HEAD" or status < 200 or status in (204, 304):
-        return Framing(kind="none", reusable=status != 204 or not (is_chunked or length))
+        return PlainDecoder(0), status != 204 or not (is_chunked or length)
     # "If a message is received with both a Transfer-Encoding and a Content-Length header field, the Transfer-Encoding
     # overrides the Content-Length": 6.1 then wants the connection closed after the response.
     if is_chunked:
-        return Framing(kind="chunked", reusable=length is None)
-    if length is not None:
-        return Framing(kind="length", length=length)
-    return Framing(kind="close", reusable=False)
+        return ChunkedDecoder(), length is None
+    return PlainDecoder(length), length is not None
 
 
 def _members(value: str) -> list[str]:
@@ -113,57 +92,33 @@ class MalformedBody(ValueError):
         self.payload = payload
 
 
-class Decoder(Protocol):
-    """Takes the framing off a body."""
+class PlainDecoder:
+    """A body of so many bytes, or, with None, one that ends with its connection."""
 
-    #: Whether the body has ended.
-    finished: bool
-    #: Data after the end of the body; a connection that has some must not be used again.
-    rest: bytes
-
-    def feed(self, data: bytes) -> bytes:
-        """Return the payload in the data, which may be empty.
-
-        :raises MalformedBody: the framing is broken.
-        """
-
-    def end(self) -> None:
-        """Check that the body may end here, because no more data will come.
-
-        :raises MalformedBody: the body has not ended.
-        """
-
-
-class CloseDecoder:
-    """A body that ends with its connection."""
-
-    def __init__(self) -> None:
-        self.finished = False
-        self.rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        return data
-
-    def end(self) -> None:
-        self.finished = True
-
-
-class LengthDecoder:
-    """A body of so many bytes."""
-
-    def __init__(self, length: int) -> None:
-        self.finished = not length
+    def __init__(self, length: int | None) -> None:
+        #: Whether the body has ended.
+        self.finished = length == 0
+        #: Data after the end of the body; a connection that has some must not be used again.
         self.rest = b""
         self._left = length
 
     def feed(self, data: bytes) -> bytes:
+        """Return the payload in the data."""
+        if self._left is None:
+            return data
         payload, self.rest = data[: self._left], data[self._left :]
         self._left -= len(payload)
         self.finished = not self._left
         return payload
 
     def end(self) -> None:
-        raise MalformedBody("the body is shorter than its Content-Length")
+        """Check that the body may end here, because no more data will come.
+
+        :raises MalformedBody: the body has not ended.
+        """
+        if self._left is not None:
+            raise MalformedBody("the body is shorter than its Content-Length")
+        self.finished = True
 
 
 class ChunkedDecoder:
@@ -183,6 +138,10 @@ class ChunkedDecoder:
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bytes:
+        """Return the payload in the data, which may be empty.
+
+        :raises MalformedBody: the framing is broken.
+        """
         if self._tail:
             data, self._tail = self._tail + data, b""
         pieces: list[bytes] = []
@@ -196,6 +155,7 @@ class ChunkedDecoder:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def end(self) -> None:
+        """Raise MalformedBody: without its last chunk, the body has not ended."""
         raise MalformedBody("the last chunk is missing")
 
     def _decode(self, data: bytes, pieces: list[bytes]) -> None:
@@ -253,6 +213,10 @@ class ChunkedDecoder:
             raise ValueError("a malformed trailer section")
         else:
             self.finished, self.rest = True, rest
+
+
+#: Takes the framing off a body.
+Decoder = PlainDecoder | ChunkedDecoder
 
 
 def _parse_size_line(line: bytes) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import requests
+from requests.adapters import BaseAdapter
 
 from ...errors import (
     ClientGone,
@@ -21,11 +22,11 @@ from ...errors import (
 from ...protocol.http1.head import InvalidResponse
 from ..exchange import Side, Stage
 from ..stream.end import EndReason
-from ..stream.source import Tap, TruncatedBody
-from .adapter import PreparedUpstreamRequest, UpstreamAdapter, UpstreamRequest
-from .body import Body
 from .connection import NoResponse, StaleConnection
 from .dial import describe_os_error
+from .pool import Pool
+from .request import PreparedUpstreamRequest, UpstreamRequest
+from .response import UpstreamResponse
 from .trace import Fields, traced
 
 #: RFC 9110, section 9.2.2: "A client SHOULD NOT automatically retry a request with a non-idempotent method".
@@ -33,6 +34,9 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 #: Seconds after which the process that replaces a stopping one is ready.
 RETRY_AFTER = 1
+
+#: What all responses of requests have in common; a new one would make a cookie jar and more, of 2 kB.
+_EMPTY_RESPONSE = vars(requests.Response())
 
 
 class NoHead(UpstreamBadResponse):
@@ -43,69 +47,18 @@ class NoHead(UpstreamBadResponse):
 _USERINFO = re.compile(r"//[^/]*@")
 
 
-class UpstreamResponse:
-    """An upstream's response, whose head has come; a `Source` that its owner closes."""
-
-    __slots__ = ("_body", "_pieces", "fields", "status", "tap")
-
-    def __init__(self, response: requests.Response) -> None:
-        self._body: Body = response.raw
-        # requests hands `raw.stream()` through unchanged; None is the size for pieces as they come.
-        self._pieces: Iterator[bytes | None] = response.iter_content(None)
-        self.status = self._body.status
-        #: All fields as they came, repeated ones apart.
-        self.fields = self._body.fields
-        #: What looks at the bytes as they are read.
-        self.tap: Tap | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the body has been read to the end that its framing promised."""
-        return self._body.is_complete
-
-    def read(self) -> bytes | None:
-        """Return what has arrived, one piece for a read of the socket; None if nothing has yet, b"" at the end.
-
-        :raises TruncatedBody: if the body ends before the end of its framing.
-        """
-        piece = next(self._pieces, b"")
-        if piece == b"" and not self._body.is_complete:
-            raise TruncatedBody("the body was closed, or has ended early before")
-        if self.tap is not None and piece:
-            self.tap.feed(piece)
-        return piece
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Block until `read()` may return something else than None, or for `timeout` seconds (None: for ever)."""
-        self._body.wait(timeout)
-
-    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
-        """Call `wake()` from the event loop each time `read()` may return something; return what unsubscribes."""
-        return self._body.subscribe(wake)
-
-    def cancel(self) -> None:
-        """End the response now, waking its reader; idempotent, never waits, callable from any thread."""
-        self._body.cancel()
-
-    def close(self) -> None:
-        """Close the connection, unless the body was read to its end; idempotent."""
-        self._body.close()
-
-    def __enter__(self) -> UpstreamResponse:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-class UpstreamClient:
+class UpstreamClient(BaseAdapter):
     """The way to all upstreams of one app.
 
-    :param adapter: has the connections.
+    It is a requests adapter, called without a Session: no cookies, no redirects, no netrc, no proxies of the
+    environment, no hooks.
+
+    :param pool: opens and keeps the connections.
     """
 
-    def __init__(self, adapter: UpstreamAdapter) -> None:
-        self._adapter = adapter
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self._pool = pool
 
     def open(self, request: UpstreamRequest, side: Side) -> UpstreamResponse:
         """Send a request and return the response as soon as its head has come.
@@ -126,29 +79,57 @@ class UpstreamClient:
         prepared = PreparedUpstreamRequest(request, side, fields)
         try:
             response = self._send(prepared)
-        except SSEError as error:
+        except (SSEError, InvalidResponse, OSError) as error:
             # What was cancelled while it connected looks like an upstream that is unreachable.
-            if side.reason is None:
+            if isinstance(error, SSEError) and side.reason is None:
                 raise
             raise _refusal(error, side, was_sent=prepared.was_sent) from error
-        except (InvalidResponse, StaleConnection, OSError) as error:
-            raise _refusal(error, side, was_sent=prepared.was_sent) from error
-        return _without_redirect(response, request)
+        received: UpstreamResponse = response.raw
+        # None is the size for pieces as they come.
+        received.pieces = response.iter_content(None)
+        return _without_redirect(received)
 
-    def _send(self, prepared: PreparedUpstreamRequest) -> UpstreamResponse:
-        prepared.side.enter(Stage.OPEN)
+    def _send(self, prepared: PreparedUpstreamRequest) -> requests.Response:
         try:
-            return UpstreamResponse(self._adapter.send(prepared))
+            return self.send(prepared)
         except StaleConnection as stale:
             if prepared.side.reason or not (stale.nothing_sent or prepared.method in IDEMPOTENT):
                 raise
         # Once, and over a new connection: others that were kept may be as stale.
         prepared.may_reuse = False
-        prepared.side.enter(Stage.OPEN)
-        return UpstreamResponse(self._adapter.send(prepared))
+        return self.send(prepared)
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a prepared upstream request and return the response as soon as its head has come.
+
+        Options of requests (`stream`, `timeout`, `verify` and the like) are ignored: the side of the exchange keeps the
+        time, and every upstream is verified.
+
+        :raises SSEError: see `Dialer.dial`.
+        :raises StaleConnection: a kept connection was closed.
+        :raises InvalidResponse: what came cannot be relayed.
+        :raises OSError: the connection, or TLS, failed.
+        """
+        assert isinstance(request, PreparedUpstreamRequest)
+        request.side.enter(Stage.OPEN)
+        connection = self._pool.acquire(request.target) if request.may_reuse else None
+        if connection is None:
+            connection = self._pool.connect(request.target, request.side, client=request.client)
+        try:
+            head, rest = connection.exchange(request.data, request.side)
+            received = UpstreamResponse(connection, request, head, rest, self._pool.release)
+        except BaseException:
+            request.side.detach()
+            connection.transport.close()
+            raise
+        finally:
+            request.was_sent = request.was_sent or connection.sent > 0
+        response = requests.Response.__new__(requests.Response)
+        vars(response).update(_EMPTY_RESPONSE, status_code=received.status, raw=received)
+        return response
 
 
-def _without_redirect(response: UpstreamResponse, request: UpstreamRequest) -> UpstreamResponse:
+def _without_redirect(response: UpstreamResponse) -> UpstreamResponse:
     """Return a response, unless it is one that cannot be relayed.
 
     :raises UpstreamBadResponse: if it is not.
@@ -206,6 +187,6 @@ def _describe(error: Exception, what: str) -> str:
         return f"TLS failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or 'unexpected end').replace('_', ' ').lower()}"
-    if isinstance(error, StaleConnection | InvalidResponse | NoResponse):
+    if isinstance(error, InvalidResponse | NoResponse):
         return str(error)
     return f"{what}: {describe_os_error(error)}" if isinstance(error, OSError) and error.errno else what

@@ -24,7 +24,11 @@ UNSENT_INTERVAL = 0.25
 Key = tuple[str, str, int]
 
 
-class StaleConnection(Exception):
+class NoResponse(ConnectionResetError):
+    """The upstream closed the connection without a response."""
+
+
+class StaleConnection(NoResponse):
     """The upstream closed a kept connection before it sent anything back.
 
     :param nothing_sent: whether not even the first byte of the request was sent.
@@ -33,10 +37,6 @@ class StaleConnection(Exception):
     def __init__(self, *, nothing_sent: bool) -> None:
         super().__init__("the upstream had closed a kept connection")
         self.nothing_sent = nothing_sent
-
-
-class NoResponse(ConnectionResetError):
-    """The upstream closed the connection without a response."""
 
 
 class Connection:

@@ -19,8 +19,9 @@ from ...protocol.target.entry import Upstream, UpstreamTarget
 from ...protocol.target.order import order_targets
 from ..exchange import Exchange, Limits
 from ..stream.source import TruncatedBody
-from .adapter import UpstreamRequest
-from .client import IDEMPOTENT, NoHead, UpstreamClient, UpstreamResponse, ended
+from .client import IDEMPOTENT, NoHead, UpstreamClient, ended
+from .request import UpstreamRequest
+from .response import UpstreamResponse
 
 #: Targets that are tried for one request.
 MAX_ATTEMPTS = 3

@@ -8,8 +8,8 @@ from ..drain import Drain
 from ..exchange import Exchange, Limits, Stage
 from ..monitor import Monitor
 from ..stream.source import TruncatedBody
-from .adapter import UpstreamRequest
 from .client import UpstreamClient
+from .request import UpstreamRequest
 
 #: Bytes of the largest document that is read.
 MAX_SIZE = 1024 * 1024

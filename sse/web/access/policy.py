@@ -7,7 +7,7 @@ import json
 from ...errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed, TargetNotAllowed
 from ...protocol.policy import are_models_allowed, is_route_allowed
 from ...protocol.target.entry import Upstream
-from ...relay.upstream.adapter import UpstreamRequest
+from ...relay.upstream.request import UpstreamRequest
 from ..call import Call
 
 

@@ -11,7 +11,7 @@ from ...errors import InvalidRequest, LengthRequired, Throttled, TooLarge, Unaut
 from ...protocol.field import encode_request_fields, parse_fields, with_trace
 from ...protocol.target.parse import parse_target
 from ...relay.exchange import Exchange
-from ...relay.upstream.adapter import UpstreamRequest
+from ...relay.upstream.request import UpstreamRequest
 from ..access.access import Access
 from ..access.unknown import MAX_BODY
 from ..call import Call, current_request

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response, current_app
 
 from ...protocol.field import encode_request_fields, with_trace
-from ...relay.upstream.adapter import UpstreamRequest
+from ...relay.upstream.request import UpstreamRequest
 from ..call import current_request
 from ..refused import refusing
 from ..relay import Relay

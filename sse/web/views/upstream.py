@@ -6,7 +6,7 @@ from flask import Response
 
 from ...errors import NotFound, UpgradeRequired
 from ...protocol.field import encode_request_fields
-from ...relay.upstream.adapter import UpstreamRequest
+from ...relay.upstream.request import UpstreamRequest
 from ..call import current_request
 from ..parsing import client_fields, raw_path, read_body
 from ..relay import Relay

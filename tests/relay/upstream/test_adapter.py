@@ -24,11 +24,12 @@ from sse.protocol.target.parse import Target, parse_target
 from sse.relay.exchange import Side, Stage
 from sse.relay.stream.end import EndReason
 from sse.relay.stream.source import TruncatedBody
-from sse.relay.upstream.adapter import UpstreamAdapter, UpstreamRequest, tls_context
-from sse.relay.upstream.client import UpstreamClient, UpstreamResponse
+from sse.relay.upstream.client import UpstreamClient
 from sse.relay.upstream.connection import StaleConnection
 from sse.relay.upstream.dial import Dialer
-from sse.relay.upstream.pool import Pool
+from sse.relay.upstream.pool import Pool, tls_context
+from sse.relay.upstream.request import UpstreamRequest
+from sse.relay.upstream.response import UpstreamResponse
 from sse.relay.upstream.transport import TLSTransport, Transport
 
 from ...support.source import pieces
@@ -55,8 +56,7 @@ class Relaying:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         dialer = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=PATIENCE)
-        self.adapter = UpstreamAdapter(Pool(dialer, tls_context(upstream.ca_file), size=10))
-        self.upstreams = UpstreamClient(self.adapter)
+        self.upstreams = UpstreamClient(Pool(dialer, tls_context(upstream.ca_file), size=10))
         self.side = Side(Stage.OPEN)
 
     def open(
@@ -77,22 +77,15 @@ class Relaying:
         with self.open(script) as response:
             return b"".join(pieces(response))
 
-    def close(self) -> None:
-        self.adapter.close()
+
+@pytest.fixture
+def plain(upstream: Callable[..., Upstream]) -> Relaying:
+    return Relaying(upstream())
 
 
 @pytest.fixture
-def plain(upstream: Callable[..., Upstream]) -> Iterator[Relaying]:
-    relaying = Relaying(upstream())
-    yield relaying
-    relaying.close()
-
-
-@pytest.fixture
-def tls(upstream: Callable[..., Upstream]) -> Iterator[Relaying]:
-    relaying = Relaying(upstream(tls=True))
-    yield relaying
-    relaying.close()
+def tls(upstream: Callable[..., Upstream]) -> Relaying:
+    return Relaying(upstream(tls=True))
 
 
 def framed(body: bytes, framing: str) -> bytes:
@@ -191,7 +184,7 @@ def test_one_read_of_the_socket_is_one_piece(plain: Relaying) -> None:
 )
 def test_a_large_body_gives_way(plain: Relaying, monkeypatch: pytest.MonkeyPatch, turn: float, most: int) -> None:
     """Where there is always something to read, nothing else would run."""
-    monkeypatch.setattr("sse.relay.upstream.body.TURN", turn)
+    monkeypatch.setattr("sse.relay.upstream.response.TURN", turn)
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -449,7 +442,7 @@ def test_it_is_retried_once_and_over_a_new_connection(plain: Relaying, monkeypat
         may_reuse.append(request.may_reuse)
         raise StaleConnection(nothing_sent=True)
 
-    monkeypatch.setattr(UpstreamAdapter, "send", send)
+    monkeypatch.setattr(UpstreamClient, "send", send)
     with pytest.raises(SSEError):
         plain.open(respond())
     assert may_reuse == [True, False]
@@ -460,7 +453,7 @@ def test_a_refused_address_is_reported_as_refused(upstream: Callable[..., Upstre
     refusing = Dialer(allows=lambda host, address: False, lists=lambda host: True, timeout=PATIENCE)
     wanted = UpstreamRequest(method="GET", target=parse_target(target.url + "/"), fields=[])
     with pytest.raises(TargetNotAllowed):
-        UpstreamClient(UpstreamAdapter(Pool(refusing, tls_context(), size=1))).open(wanted, Side(Stage.OPEN))
+        UpstreamClient(Pool(refusing, tls_context(), size=1)).open(wanted, Side(Stage.OPEN))
     assert not target.connections
 
 

@@ -17,11 +17,11 @@ from sse.protocol.target.parse import parse_target
 from sse.protocol.target.table import UpstreamTable
 from sse.relay.exchange import Side, Stage
 from sse.relay.stream.end import EndReason
-from sse.relay.upstream.adapter import UpstreamAdapter, UpstreamRequest, tls_context
 from sse.relay.upstream.client import UpstreamClient
 from sse.relay.upstream.dial import Dialer
 from sse.relay.upstream.lookup import MAX_CLIENT_LOOKUPS, MAX_LOOKUPS, MAX_PUBLIC_LOOKUPS
-from sse.relay.upstream.pool import Pool
+from sse.relay.upstream.pool import Pool, tls_context
+from sse.relay.upstream.request import UpstreamRequest
 from sse.relay.upstream.transport import Transport
 
 from ...support.source import pieces
@@ -149,7 +149,7 @@ def test_a_name_is_looked_up_once_for_each_connection(
     inside = upstream(respond(b"data: x\n\n"))
     resolver = resolve(["127.0.0.1"], ["169.254.169.254"])
     table = UpstreamTable([parse_upstream("inside", f"http://ollama:{inside.port}/")])
-    upstreams = UpstreamClient(UpstreamAdapter(Pool(dialer(table), tls_context(), size=4)))
+    upstreams = UpstreamClient(Pool(dialer(table), tls_context(), size=4))
 
     def get() -> bytes:
         target = parse_target(f"http://ollama:{inside.port}/")

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,10 +14,9 @@ import pytest
 from sse.protocol.target.parse import parse_target
 from sse.relay.exchange import Side, Stage
 from sse.relay.upstream import pool as pool_module
-from sse.relay.upstream.adapter import tls_context
 from sse.relay.upstream.connection import Connection
 from sse.relay.upstream.dial import Dialer
-from sse.relay.upstream.pool import IDLE_LIMIT, Pool
+from sse.relay.upstream.pool import IDLE_LIMIT, Pool, tls_context
 
 from ...support.service import ROOT
 from ...support.upstream import PATIENCE, Upstream, respond
@@ -41,11 +40,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
+def pool() -> Pool:
     dialer = Dialer(allows=lambda host, address: True, lists=lambda host: True, timeout=PATIENCE)
-    pool = Pool(dialer, tls_context(), size=2)
-    yield pool
-    pool.close()
+    return Pool(dialer, tls_context(), size=2)
 
 
 def connect(pool: Pool, upstream: Upstream) -> Connection:

@@ -11,7 +11,7 @@ from sse.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed, SSEErro
 from sse.protocol.policy import parse_route
 from sse.protocol.target.entry import parse_upstream
 from sse.protocol.target.parse import parse_target
-from sse.relay.upstream.adapter import UpstreamRequest
+from sse.relay.upstream.request import UpstreamRequest
 from sse.web.access.clients import Client
 from sse.web.access.policy import check_call
 from sse.web.call import Call
