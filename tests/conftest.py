@@ -45,8 +45,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 LONGEST = """
     test_browser.py test_servers.py test_doctor.py test_channels.py test_stopping.py test_page.py test_gateway.py
     test_recording_hosts.py test_npm.py test_benchmark.py test_redis_log.py test_endings.py test_master.py
-    test_examples.py test_worker.py test_docs.py test_packaging.py test_quickstart.py test_clock.py test_contract.py test_shared_tabs.py
-    test_streams_command.py test_proxies.py test_store.py
+    test_examples.py test_worker.py test_docs.py test_packaging.py test_quickstart.py test_clock.py
+    test_contract.py test_shared_tabs.py test_streams_command.py test_proxies.py test_store.py
 """.split()
 
 

@@ -113,7 +113,7 @@ def early(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if EARLY.match(name)}
 
 
-#: Programs that are forked, None as long as they are not started; empty where each start is to be a fresh one.
+#: Programs that are forked, None as long as they are not started; empty where each start is a fresh one.
 _programs: dict[str, Warm | None] = {}
 
 
