@@ -15,16 +15,16 @@ from .protocol.target.entry import parse_upstream
 from .protocol.target.table import UpstreamTable
 from .relay.channel.history import HistoryLimits
 from .relay.channel.hub import Channels
+from .relay.channel.redis import RedisChannels
 from .relay.drain import Drain
 from .relay.durable import Recordings
 from .relay.exchange import Limits
 from .relay.lease import leases_in
-from .relay.log.contract import Log
+from .relay.log.log import Log
 from .relay.log.memory import MemoryLog
 from .relay.log.redis import RedisLog
 from .relay.monitor import Monitor
-from .relay.redis import SharedStore, connect, nothing, parse_storage_uri
-from .relay.redis_error import store_errors
+from .relay.redis import SharedStore, nothing
 from .relay.upstream.client import UpstreamClient
 from .relay.upstream.dial import Dialer
 from .relay.upstream.failover import Failover
@@ -160,27 +160,20 @@ def _channels(settings: Settings) -> Channels:
     )
     if settings.storage_uri == "memory://":
         return Channels(limits)
-    from .relay.channel.redis import RedisFeed
-
-    connecting = partial(connect, settings.storage_uri)
-    return Channels(limits, lambda hub: RedisFeed(hub, limits, connecting, store_errors()))
+    return RedisChannels(limits, settings.storage_uri)
 
 
 def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
     if not settings.resume_ttl:
         return None
-    on_used = metrics.kept_bytes.set if metrics is not None else bool
-    most, memory = settings.resume_max_bytes, settings.resume_memory
     log: Log
-    if settings.storage_uri == "memory://":
+    uri, on_used = settings.storage_uri, metrics.kept_bytes.set if metrics is not None else bool
+    most, memory = settings.resume_max_bytes, settings.resume_memory
+    if uri == "memory://":
         log = MemoryLog(max_bytes=most, memory=memory, on_used=on_used)
     else:
-        is_cluster = parse_storage_uri(settings.storage_uri).kind == "cluster"
-        connecting = partial(connect, settings.storage_uri)
-        log = RedisLog(
-            connecting, store_errors(), max_bytes=most, memory=memory, is_cluster=is_cluster, on_used=on_used
-        )
-    return Recordings(log, monitor, _limits(settings), is_shared=settings.storage_uri != "memory://")
+        log = RedisLog(uri, max_bytes=most, memory=memory, on_used=on_used)
+    return Recordings(log, monitor, _limits(settings))
 
 
 def _limits(settings: Settings) -> Limits:

@@ -262,8 +262,8 @@ class Settings:
             try:
                 values[key.removeprefix(PREFIX).lower()] = checks[key](value)
             except ValueError as error:
-                where = error.where if isinstance(error, InvalidEntry) else ""
-                raise SettingError(f"{key}{where}: {error}") from error
+                # The text of the former begins with where below the key it is.
+                raise SettingError(f"{key}{'' if isinstance(error, InvalidEntry) else ': '}{error}") from error
         return cls(**values)
 
     @property

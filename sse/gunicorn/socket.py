@@ -82,9 +82,6 @@ class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its servers
         self._log = log
         self._retry = self.min_delay
         super().__init__(listener, spawn=pool)
-        if balance is not None:
-            # The others get their share.
-            self.max_accept = 1
 
     def getsockname(self) -> Any:
         """Return the address."""

@@ -58,16 +58,20 @@ class StreamWorker(compat.HookedWorker):
             self._has_prologue = self.cfg.proxy_protocol != "off" or "h2" in self.cfg.http_protocols
             self.run_hooked()
 
-    def listen(self, listener: Any, size: int, context: Any) -> Any:
+    def listen(self, listener: Any, *, spawn: Any, ssl_context: Any = None, **_: Any) -> Any:
         """Return what accepts connections."""
         enable_keep_alive(listener)
-        pool = ConnectionPool(size)
+        pool = ConnectionPool(spawn.size)
         self._pools.append(pool)
         balance = None
         if self.cfg.workers > 1 and self.loads is not None:
             balance = Balance(self.loads, self.slot, lambda: sum(map(len, self._pools)))
         parts = (listener, self.handle, pool, balance, self.log)
-        return Listener(*parts) if context is None else TLSListener(context, *parts)
+        server = Listener(*parts) if ssl_context is None else TLSListener(ssl_context, *parts)
+        if self.cfg.workers > 1 and balance is None:
+            # The others get their share, which nothing else sees to.
+            server.max_accept = 1
+        return server
 
     def serve_request(self, client: Any, address: Any, request: Any, serve: Callable[[], None]) -> bool:
         """Serve a request, and return whether the connection ends with it; its response has arrived then.

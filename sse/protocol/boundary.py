@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 
 #: A line with its end, or what there is of one.
-LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLANK_LINES = re.compile(rb"\n\n+")
 #: The last two bytes after a blank line.
@@ -69,11 +70,14 @@ class Boundary:
         return head.removeprefix(_BYTE_ORDER_MARK)
 
 
+def event_ends(piece: bytes, boundary: Boundary) -> Iterator[int]:
+    """Yield the places in a piece behind which no event has begun; the boundary is fed line by line."""
+    for line in _LINE.finditer(piece):
+        boundary.feed(line[0])
+        if boundary.at_boundary:
+            yield line.end()
+
+
 def rest_of_event(piece: bytes, boundary: Boundary) -> bytes:
     """Return what of a piece belongs to the event that has begun, all of it if that does not end there."""
-    ahead = copy.copy(boundary)
-    for line in LINE.finditer(piece):
-        ahead.feed(line[0])
-        if ahead.at_boundary:
-            return piece[: line.end()]
-    return piece
+    return piece[: next(event_ends(piece, copy.copy(boundary)), None)]

@@ -277,10 +277,8 @@ def _openai_responses(usage: Object) -> Usage:
 def _anthropic(usage: Object) -> Usage:
     """Read Anthropic's messages, whose `input_tokens` leave out what a cache has to do with."""
     read, written = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
-    plain = _count(usage, "input_tokens")
-    given = [count for count in (plain, read, written) if count is not None]
     return Usage(
-        input=sum(given) if given else None,
+        input=_sum([_count(usage, "input_tokens"), read, written]),
         cached=read,
         cache_write=written,
         output=_count(usage, "output_tokens"),
@@ -290,9 +288,7 @@ def _anthropic(usage: Object) -> Usage:
 def _dashscope_models(models: list[Any]) -> Usage:
     """Read the usage of DashScope's applications, which name each model that took part; here parts are added."""
     found = [_openai_responses(model) for model in models if isinstance(model, dict)]
-    inputs = [usage.input for usage in found if usage.input is not None]
-    outputs = [usage.output for usage in found if usage.output is not None]
-    return Usage(input=sum(inputs) if inputs else None, output=sum(outputs) if outputs else None)
+    return Usage(input=_sum([usage.input for usage in found]), output=_sum([usage.output for usage in found]))
 
 
 def _gemini(usage: Object) -> Usage:
@@ -300,7 +296,7 @@ def _gemini(usage: Object) -> Usage:
     prompt, total = _count(usage, "promptTokenCount"), _count(usage, "totalTokenCount")
     tools, thoughts = _count(usage, "toolUsePromptTokenCount") or 0, _count(usage, "thoughtsTokenCount")
     candidates = _count(usage, "candidatesTokenCount")
-    output = None if candidates is None and thoughts is None else (candidates or 0) + (thoughts or 0)
+    output = _sum([candidates, thoughts])
     if total is not None and prompt is not None:
         output = max(total - prompt - tools, 0)
     return Usage(
@@ -337,6 +333,11 @@ def _count(holder: Object, name: str) -> int | None:
 
 def _first(*counts: int | None) -> int | None:
     return next((count for count in counts if count is not None), None)
+
+
+def _sum(counts: list[int | None]) -> int | None:
+    given = [count for count in counts if count is not None]
+    return sum(given) if given else None
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

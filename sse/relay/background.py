@@ -19,3 +19,14 @@ def run_soon(function: Callable[..., object], *arguments: Any) -> None:
         gevent.spawn(function, *arguments)
     else:
         threading.Thread(target=function, args=arguments, name="sse-background", daemon=True).start()
+
+
+def wake_soon(wake: Callable[[], object]) -> None:
+    """Call a function that wakes a reader, from the event loop where there is one.
+
+    It may switch to the reader's greenlet, which does not switch back to the caller's.
+    """
+    if isinstance(gevent.getcurrent(), gevent.Greenlet):
+        gevent.get_hub().loop.run_callback(wake)
+    else:
+        wake()

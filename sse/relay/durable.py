@@ -15,9 +15,9 @@ from ..protocol.boundary import Boundary, rest_of_event
 from ..protocol.field import is_event_stream
 from .background import run_soon
 from .drain import Phase
-from .exchange import Exchange, Limits, Side, Stage
+from .exchange import Exchange, Limits, Stage
 from .log.base import Header
-from .log.contract import Log
+from .log.log import Log
 from .log.ring import Reader, Recording
 from .monitor import Monitor
 from .stream.end import EndReason
@@ -39,36 +39,46 @@ class RecordingEnd:
     total: float
 
 
-class RecordedExchange(Exchange):
-    """The side of a recorded exchange that has no client.
+class Recorder(Exchange):
+    """Reads an upstream's response into a log until it ends, or `stop()` is called: an exchange that has no client.
 
-    :param side: the upstream's, which has opened the source.
-    :param outlives_readers: whether it goes on while the process stops, because readers go on elsewhere.
+    :param exchange: of the request; its upstream's side has opened the source, and is the recorder's from now on.
+    :param source: closed at the end.
+    :param on_end: called exactly once, from a thread that may wait.
     """
 
-    def __init__(self, limits: Limits, side: Side, *, outlives_readers: bool) -> None:
+    def __init__(
+        self, log: Log, limits: Limits, exchange: Exchange, source: Source, on_end: Callable[[RecordingEnd], None]
+    ) -> None:
         super().__init__(None, limits)
-        self._outlives_readers = outlives_readers
         self.client.stop()
-        self.upstream = side
-        self.recording: Recording | None = None
+        self.upstream = exchange.upstream
+        self.report = exchange.report
+        self._log = log
+        self._source = source
+        self._on_end = on_end
+        self._unsubscribe: Callable[[], None] | None = None
+        self._has_ended = False
 
     @property
     def state(self) -> str:
         return "ending" if self.ends_at_boundary or self.reason is not None else "record"
 
+    def stop(self, reason: EndReason) -> None:
+        """End the recording; idempotent, never waits, callable from anywhere."""
+        self.upstream.cancel(reason)
+
     def position(self) -> Boundary:
         """Return where in its events the recording is; looked at only when it is about to end."""
-        recording, boundary = self.recording, Boundary()
+        recording, boundary = self._recording, Boundary()
         # Whatever came before, it was not the beginning of the stream.
         boundary.feed(b"x")
-        if recording is not None:
-            boundary.feed(recording.read(max(recording.start, recording.end - _TAIL)))
+        boundary.feed(recording.read(max(recording.start, recording.end - _TAIL)))
         return boundary
 
     def drain(self, phase: Phase) -> None:
         """End the recording together with its readers, unless `Recordings.finish()` does it as late as possible."""
-        if not self._outlives_readers:
+        if not self._log.is_shared:
             self.finish(at_boundary=phase is Phase.FINISHING)
 
     def finish(self, reason: EndReason = EndReason.DRAINING, *, at_boundary: bool) -> None:
@@ -79,36 +89,14 @@ class RecordedExchange(Exchange):
             self.cancel(self.end_reason)
 
     def _end_soon(self, reason: EndReason) -> None:
-        fields = self.recording.header.fields if self.recording is not None else ()
+        fields = self._recording.header.fields
         kind = next((value for name, value in fields if name.lower() == "content-type"), "")
         self.finish(reason, at_boundary=is_event_stream(kind))
 
-
-class Recorder:
-    """Reads an upstream's response into a log until it ends, or `cancel()` is called.
-
-    :param source: closed at the end.
-    :param on_end: called exactly once, from a thread that may wait.
-    """
-
-    def __init__(self, source: Source, exchange: RecordedExchange, on_end: Callable[[RecordingEnd], None]) -> None:
-        self.exchange = exchange
-        self._source = source
-        self._on_end = on_end
-        self._started = time.monotonic()
-        self._unsubscribe: Callable[[], None] | None = None
-        self._log: Log | None = None
-        self._recording: Recording | None = None
-        self._has_ended = False
-
-    def cancel(self, reason: EndReason) -> None:
-        """End the recording; idempotent, never waits, callable from anywhere."""
-        self.exchange.upstream.cancel(reason)
-
-    def start(self, log: Log, recording: Recording) -> None:
+    def start(self, recording: Recording) -> None:
         """Begin to read; from now on only the recorder closes the source."""
-        self._log, self._recording = log, recording
-        self.exchange.upstream.enter(Stage.READ)
+        self._recording = recording
+        self.upstream.enter(Stage.READ)
         # What came together with the head.
         self._step()
         if self._has_ended:
@@ -125,47 +113,45 @@ class Recorder:
 
     def _step(self) -> None:
         """Append what has come; called from the event loop, so it never waits."""
-        recording, exchange = self._recording, self.exchange
-        if self._has_ended or recording is None:
+        recording, upstream = self._recording, self.upstream
+        if self._has_ended:
             return
         try:
             while piece := self._source.read():
-                if exchange.ends_at_boundary:
-                    piece = rest_of_event(piece, exchange.position())
+                if self.ends_at_boundary:
+                    piece = rest_of_event(piece, self.position())
                 recording.append(piece)
-                exchange.bytes = recording.end
-                if exchange.ends_at_boundary and exchange.position().at_boundary:
+                self.bytes = recording.end
+                if self.ends_at_boundary and self.position().at_boundary:
                     break
         except TruncatedBody:
-            self._finish(exchange.upstream.reason or EndReason.UPSTREAM_TRUNCATED)
+            self._finish(upstream.reason or EndReason.UPSTREAM_TRUNCATED)
             return
         except Exception:
-            self._finish(exchange.upstream.reason or EndReason.INTERNAL_ERROR)
+            self._finish(upstream.reason or EndReason.INTERNAL_ERROR)
             raise
-        if exchange.upstream.reason is not None:
-            self._finish(exchange.upstream.reason)
+        if upstream.reason is not None:
+            self._finish(upstream.reason)
         elif piece == b"":
             self._finish(EndReason.COMPLETE)
-        elif exchange.ends_at_boundary and exchange.position().at_boundary:
-            self.cancel(exchange.end_reason)
+        elif self.ends_at_boundary and self.position().at_boundary:
+            self.stop(self.end_reason)
         else:
-            exchange.upstream.since = time.monotonic()
+            upstream.since = time.monotonic()
 
     def _finish(self, reason: EndReason) -> None:
         self._has_ended = True
         if self._unsubscribe is not None:
             self._unsubscribe()
-        assert self._log is not None and self._recording is not None
         self._log.finish(self._recording, reason)
         # To close a connection may take time.
         run_soon(self._close, reason)
 
     def _close(self, reason: EndReason) -> None:
-        assert self._recording is not None
         try:
             self._source.close()
         finally:
-            total = time.monotonic() - self._started
+            total = time.monotonic() - self.started
             self._on_end(RecordingEnd(reason=reason, bytes=self._recording.end, total=total))
 
 
@@ -173,12 +159,12 @@ class Recordings:
     """The recordings of one app.
 
     :param log: where they are kept.
-    :param is_shared: whether other processes can read them.
     """
 
-    def __init__(self, log: Log, monitor: Monitor, limits: Limits, *, is_shared: bool) -> None:
+    def __init__(self, log: Log, monitor: Monitor, limits: Limits) -> None:
         self.log = log
-        self.is_shared = is_shared
+        #: Whether other processes can read them.
+        self.is_shared = log.is_shared
         self._monitor = monitor
         self._limits = limits
         self._open: set[Recorder] = set()
@@ -195,25 +181,23 @@ class Recordings:
         :param exchange: of the request; its upstream's side has opened the source, and is the recorder's from now on.
         :param on_end: called once, when the upstream has been closed.
         """
-        recorded = RecordedExchange(self._limits, exchange.upstream, outlives_readers=self.is_shared)
 
         def end(what: RecordingEnd) -> None:
-            self._monitor.discard(recorded)
+            self._monitor.discard(recorder)
             self._open.discard(recorder)
             on_end(what)
 
-        recorder = Recorder(source, recorded, end)
-        recording = self.log.create(id, header, recorder.cancel)
+        recorder = Recorder(self.log, self._limits, exchange, source, end)
+        recording = self.log.create(id, header, recorder.stop)
         if recording is None:
             return None
-        recorded.recording, recorded.report = recording, exchange.report
         # The client that began it reads to its end.
-        recorded.is_admitted, exchange.is_admitted = exchange.is_admitted, None
+        recorder.is_admitted, exchange.is_admitted = exchange.is_admitted, None
         reader = self.log.attend(recording)
         exchange.read_recording(reader, ends_early=self.is_shared)
         self._open.add(recorder)
-        self._monitor.add(recorded)
-        recorder.start(self.log, recording)
+        self._monitor.add(recorder)
+        recorder.start(recording)
         return reader
 
     def finish(self, *, until: float, last: float, keep_alive: Callable[[], None]) -> None:
@@ -227,7 +211,7 @@ class Recordings:
             now = time.monotonic()
             if now >= until:
                 for recorder in list(self._open):
-                    recorder.exchange.finish(at_boundary=now < last)
+                    recorder.finish(at_boundary=now < last)
             if now >= last + 1:
                 return
             keep_alive()

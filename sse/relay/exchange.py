@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import gevent
@@ -171,7 +172,7 @@ class Client(Side):
         # Once, because another thread sets it to None when the exchange ends.
         if (connection := self.connection) is None:
             return False
-        acked = tcp.bytes_acked(connection)
+        acked = tcp.count(connection, tcp.BYTES_ACKED)
         # A Unix socket counts what its peer has not read.
         self._count(tcp.unsent(connection) if acked is None else acked, now)
         return limit > 0 and now - max(self.since, self._moved) > limit
@@ -180,7 +181,7 @@ class Client(Side):
         """Return whether no byte of the request body has come for so many seconds, or too few after as many."""
         if (connection := self.connection) is None:
             return False
-        self._count(tcp.bytes_received(connection), now)
+        self._count(tcp.count(connection, tcp.BYTES_RECEIVED), now)
         if not limit or now - self.since <= limit:
             return False
         received = (self._counted or 0) - (self._start or 0)
@@ -291,16 +292,13 @@ class Exchange:
         # Both may have come at once: that the client has left, and what ended the attempt before.
         connection = self.client.connection if self.client.stage is not Stage.BODY else None
         if not is_first and connection is not None and tcp.is_gone(connection):
-            self._on_client_gone()
+            self.lose_client(EndReason.CLIENT_GONE)
         # Looked at last, because another thread sets it before it cancels the upstream's side.
         return self._ended_by
 
     def watch_client(self) -> None:
         """Notice from now on that the client leaves; call it when the request has been read whole."""
-        self.client.watch(self._on_client_gone)
-
-    def _on_client_gone(self) -> None:
-        self.lose_client(EndReason.CLIENT_GONE)
+        self.client.watch(partial(self.lose_client, EndReason.CLIENT_GONE))
 
     def lose_client(self, reason: EndReason) -> None:
         """End the exchange because of its client, whose connection is shut down."""

@@ -28,7 +28,9 @@ local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 2 * ARGV[3], '+inf')
 local most = tonumber(ARGV[2])
-if most > 0 and redis.call('ZCARD', KEYS[1]) >= most then return 0 end
+-- It may be there already: what is about to be taken is renewed as well.
+local is_new = not redis.call('ZSCORE', KEYS[1], ARGV[1])
+if most > 0 and is_new and redis.call('ZCARD', KEYS[1]) >= most then return 0 end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[3] + 1)
 return 1

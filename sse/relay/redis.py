@@ -173,7 +173,7 @@ def connect(uri: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
     return redis.Redis.from_url(address.url, retry=retry, **options)
 
 
-def _execute(commands: Sequence[Command], client: Any) -> list[Any]:
+def execute(commands: Sequence[Command], client: Any) -> list[Any]:
     """Send commands in one round trip, and return the replies."""
     if len(commands) == 1:
         return [client.execute_command(*commands[0])]
@@ -187,16 +187,32 @@ def _execute(commands: Sequence[Command], client: Any) -> list[Any]:
 class SharedStore:
     """The shared store with a circuit breaker: while it is unavailable, callers do without it.
 
-    It counts as unavailable as well if it refuses writes (full, read-only, loading): limits are not shared then.
+    It counts as unavailable as well if it refuses writes (full, read-only, loading).
 
     :param uri: the value of `SSE_STORAGE_URI`.
+    :param connections: calls at the same time, to one server.
+    :param retry_interval: seconds for which an unavailable store is not called; 0: each call is an attempt.
+    :param without: what the log says about the time without it.
+    :param again: what it says when the store has recovered.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        connections: int = CONNECTIONS,
+        retry_interval: float = RETRY_INTERVAL,
+        without: str = "using per-process limits",
+        again: str = "limits are shared again",
+    ) -> None:
         self.uri = uri
         self.errors = store_errors()
-        self._is_cluster = parse_storage_uri(uri).kind == "cluster"
+        self.is_cluster = parse_storage_uri(uri).kind == "cluster"
+        self._connections = connections
+        self._retry_interval = retry_interval
+        self._without, self._again = without, again
         self._retry_at = 0.0
+        self._failures = 0
         self._client: Any = None
         #: Made when they are needed, because locks that are made before gevent patches block the event loop.
         self._locks: dict[str, Any] = {}
@@ -207,7 +223,8 @@ class SharedStore:
         if self._client is None:
             with self._locks.setdefault("connect", threading.Lock()):
                 if self._client is None:
-                    self._client = connect(self.uri)
+                    # One more, for what listens and so waits for no turn.
+                    self._client = connect(self.uri, connections=self._connections + 1)
         return self._client
 
     def close(self) -> None:
@@ -226,7 +243,7 @@ class SharedStore:
         """
         replies = None
         if time.monotonic() >= self._retry_at:
-            replies = self._send(commands) if self._is_cluster else self._batches.run(commands)
+            replies = self._send(commands) if self.is_cluster else self._batches.run(commands)
         if replies is None:
             on_unavailable()
         return replies
@@ -237,7 +254,7 @@ class SharedStore:
         return batches or self._locks.setdefault("batches", Batches(self._send))
 
     def _send(self, commands: Sequence[Command]) -> list[Any] | None:
-        replies: list[Any] | None = self.call(partial(_execute, commands))
+        replies: list[Any] | None = self.call(partial(execute, commands))
         return replies
 
     def call(self, operation: Callable[[Any], Any], *, on_unavailable: Callable[[], object] = nothing) -> Any:
@@ -252,9 +269,9 @@ class SharedStore:
             return None
         if was_unavailable:
             # The next attempt may have to wait for a time-out, so one caller makes it and the others do not wait.
-            self._retry_at = now + RETRY_INTERVAL
+            self._retry_at = now + self._retry_interval
         try:
-            with self._connection_slot(may_retry=was_unavailable):
+            with self._connection_slot():
                 result = operation(self.client)
         except self.errors as error:
             self._mark_unavailable(error)
@@ -269,16 +286,17 @@ class SharedStore:
         return self.call(lambda client: client.set("sse-probe", 1, px=1000)) is not None
 
     @contextmanager
-    def _connection_slot(self, *, may_retry: bool) -> Iterator[None]:
+    def _connection_slot(self) -> Iterator[None]:
         """Wait until one more connection may be used.
 
         :raises Busy: if none becomes free in time, or another caller has found the store unavailable meanwhile.
         """
-        slots = self._locks.setdefault("slots", threading.BoundedSemaphore(CONNECTIONS))
+        slots = self._locks.setdefault("slots", threading.BoundedSemaphore(self._connections))
+        failures = self._failures
         if not slots.acquire(timeout=QUEUE_TIMEOUT):
             raise Busy("no free connection")
         try:
-            if not may_retry and time.monotonic() < self._retry_at:
+            if failures != self._failures:
                 raise Busy("unavailable")
             yield
         finally:
@@ -287,11 +305,12 @@ class SharedStore:
     def _mark_unavailable(self, error: Exception) -> None:
         if isinstance(error, Busy):
             return
+        self._failures += 1
         if not self._retry_at:
-            log.warning("Redis unavailable (%s); using per-process limits", describe(error))
-        self._retry_at = time.monotonic() + RETRY_INTERVAL
+            log.warning("Redis unavailable (%s); %s", describe(error), self._without)
+        self._retry_at = time.monotonic() + self._retry_interval
 
     def _mark_available(self) -> None:
         if self._retry_at:
-            log.warning("Redis recovered; limits are shared again")
+            log.warning("Redis recovered; %s", self._again)
         self._retry_at = 0.0

@@ -21,8 +21,9 @@ DRAIN_INTERVAL = 0.01
 
 #: tcp(7): struct tcp_info begins with the state; ESTABLISHED is 1 in the kernel's list of states.
 _TCP_ESTABLISHED = 1
-#: Offsets of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (Linux 4.1 and newer), 64-bit counts.
-_BYTES_ACKED, _BYTES_RECEIVED = 120, 128
+#: Offsets of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (Linux 4.1 and newer), 64-bit counts: of what
+#: the peer has acknowledged so far, and of what has arrived, read or not.
+BYTES_ACKED, BYTES_RECEIVED = 120, 128
 
 
 def is_gone(connection: socket.socket) -> bool:
@@ -66,17 +67,8 @@ def _borrow(connection: socket.socket) -> Iterator[socket.socket]:
         borrowed.detach()
 
 
-def bytes_acked(connection: socket.socket) -> int | None:
-    """Return how many bytes the peer has acknowledged so far, or None where the system does not count them."""
-    return _count(connection, _BYTES_ACKED)
-
-
-def bytes_received(connection: socket.socket) -> int | None:
-    """Return how many bytes have arrived so far, read or not, or None where the system does not count them."""
-    return _count(connection, _BYTES_RECEIVED)
-
-
-def _count(connection: socket.socket, offset: int) -> int | None:
+def count(connection: socket.socket, offset: int) -> int | None:
+    """Return one of the counts of `struct tcp_info`, None where the system does not count that."""
     try:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, offset + 8)
         return int(struct.unpack_from("=Q", info, offset)[0])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Self
 
@@ -16,16 +15,13 @@ from ..errors import (
     Draining,
     IdempotencyKeyReused,
     OffsetExpired,
-    StoreUnavailable,
-    StreamExpired,
     StreamNotFound,
-    TooManyStreams,
 )
 from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
 from ..relay.durable import RecordingEnd, Recordings
 from ..relay.exchange import Exchange, Limits
-from ..relay.log.base import Claim, Expired, Header, NotKept, Snapshot, TooManyReaders, Unavailable
+from ..relay.log.base import Claim, Expired, Header, Snapshot
 from ..relay.log.events import encode_offset
 from ..relay.stream.end import StreamEnd
 from ..relay.stream.pump import Pump
@@ -50,19 +46,6 @@ ENDPOINT = "sse_relay.stream"
 Fields = Sequence[tuple[str, str]]
 
 
-@contextmanager
-def store() -> Iterator[None]:
-    """Refuse the request if the store of recordings cannot do what this block wants."""
-    try:
-        yield
-    except (NotKept, Expired):
-        raise StreamNotFound from None
-    except TooManyReaders:
-        raise TooManyStreams("the stream has as many readers as it may have", retry_after=RETRY_AFTER) from None
-    except Unavailable as error:
-        raise StoreUnavailable(retry_after=RETRY_AFTER) from error
-
-
 def find(recordings: Recordings, id: str, call: Call) -> Snapshot:
     """Return the state of a recording that the client may read.
 
@@ -70,19 +53,19 @@ def find(recordings: Recordings, id: str, call: Call) -> Snapshot:
     :raises StreamExpired: if it has expired or was erased.
     :raises StoreUnavailable: if nothing is known.
     """
-    snapshot = None
-    with store():
-        try:
-            snapshot = recordings.log.look(id)
-            owner = snapshot.header.owner
-        except Expired as error:
-            owner = error.owner
+    try:
+        snapshot = recordings.log.look(id)
+    except Expired as error:
+        _check_owner(error.owner, call)
+        raise
+    _check_owner(snapshot.header.owner, call)
+    return snapshot
+
+
+def _check_owner(owner: str, call: Call) -> None:
     # A client without a name is known by its address, which a phone changes; its right is the id alone.
     if owner.startswith("name:") and owner != call.client:
         raise StreamNotFound
-    if snapshot is None:
-        raise StreamExpired
-    return snapshot
 
 
 class Reading:
@@ -107,8 +90,7 @@ class Reading:
         self._state = state
         self._client = client_connection(request.environ)
         self.held = Cleanup()
-        with store():
-            self.reader = reader = recordings.log.follow(id, snapshot, offset)
+        self.reader = reader = recordings.log.follow(id, snapshot, offset)
         #: What the response is made of: the bytes as they are, unless it is changed.
         self.source: Source = reader
         self.held.add(reader.close)
@@ -237,15 +219,13 @@ class Attempt:
         """Return the recording of the same request, None if this one has claimed the key; wait until that is known."""
         replaced: Claim | None = None
         while True:
-            with store():
-                found = self._recordings.log.claim(self._key, self._claim, instead_of=replaced)
+            found = self._recordings.log.claim(self._key, self._claim, instead_of=replaced)
             if found.id == self._claim.id:
                 self._is_mine = True
                 return None
             if found.fingerprint != self._claim.fingerprint:
                 raise IdempotencyKeyReused
-            with store():
-                snapshot, replaced = self._look(found)
+            snapshot, replaced = self._look(found)
             if snapshot is not None:
                 return found.id, snapshot
             if replaced is None:
@@ -255,13 +235,13 @@ class Attempt:
                 raise ended(exchange.reason)
 
     def _look(self, claim: Claim) -> tuple[Snapshot | None, Claim | None]:
-        """Return the state of a claim's recording, and the claim if it can be replaced."""
-        if claim.has_begun:
-            try:
-                return self._recordings.log.look(claim.id), None
-            except (NotKept, Expired):
-                return None, claim
-        return None, None if self._recordings.log.is_alive(claim) else claim
+        """Return the state of a claim's recording, and the claim if it can be replaced; none if it has not begun."""
+        if not claim.has_begun:
+            return None, None
+        try:
+            return self._recordings.log.look(claim.id), None
+        except (StreamNotFound, Expired):
+            return None, claim
 
     def record(self, upstream: UpstreamResponse, fields: Fields, exchange: Exchange, taken: Cleanup) -> Source | None:
         """Begin to record a response, and return what its client reads; None if it is not recorded.

@@ -44,7 +44,7 @@ def other(self: Any, given: Any) -> None:
         pytest.param(Message, "__init__", other, "unreader|headers", id="Request.unreader"),
         pytest.param(Unreader, "__init__", other, "buf", id="Unreader.buf"),
         pytest.param(Logger, "access", other, "access", id="Logger.access"),
-        pytest.param(GeventWorker, "handle", other, "handle takes given", id="GeventWorker.handle"),
+        pytest.param(GeventWorker, "handle", other, "handle takes", id="GeventWorker.handle"),
         pytest.param(GeventWorker, "handle_request", other, "handle_request", id="GeventWorker.handle_request"),
         pytest.param(GeventWorker, "handle_error", other, "handle_error", id="GeventWorker.handle_error"),
         pytest.param(GeventWorker, "server_class", object, "server_class", id="GeventWorker.server_class"),

@@ -14,6 +14,8 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
+from gevent.event import AsyncResult
+from gevent.pool import Pool
 from gunicorn.config import Config
 
 from sse.gunicorn import balance as module
@@ -21,7 +23,7 @@ from sse.gunicorn.balance import IMPATIENCE, MAX_WAIT, PAUSE, SLACK, Balance
 from sse.gunicorn.worker import StreamWorker
 
 from ..support.ending import EVENT, eventually, silent
-from ..support.service import RawClient, Service, call
+from ..support.service import PATIENCE, RawClient, Service, call
 from ..support.upstream import Upstream
 
 
@@ -95,23 +97,54 @@ def connections(pid: int) -> int:
     return sum(os.readlink(link).startswith("socket:") for link in links if link.is_symlink())
 
 
-def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each listener showed its own, so a worker with many on one seemed to have none when another began."""
-    loads = bytearray(8)
+def second_of_two(monkeypatch: pytest.MonkeyPatch) -> StreamWorker:
+    """Return one of two workers, which serves nothing yet."""
     worker = StreamWorker.__new__(StreamWorker)
-    worker.cfg, worker.loads, worker.slot, worker.wsgi, worker.log = Config(), loads, 1, None, None
+    worker.cfg, worker.loads, worker.slot, worker.wsgi, worker.log = Config(), bytearray(8), 1, None, None
     worker.cfg.set("workers", 2)
     monkeypatch.setattr(StreamWorker, "run_hooked", lambda _: None)
     worker.run()
+    return worker
+
+
+def test_connections_of_all_listeners_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each listener showed its own, so a worker with many on one seemed to have none when another began."""
+    worker = second_of_two(monkeypatch)
     with gevent.socket.socket() as first, gevent.socket.socket() as second:
-        servers = [worker.listen(listener, 10, None) for listener in (first, second)]
+        servers = [worker.listen(listener, spawn=Pool(10)) for listener in (first, second)]
         busy = servers[0].pool.spawn(gevent.sleep, 60)
         for server in servers:
             server.start()
-        assert memoryview(loads).cast("I").tolist() == [0, 2]
+        assert memoryview(worker.loads).cast("I").tolist() == [0, 2]
         for server in servers:
             server.close()
         busy.kill()
+
+
+@pytest.mark.parametrize(("others", "accepted"), [(100, 8), (2, 5), (0, 3)])
+def test_what_waits_is_accepted_in_one_go(monkeypatch: pytest.MonkeyPatch, others: int, accepted: int) -> None:
+    """One look at the listener for each connection took a seventh of a request's time; the other gets its share."""
+    worker = second_of_two(monkeypatch)
+    memoryview(worker.loads).cast("I")[0] = others + 1
+    seen = AsyncResult()
+
+    def serve(*_: object) -> None:
+        # The first of them is served when the go is over.
+        if not seen.ready():
+            seen.set(len(server.pool))
+        gevent.sleep(PATIENCE)
+
+    monkeypatch.setattr(StreamWorker, "handle", serve)
+    with gevent.socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = worker.listen(listener, spawn=Pool(10))
+        for _ in range(8):
+            stack.enter_context(gevent.socket.create_connection(listener.getsockname()))
+        server.start()
+        assert seen.get(timeout=PATIENCE) == accepted
+        server.close()
+        server.pool.kill()
 
 
 def test_long_streams_are_spread_over_two_workers(service: Callable[..., Service]) -> None:

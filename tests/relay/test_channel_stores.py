@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
 import redis
@@ -16,9 +15,7 @@ from sse.errors import StoreUnavailable
 from sse.relay.channel.history import HistoryLimits
 from sse.relay.channel.hub import Channels
 from sse.relay.channel.reader import ChannelReader
-from sse.relay.channel.redis import RedisFeed
-from sse.relay.redis import connect
-from sse.relay.redis_error import store_errors
+from sse.relay.channel.redis import RedisChannels
 
 from ..support.program import RedisCluster, RedisSentinel, RedisServer
 
@@ -28,14 +25,6 @@ PATIENCE = 10.0
 Make = Callable[..., Channels]
 
 
-def connected(server: RedisServer, limits: HistoryLimits) -> Channels:
-    def connect() -> redis.Redis:
-        return redis.Redis.from_url(server.url, socket_timeout=1, socket_connect_timeout=1)
-
-    errors = (redis.RedisError,)
-    return Channels(limits, lambda hub: RedisFeed(hub, limits, connect, errors))
-
-
 @pytest.fixture(params=["memory", "redis"])
 def make(request: pytest.FixtureRequest) -> Make:
     hubs: list[Channels] = []
@@ -43,7 +32,7 @@ def make(request: pytest.FixtureRequest) -> Make:
     def make(limits: HistoryLimits | None = None) -> Channels:
         limits = limits or HistoryLimits()
         if request.param == "redis":
-            return connected(request.getfixturevalue("redis_server"), limits)
+            return RedisChannels(limits, request.getfixturevalue("redis_server").url)
         if not hubs:
             hubs.append(Channels(limits))
         return hubs[0]
@@ -200,7 +189,7 @@ def test_returning_readers_get_each_event_exactly_once(make: Make) -> None:
 
 
 def test_an_event_is_one_script_and_a_second_reader_is_none(redis_server: RedisServer) -> None:
-    hub = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
     with redis.Redis.from_url(redis_server.url) as client:
         publish(hub, "a")
         calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -216,7 +205,7 @@ def test_an_event_is_one_script_and_a_second_reader_is_none(redis_server: RedisS
 
 
 def test_every_key_expires(redis_server: RedisServer) -> None:
-    hub = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
     subscribe(hub, "a")
     publish(hub, "a")
     hub.close_channel("b")
@@ -228,7 +217,7 @@ def test_every_key_expires(redis_server: RedisServer) -> None:
 
 def test_age_ends_a_history_there_too(redis_server: RedisServer) -> None:
     limits = HistoryLimits(seconds=1)
-    hub = connected(redis_server, limits)
+    hub = RedisChannels(limits, redis_server.url)
     mark = publish(hub, "b")
     publish(hub, "a", "missed")
     with redis.Redis.from_url(redis_server.url) as client:
@@ -241,7 +230,7 @@ def test_age_ends_a_history_there_too(redis_server: RedisServer) -> None:
 
 
 def test_a_store_that_was_flushed_is_noticed(redis_server: RedisServer) -> None:
-    hub = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
     for _ in range(3):
         last = publish(hub, "a")
     reader = subscribe(hub, "a")
@@ -255,7 +244,7 @@ def test_a_store_that_was_flushed_is_noticed(redis_server: RedisServer) -> None:
 
 
 def test_a_counter_that_was_evicted_begins_another_epoch(redis_server: RedisServer) -> None:
-    hub = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
     for _ in range(3):
         last = publish(hub, "a", "old")
     with redis.Redis.from_url(redis_server.url) as client:
@@ -267,8 +256,8 @@ def test_a_counter_that_was_evicted_begins_another_epoch(redis_server: RedisServ
 
 
 def test_a_store_that_is_away_refuses_and_readers_stay(redis_server: RedisServer) -> None:
-    hub = connected(redis_server, HistoryLimits())
-    other = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
+    other = RedisChannels(HistoryLimits(), redis_server.url)
     reader = subscribe(hub, "a")
     first_id(reader)
     redis_server.stop()
@@ -282,7 +271,7 @@ def test_a_store_that_is_away_refuses_and_readers_stay(redis_server: RedisServer
 
 
 def test_a_connection_that_was_cut_misses_nothing(redis_server: RedisServer) -> None:
-    hub = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
     reader = subscribe(hub, "a")
     first_id(reader)
     with redis.Redis.from_url(redis_server.url) as client:
@@ -301,7 +290,7 @@ def test_a_store_that_hangs_is_noticed(redis_server: RedisServer, monkeypatch: p
     from sse.relay.channel import redis as module
 
     monkeypatch.setattr(module, "PING_INTERVAL", 0.2)
-    hub = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
     reader = subscribe(hub, "a")
     first_id(reader)
     os.kill(redis_server.pid, signal.SIGSTOP)
@@ -320,7 +309,7 @@ def test_readers_that_have_left_leave_nothing(redis_server: RedisServer, monkeyp
     from sse.relay.channel import redis as module
 
     monkeypatch.setattr(module, "PING_INTERVAL", 0.1)
-    hub = connected(redis_server, HistoryLimits())
+    hub = RedisChannels(HistoryLimits(), redis_server.url)
     readers = [subscribe(hub, "a", f"user.{number}") for number in range(100)]
     with redis.Redis.from_url(redis_server.url) as client:
         assert len(client.pubsub_channels()) == 102
@@ -335,14 +324,8 @@ def test_readers_that_have_left_leave_nothing(redis_server: RedisServer, monkeyp
     assert data_of(subscribe(hub, "a", replay=1), 1) == ["x"]
 
 
-def deployed(url: str) -> Channels:
-    """Return the channels of a process that is given an SSE_STORAGE_URI."""
-    limits = HistoryLimits()
-    return Channels(limits, lambda hub: RedisFeed(hub, limits, partial(connect, url), store_errors()))
-
-
 def test_channels_in_a_cluster(redis_cluster: RedisCluster) -> None:
-    one, other = deployed(redis_cluster.url), deployed(redis_cluster.url)
+    one, other = RedisChannels(HistoryLimits(), redis_cluster.url), RedisChannels(HistoryLimits(), redis_cluster.url)
     names = [f"channel.{number}" for number in range(8)]
     reader = subscribe(other, *names)
     last = first_id(reader)
@@ -354,7 +337,7 @@ def test_channels_in_a_cluster(redis_cluster: RedisCluster) -> None:
 
 def test_channels_over_a_failover(redis_sentinel: RedisSentinel) -> None:
     """Readers stay, and get what is published to the replica that has become the primary."""
-    one, other = deployed(redis_sentinel.url), deployed(redis_sentinel.url)
+    one, other = RedisChannels(HistoryLimits(), redis_sentinel.url), RedisChannels(HistoryLimits(), redis_sentinel.url)
     reader = subscribe(other, "a")
     first_id(reader)
     publish(one, "a", "before")

@@ -240,7 +240,7 @@ def test_an_exchange_may_end_while_it_is_checked(pair: Pair, monkeypatch: pytest
     exchange = Exchange(pair[0], Limits(send=1.0))
     exchange.client.enter(Stage.WRITE)
     exchange.client.is_polled = True
-    monkeypatch.setattr("sse.relay.tcp.bytes_acked", lambda connection: exchange.close())
+    monkeypatch.setattr("sse.relay.tcp.count", lambda connection, offset: exchange.close())
     exchange.check(time.monotonic())
     assert exchange.reason is None
 

@@ -121,6 +121,21 @@ def test_what_is_given_back_while_it_is_renewed_stays_given_back(shared: Callabl
     other.take("a")
 
 
+def test_a_lease_that_is_renewed_before_it_is_taken_is_taken(
+    shared: Callable[..., SharedLeases], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last lease that a client may have was renewed by the thread first, counted, and refused."""
+    leases = shared(per_client=1)
+    hold = SharedLeases._hold
+
+    def hold_and_renew(self: SharedLeases, lease: str, key: str) -> None:
+        hold(self, lease, key)
+        self._renew([(lease, key)], self._store.client)
+
+    monkeypatch.setattr(SharedLeases, "_hold", hold_and_renew)
+    leases.take("a")()
+
+
 def test_without_the_store_each_process_counts_for_itself(
     redis_server: Any,
     shared: Callable[..., SharedLeases],

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis
-
 from sse.relay.log.base import Header
-from sse.relay.log.contract import Log
+from sse.relay.log.log import Log
 from sse.relay.log.redis import RedisLog
 from sse.relay.log.ring import Reader, Recording
 from sse.relay.log.store import Timing
 
-ERRORS = (redis.RedisError,)
 #: So short that no test waits long, with each a part of the next as in the service.
 QUICK = Timing(
     linger=0.05, linger_read=0.005, tick=0.2, look=0.05, alive=1.0, silence=0.2, reader=2, retry=0.05, stop=0.3
@@ -87,10 +84,5 @@ opened_logs: list[RedisLog] = []
 
 
 def redis_log(url: str, **options: Any) -> RedisLog:
-    def connect(*, timeout: float, connections: int) -> Any:
-        return redis.Redis.from_url(url, socket_timeout=timeout, max_connections=connections)
-
-    opened_logs.append(
-        RedisLog(connect, ERRORS, **{"max_bytes": 1 << 20, "memory": 1 << 26, "timing": QUICK, **options})
-    )
+    opened_logs.append(RedisLog(url, **{"max_bytes": 1 << 20, "memory": 1 << 26, "timing": QUICK, **options}))
     return opened_logs[-1]

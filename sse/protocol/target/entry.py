@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +29,7 @@ class InvalidEntry(ValueError):
     """
 
     def __init__(self, where: str, text: str) -> None:
-        super().__init__(text)
-        self.where = where
+        super().__init__(f"{where}: {text}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,148 +103,117 @@ class Upstream:
         return join_target(base, "".join(target.path.split("/", depth)[depth:]), target.query)
 
 
-def parse_upstream(name: object, entry: object) -> Upstream:
+def parse_upstream(name: object, entry: Any) -> Upstream:
     """Return the upstream that a table's entry describes: a URL, or an object with one.
 
-    :raises ValueError: if it is none; the message names it, and shows no field's value.
+    :raises InvalidEntry: if it is none; the message shows no field's value.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -, or begins with a dot")
+        raise InvalidEntry("", f"the name {name!r} is not 1 to 64 of A-Z a-z 0-9 . _ -, or begins with a dot")
+    where = f".{name}"
     if isinstance(entry, str):
         entry = {"url": entry}
-    if not isinstance(entry, Mapping) or not set(entry) <= _KEYS or not isinstance(entry.get("url"), str):
-        raise ValueError(f"{name!r} must be a URL, or an object of url and, if need be, {', '.join(sorted(_KEYS))}")
-    base = _parse_base(name, entry["url"])
+    is_object = isinstance(entry, Mapping) and set(entry) <= _KEYS and isinstance(entry.get("url"), str)
+    _require(is_object, where, f"must be a URL, or an object of url and, if need be, {', '.join(sorted(_KEYS))}")
+    base, require_usage = _parse_base(f"{where}.url", entry["url"]), entry.get("require_usage", False)
+    _require(isinstance(require_usage, bool), f"{where}.require_usage", "must be true or false")
+    if "targets" not in entry:
+        for key in ("retry", "affinity"):
+            _require(key not in entry, f"{where}.{key}", "is for an upstream that has targets")
     return Upstream(
         name=name,
         base=base,
-        headers=_parse_headers(name, entry.get("headers", {})),
-        response_headers=_parse_response_headers(name, entry.get("response_headers", [])),
-        routes=_parse_allow(name, entry.get("allow", [])),
-        require_usage=_parse_flag(name, "require_usage", entry.get("require_usage", False)),
-        **_parse_choice(name, base, entry),
+        headers=_parse_headers(f"{where}.headers", entry.get("headers", {})),
+        response_headers=_parse_response_headers(f"{where}.response_headers", entry.get("response_headers", [])),
+        routes=_parse_allow(f"{where}.allow", entry.get("allow", [])),
+        require_usage=require_usage,
+        targets=_parse_targets(f"{where}.targets", base, entry["targets"]) if "targets" in entry else (),
+        retry=_parse_retry(f"{where}.retry", entry.get("retry", [])),
+        affinity=_parse_affinity(f"{where}.affinity", entry.get("affinity", "client")),
     )
 
 
-def _parse_base(name: str, url: str) -> Target:
+def _require(is_well: bool, where: str, text: str) -> None:
+    if not is_well:
+        raise InvalidEntry(where, text)
+
+
+def _parse_base(where: str, url: str) -> Target:
     try:
         base = parse_target(url)
     except (InvalidRequest, TargetNotAllowed) as error:
-        raise ValueError(f"the URL of {name!r} is not one that can be called") from error
-    if base.query:
-        raise ValueError(f"the URL of {name!r} must have no query")
-    if is_literal(base.host) and _is_unusable(ipaddress.ip_address(base.host)):
-        raise ValueError(f"the URL of {name!r} names an address that no server has")
+        raise InvalidEntry(where, "is not a URL that can be called") from error
+    _require(not base.query, where, "must have no query")
+    if is_literal(base.host):
+        address = ipaddress.ip_address(base.host)
+        is_unusable = address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved)
+        _require(not is_unusable, where, "names an address that no server has")
     return base
 
 
-def _parse_allow(name: str, allow: object) -> tuple[Route, ...]:
-    if not isinstance(allow, list | tuple) or not all(isinstance(route, str) for route in allow):
-        raise ValueError(f"allow of {name!r} must be a list of methods with paths")
+def _parse_allow(where: str, allow: Any) -> tuple[Route, ...]:
+    _require(_is_list(allow, str), where, "must be a list of methods with paths")
     try:
         return tuple(map(parse_route, allow))
-    except ValueError as error:
-        raise ValueError(f"allow of {name!r}: {error}") from error
-
-
-def _parse_flag(name: str, key: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{key} of {name!r} must be true or false")
-    return value
-
-
-def _is_unusable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved)
-
-
-def _parse_headers(name: str, headers: object) -> Headers:
-    if not isinstance(headers, Mapping):
-        raise ValueError(f"the headers of {name!r} must be an object")
-    for field_name, value in headers.items():
-        if not isinstance(field_name, str) or not is_field_name(field_name) or not is_forwardable(field_name):
-            raise ValueError(f"the headers of {name!r} have a name that cannot be sent: {field_name!r}")
-        if not isinstance(value, str) or not is_field_value(value):
-            raise ValueError(f"the header {field_name} of {name!r} has a value that HTTP cannot carry")
-    if len({field_name.lower() for field_name in headers}) < len(headers):
-        raise ValueError(f"the headers of {name!r} name one field twice")
-    return tuple(headers.items())
-
-
-def _parse_response_headers(name: str, headers: object) -> frozenset[str]:
-    if not isinstance(headers, list | tuple) or not all(isinstance(field_name, str) for field_name in headers):
-        raise ValueError(f"the response_headers of {name!r} must be a list of field names")
-    for field_name in headers:
-        if not is_passable(field_name):
-            raise ValueError(f"the response_headers of {name!r} list a field that cannot pass: {field_name!r}")
-    return frozenset(field_name.lower() for field_name in headers)
-
-
-@contextmanager
-def _at(where: str) -> Iterator[None]:
-    """Give the errors of a block the key at which they are."""
-    try:
-        yield
-    except InvalidEntry:
-        raise
     except ValueError as error:
         raise InvalidEntry(where, str(error)) from error
 
 
-def _parse_choice(name: str, base: Target, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an entry says of several targets, for `Upstream`."""
-    if "targets" not in entry:
-        for key in ("retry", "affinity"):
-            if key in entry:
-                raise InvalidEntry(f".{name}.{key}", "is for an upstream that has targets")
-        return {}
-    with _at(f".{name}.targets"):
-        targets = _parse_targets(name, base, entry["targets"])
-    with _at(f".{name}.retry"):
-        retry = _parse_retry(entry.get("retry", []))
-    with _at(f".{name}.affinity"):
-        affinity = _parse_affinity(entry.get("affinity", "client"))
-    return {"targets": targets, "retry": retry, "affinity": affinity}
+def _is_list(value: object, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(type(item) is kind for item in value)
 
 
-def _parse_targets(name: str, base: Target, given: object) -> tuple[UpstreamTarget, ...]:
-    if not isinstance(given, list | tuple) or not given:
-        raise ValueError("must be a list of objects, with at least one")
-    targets: list[UpstreamTarget] = []
-    for index, entry in enumerate(given):
-        where = f".{name}.targets[{index}]"
-        with _at(where):
-            target = _parse_one(name, base, entry, where)
-        if target.id in {known.id for known in targets}:
-            raise InvalidEntry(f"{where}.id", "is that of another target")
-        targets.append(target)
-    return tuple(targets)
+def _parse_headers(where: str, headers: Any) -> Headers:
+    _require(isinstance(headers, Mapping), where, "must be an object")
+    for name, value in headers.items():
+        can_be_sent = isinstance(name, str) and is_field_name(name) and is_forwardable(name)
+        _require(can_be_sent, where, f"has a name that cannot be sent: {name!r}")
+        _require(isinstance(value, str) and is_field_value(value), where, f"HTTP cannot carry the value of {name}")
+    _require(len({name.lower() for name in headers}) == len(headers), where, "names one field twice")
+    return tuple(headers.items())
 
 
-def _parse_one(name: str, base: Target, entry: object, where: str) -> UpstreamTarget:
-    if not isinstance(entry, Mapping) or not set(entry) <= _TARGET_KEYS:
-        raise ValueError("must be an object of id and, if need be, headers, url and weight")
-    if not isinstance(id_ := entry.get("id"), str) or not _NAME.fullmatch(id_):
-        # Not shown, because id and key may be swapped.
-        raise InvalidEntry(f"{where}.id", "must be 1 to 64 of A-Z a-z 0-9 . _ -, and not begin with a dot")
-    weight, url = entry.get("weight", 1), entry.get("url")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise InvalidEntry(f"{where}.weight", "must be a number above 0")
-    if "url" in entry and not isinstance(url, str):
-        raise InvalidEntry(f"{where}.url", "must be a URL")
-    with _at(f"{where}.url"):
-        base = base if url is None else _parse_base(id_, url)
-    with _at(f"{where}.headers"):
-        headers = _parse_headers(id_, entry.get("headers", {}))
-    return UpstreamTarget(id=id_, base=base, weight=float(weight), headers=headers)
+def _parse_response_headers(where: str, headers: Any) -> frozenset[str]:
+    _require(_is_list(headers, str), where, "must be a list of field names")
+    for name in headers:
+        _require(is_passable(name), where, f"lists a field that cannot pass: {name!r}")
+    return frozenset(name.lower() for name in headers)
 
 
-def _parse_retry(given: object) -> frozenset[int]:
-    if not isinstance(given, list | tuple) or not all(type(status) is int and 400 <= status < 600 for status in given):
-        raise ValueError("must be a list of statuses from 400 to 599")
+def _parse_targets(where: str, base: Target, given: Any) -> tuple[UpstreamTarget, ...]:
+    _require(isinstance(given, list | tuple) and bool(given), where, "must be a list of objects, with at least one")
+    targets = tuple(_parse_one(f"{where}[{index}]", base, entry) for index, entry in enumerate(given))
+    ids = [target.id for target in targets]
+    for index, id_ in enumerate(ids):
+        _require(id_ not in ids[:index], f"{where}[{index}].id", "is that of another target")
+    return targets
+
+
+def _parse_one(where: str, base: Target, entry: Any) -> UpstreamTarget:
+    is_object = isinstance(entry, Mapping) and set(entry) <= _TARGET_KEYS
+    _require(is_object, where, "must be an object of id and, if need be, headers, url and weight")
+    id_, weight, url = entry.get("id"), entry.get("weight", 1), entry.get("url", "")
+    # Not shown, because id and key may be swapped.
+    is_name = isinstance(id_, str) and _NAME.fullmatch(id_) is not None
+    _require(is_name, f"{where}.id", "must be 1 to 64 of A-Z a-z 0-9 . _ -, and not begin with a dot")
+    is_weight = type(weight) in (int, float) and 0 < weight < math.inf
+    _require(is_weight, f"{where}.weight", "must be a number above 0")
+    _require(isinstance(url, str), f"{where}.url", "must be a URL")
+    return UpstreamTarget(
+        id=id_,
+        base=_parse_base(f"{where}.url", url) if "url" in entry else base,
+        weight=float(weight),
+        headers=_parse_headers(f"{where}.headers", entry.get("headers", {})),
+    )
+
+
+def _parse_retry(where: str, given: Any) -> frozenset[int]:
+    is_well = _is_list(given, int) and all(400 <= status < 600 for status in given)
+    _require(is_well, where, "must be a list of statuses from 400 to 599")
     return frozenset(given)
 
 
-def _parse_affinity(given: object) -> str:
-    if not isinstance(given, str) or not is_field_name(given) or not is_forwardable(given):
-        raise ValueError('must be "client", "none", or the name of a field that goes to upstreams')
-    return given.lower()
+def _parse_affinity(where: str, given: Any) -> str:
+    is_well = isinstance(given, str) and is_field_name(given) and is_forwardable(given)
+    _require(is_well, where, 'must be "client", "none", or the name of a field that goes to upstreams')
+    return str(given).lower()

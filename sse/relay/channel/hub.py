@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ...protocol.event import ServerSentEvent
 from .bell import Bells
@@ -40,33 +39,13 @@ class ChannelInfo:
 Delivery = tuple[str, int, int | None, bytes]
 
 
-class Feed(Protocol):
-    """Where the entries of channels come from and go to: the one process, or a store that processes share."""
-
-    def publish(self, channel: str, payload: bytes) -> str:
-        """Append an entry and return its id; b"" closes the channel. `Channels.deliver` is called for it, now or soon.
-
-        :raises StoreUnavailable: if nothing was published.
-        """
-
-    def follow(self, channels: Sequence[str]) -> None:
-        """Have the histories of channels in this process, and what comes behind them, until `unfollow()`.
-
-        :raises StoreUnavailable: if that cannot be.
-        """
-
-    def unfollow(self, channels: Sequence[str]) -> None:
-        """Take note that one reader of those channels has left."""
-
-
 class Channels:
-    """The channels of one process.
+    """The channels of one process, whose events are in its memory; `RedisChannels` are those of several.
 
     :param limits: how much of each is kept.
-    :param make_feed: returns where entries come from; given this object, whose `deliver` it calls.
     """
 
-    def __init__(self, limits: HistoryLimits, make_feed: Callable[[Channels], Feed] | None = None) -> None:
+    def __init__(self, limits: HistoryLimits) -> None:
         self.limits = limits
         self.numbering = Numbering()
         self._channels: dict[str, Channel] = {}
@@ -74,21 +53,40 @@ class Channels:
         self._marks: deque[tuple[float, int]] = deque()
         self._swept = time.monotonic()
         self._bells = Bells()
-        self._feed: Feed = make_feed(self) if make_feed else _LocalFeed(self)
+        self._begin(new_epoch())
 
     def publish(self, channel: str, event: ServerSentEvent) -> str:
         """Publish an event and return its id.
 
         :raises StoreUnavailable: if it was not published.
         """
-        return self._feed.publish(channel, event.encode())
+        return self._append(channel, event.encode())
 
     def close_channel(self, channel: str) -> str:
         """Close a channel: its readers get the rest, and end.
 
         :raises StoreUnavailable: if it was not closed.
         """
-        return self._feed.publish(channel, b"")
+        return self._append(channel, b"")
+
+    def _append(self, name: str, payload: bytes) -> str:
+        """Append an entry behind all others, and return its id; b"" closes the channel.
+
+        :raises StoreUnavailable: if nothing was appended.
+        """
+        with self.numbering.lock:
+            seq = self.numbering.seq + 1
+            self._deliver(self.numbering.epoch, [(name, seq, self._channel(name).last, payload)])
+            return self.numbering.event_id(seq)
+
+    def _follow(self, names: Sequence[str]) -> None:
+        """Have the histories of channels here, and what comes behind them, until `_unfollow()`.
+
+        :raises StoreUnavailable: if that cannot be.
+        """
+
+    def _unfollow(self, names: Sequence[str]) -> None:
+        """Follow some channels for one reader less; the histories that are here alone stay."""
 
     def info(self, name: str) -> ChannelInfo:
         """Return the state of a channel in this process."""
@@ -111,9 +109,9 @@ class Channels:
         """
         position = parse_event_id(since) if since else None
         names = tuple(dict.fromkeys(names))
-        self._feed.follow(names)
+        self._follow(names)
         with self.numbering.lock:
-            channels = {name: self.channel(name) for name in names}
+            channels = {name: self._channel(name) for name in names}
             now = time.monotonic()
             for channel in channels.values():
                 channel.trim(now, self.limits)
@@ -142,20 +140,20 @@ class Channels:
             for name in reader.names:
                 if name in self._channels:
                     self._channels[name].readers.discard(reader)
-        self._feed.unfollow(reader.names)
+        self._unfollow(reader.names)
 
-    def deliver(self, epoch: str, entries: Iterable[Delivery]) -> None:
-        """Take entries in the order of their numbers; called by the feed."""
+    def _deliver(self, epoch: str, entries: Iterable[Delivery]) -> None:
+        """Take entries in the order of their numbers."""
         with self.numbering.lock:
             if epoch != self.numbering.epoch:
-                self.begin(epoch)
+                self._begin(epoch)
             now = time.monotonic()
             for entry in entries:
                 self._take(now, *entry)
             self._sweep(now)
 
     def _take(self, now: float, name: str, seq: int, prev: int | None, payload: bytes) -> None:
-        channel = self.channel(name)
+        channel = self._channel(name)
         # What a history and the live entries both have comes twice.
         if seq > channel.last or not channel.entries:
             frame = b"id: %b\n%b" % (self.numbering.event_id(seq).encode(), payload or b"\n")
@@ -166,14 +164,7 @@ class Channels:
             self._marks.append((now, seq - 1))
         self.numbering.seq = max(self.numbering.seq, seq)
 
-    def append(self, name: str, payload: bytes) -> str:
-        """Append an entry behind all others, and return its id; for a feed that numbers in this process."""
-        with self.numbering.lock:
-            seq = self.numbering.seq + 1
-            self.deliver(self.numbering.epoch, [(name, seq, self.channel(name).last, payload)])
-            return self.numbering.event_id(seq)
-
-    def begin(self, epoch: str) -> None:
+    def _begin(self, epoch: str) -> None:
         """Begin another sequence of numbers: what was before is not known any more."""
         with self.numbering.lock:
             self.numbering.epoch, self.numbering.seq = epoch, 0
@@ -182,35 +173,11 @@ class Channels:
                 channel.clear()
                 self._bells.ring(channel.readers)
 
-    def channel(self, name: str) -> Channel:
+    def _channel(self, name: str) -> Channel:
         """Return a channel; one that is not known here begins behind what is too old to be kept."""
         if name not in self._channels:
             self._channels[name] = Channel(self._floor(time.monotonic()))
         return self._channels[name]
-
-    def begin_channel(self, name: str, floor: int, *, is_late: bool) -> None:
-        """Begin a channel behind the store's oldest entries, if it is new here or more was missed than is kept."""
-        with self.numbering.lock:
-            known = self._channels.get(name)
-            if known is None:
-                self._channels[name] = Channel(floor)
-            elif is_late and known.last < floor:
-                known.skip(floor)
-                self._bells.ring(known.readers)
-
-    def is_missing(self, name: str, epoch: str, prev: int | None) -> bool:
-        """Return whether an entry's predecessor should be here and is not."""
-        with self.numbering.lock:
-            return prev is not None and epoch == self.numbering.epoch and prev > self.channel(name).last
-
-    def advance(self, seq: int) -> None:
-        """Take note that all entries up to a number are known."""
-        with self.numbering.lock:
-            self.numbering.seq = max(self.numbering.seq, seq)
-
-    def forget(self, name: str) -> None:
-        """Drop the history of a channel that has no reader."""
-        self._channels.pop(name, None)
 
     def _floor(self, now: float) -> int:
         """Return a number that no event exceeds that is too old for a history."""
@@ -226,21 +193,4 @@ class Channels:
         for name, channel in list(self._channels.items()):
             channel.trim(now, self.limits)
             if not channel.entries and not channel.readers:
-                self.forget(name)
-
-
-class _LocalFeed:
-    """The entries of one process."""
-
-    def __init__(self, hub: Channels) -> None:
-        self._hub = hub
-        hub.begin(new_epoch())
-
-    def publish(self, channel: str, payload: bytes) -> str:
-        return self._hub.append(channel, payload)
-
-    def follow(self, channels: Sequence[str]) -> None:
-        """Do nothing: the histories are here."""
-
-    def unfollow(self, channels: Sequence[str]) -> None:
-        """Do nothing: a history stays."""
+                self._channels.pop(name, None)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ...errors import StoreUnavailable
-from .history import HistoryLimits, new_epoch
+from ..redis import SharedStore
+from .history import Channel, HistoryLimits, new_epoch
 from .hub import Channels, Delivery
 
 log = logging.getLogger("sse")
@@ -29,6 +30,8 @@ PING_INTERVAL = 5.0
 FOLLOW_TIMEOUT, RETRY_INTERVAL = 1.0, 0.5
 #: Channels whose histories are read at once.
 BATCH = 50
+
+_UNREADABLE = "the channels cannot be read"
 
 _COMMON = """
 local time = redis.call('TIME')
@@ -88,48 +91,40 @@ return {epoch, text(seq), text(floor), found}
 )
 
 
-class RedisFeed:
-    """What all processes publish.
+class RedisChannels(Channels):
+    """The channels of all processes that share a store.
 
-    :param hub: takes what comes.
-    :param connect: returns a client of the store, of which this object makes one for itself.
-    :param errors: what a call of the store can fail with.
+    :param uri: the value of `SSE_STORAGE_URI`.
     """
 
-    def __init__(
-        self, hub: Channels, limits: HistoryLimits, connect: Callable[[], Any], errors: tuple[type[Exception], ...]
-    ) -> None:
-        self._hub = hub
-        self._limits = limits
-        self._connect = connect
-        self._errors: tuple[type[Exception], ...] = (*errors, OSError)
+    def __init__(self, limits: HistoryLimits, uri: str) -> None:
+        super().__init__(limits)
+        self._store = SharedStore(
+            uri,
+            retry_interval=0,
+            without="channels resume when it recovers",
+            again="channels are read again",
+        )
         self._lock = threading.Lock()
-        self._client: Any = None
         self._name = f"{PREFIX}process:{uuid.uuid4().hex}"
         #: How many readers each channel has here, and what is set when its history has been read.
         self._readers: dict[str, int] = {}
         self._ready: dict[str, threading.Event] = {}
         self._listener: threading.Thread | None = None
 
-    def publish(self, channel: str, payload: bytes) -> str:
-        """Append an entry for all processes.
-
-        :raises StoreUnavailable: if that is not known to have been done; it is not repeated.
-        """
-        limits = self._limits
-        keys = [*_shared_keys(), _log(channel), f"{PREFIX}last:{channel}"]
-        arguments = [new_epoch(), int(limits.seconds), payload, limits.events, limits.bytes, _live(channel)]
-        try:
-            epoch, seq = self._call(_APPEND, keys, arguments)
-        except self._errors as error:
-            raise StoreUnavailable("the event was not published") from error
+    def _append(self, name: str, payload: bytes) -> str:
+        """Append an entry for all processes; if that is not known to have been done, it is not repeated."""
+        limits = self.limits
+        keys = [*_shared_keys(), _log(name), f"{PREFIX}last:{name}"]
+        arguments = [new_epoch(), int(limits.seconds), payload, limits.events, limits.bytes, _live(name)]
+        epoch, seq = self._call(_script(_APPEND, keys, arguments), "the event was not published")
         return f"{epoch.decode()}-{seq.decode()}"
 
-    def follow(self, channels: Sequence[str]) -> None:
+    def _follow(self, names: Sequence[str]) -> None:
         """Count one more reader of some channels, and wait until their histories are here."""
         with self._lock:
-            waits = [self._ready.setdefault(name, threading.Event()) for name in channels]
-            for name in channels:
+            waits = [self._ready.setdefault(name, threading.Event()) for name in names]
+            for name in names:
                 self._readers[name] = self._readers.get(name, 0) + 1
             if self._listener is None:
                 # Here, not when the app is made: that may be in the master, which forks.
@@ -138,53 +133,63 @@ class RedisFeed:
         deadline = time.monotonic() + FOLLOW_TIMEOUT
         try:
             if not all(ready.is_set() for ready in waits):
-                self._wake()
-            is_ready = all(ready.wait(max(deadline - time.monotonic(), 0)) for ready in waits)
-        except self._errors as error:
-            self.unfollow(channels)
-            raise StoreUnavailable("the channels cannot be read") from error
-        if not is_ready:
-            self.unfollow(channels)
-            raise StoreUnavailable("the channels cannot be read")
+                # The listener alone uses its connection: this wakes it to look at which channels have readers.
+                self._call(lambda client: client.publish(self._name, b""), _UNREADABLE)
+            if not all(ready.wait(max(deadline - time.monotonic(), 0)) for ready in waits):
+                raise StoreUnavailable(_UNREADABLE)
+        except StoreUnavailable:
+            self._unfollow(names)
+            raise
 
-    def unfollow(self, channels: Sequence[str]) -> None:
+    def _unfollow(self, names: Sequence[str]) -> None:
         """Count one reader less; the listener unsubscribes from what has none when it is woken next."""
         with self._lock:
-            for name in channels:
+            for name in names:
                 self._readers[name] -= 1
 
-    def _call(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        with self._lock:
-            if self._client is None:
-                self._client = self._connect()
-        return self._client.register_script(script)(keys=keys, args=arguments)
+    def _call(self, operation: Callable[[Any], Any], failed: str) -> Any:
+        """Return the result of an operation on the store.
 
-    def _wake(self) -> None:
-        """Have the listener look at which channels have readers: it alone uses its connection."""
-        self._call("return redis.call('PUBLISH', ARGV[1], '')", [], [self._name])
+        :raises StoreUnavailable: if it was not possible, because of which something failed.
+        """
+        found = self._store.call(operation)
+        if found is None:
+            raise StoreUnavailable(failed)
+        return found
 
     def _listen(self) -> None:
         """Keep a connection for as long as the process lives."""
-        last_seen, is_logged = time.monotonic(), False
+        last_seen = time.monotonic()
+        failures: tuple[type[Exception], ...] = (*self._store.errors, OSError, StoreUnavailable)
         while True:
-            listener = _Listener(self, is_late=time.monotonic() - last_seen >= self._limits.seconds)
+            listener = _Listener(self, is_late=time.monotonic() - last_seen >= self.limits.seconds)
             try:
                 listener.run()
-            except self._errors as error:
-                if not is_logged or listener.last_seen > last_seen:
-                    log.warning("Redis unavailable (%s); channels resume when it recovers", type(error).__name__)
-                    is_logged = True
+            except failures as error:
+                log.debug("cannot listen to channels: %s", type(error).__name__)
                 last_seen = max(last_seen, listener.last_seen)
             finally:
                 listener.close()
             time.sleep(RETRY_INTERVAL)
 
+    # What the listener calls.
+
+    def open_listener(self) -> Any:
+        """Return a connection that is subscribed to what wakes this process."""
+
+        def subscribe(client: Any) -> Any:
+            connection = client.pubsub()
+            connection.subscribe(self._name)
+            return connection
+
+        return self._call(subscribe, _UNREADABLE)
+
     def wanted(self) -> set[str]:
-        """Return the channels that have readers, and forget the others; called by the listener."""
+        """Return the channels that have readers, and forget the others."""
         with self._lock:
             for name in [name for name, readers in self._readers.items() if not readers]:
                 del self._readers[name], self._ready[name]
-                self._hub.forget(name)
+                self._channels.pop(name, None)
             return set(self._readers)
 
     def load(self, channels: Iterable[str], *, is_late: bool = False) -> None:
@@ -198,43 +203,48 @@ class RedisFeed:
         for start in range(0, len(names_of_all), BATCH):
             names = names_of_all[start : start + BATCH]
             keys = [*_shared_keys(), *map(_log, names)]
-            epoch, seq, floor, logs = self._call(_HISTORY, keys, [new_epoch(), int(self._limits.seconds)])
+            script = _script(_HISTORY, keys, [new_epoch(), int(self.limits.seconds)])
+            epoch, seq, floor, logs = self._call(script, _UNREADABLE)
             # Another epoch ends what was known.
-            self._hub.deliver(epoch.decode(), ())
+            self._deliver(epoch.decode(), ())
             reached = int(seq) if reached is None else reached
             for name, entries in zip(names, logs, strict=True):
-                self._hub.begin_channel(name, int(floor), is_late=is_late)
+                self._begin_channel(name, int(floor), is_late=is_late)
                 deliveries += [found for entry in entries if (found := _delivery(name, epoch, *entry))]
         if reached is not None:
-            self._hub.deliver(self._hub.numbering.epoch, sorted(deliveries, key=lambda delivery: delivery[1]))
-            self._hub.advance(reached)
+            with self.numbering.lock:
+                self._deliver(self.numbering.epoch, sorted(deliveries, key=lambda delivery: delivery[1]))
+                self.numbering.seq = max(self.numbering.seq, reached)
         with self._lock:
             for ready in [self._ready[name] for name in names_of_all if name in self._ready]:
                 ready.set()
 
-    def take(self, channel: str, message: bytes) -> None:
+    def _begin_channel(self, name: str, floor: int, *, is_late: bool) -> None:
+        """Begin a channel behind the store's oldest entries, if it is new here or more was missed than is kept."""
+        with self.numbering.lock:
+            known = self._channels.get(name)
+            if known is None:
+                self._channels[name] = Channel(floor)
+            elif is_late and known.last < floor:
+                known.skip(floor)
+                self._bells.ring(known.readers)
+
+    def take(self, name: str, message: bytes) -> None:
         """Take what was published just now."""
         epoch, seq, prev, payload = message.split(b" ", 3)
         before = None if prev == b"-" else int(prev)
-        if self._hub.is_missing(channel, epoch.decode(), before):
-            self.load([channel])
-        self._hub.deliver(epoch.decode(), [(channel, int(seq), before, payload)])
-
-    def open_listener(self) -> Any:
-        """Return a connection that is subscribed to what wakes this process."""
-        with self._lock:
-            if self._client is None:
-                self._client = self._connect()
-        connection = self._client.pubsub()
-        connection.subscribe(self._name)
-        return connection
+        with self.numbering.lock:
+            is_known = before is None or epoch.decode() != self.numbering.epoch or before <= self._channel(name).last
+        if not is_known:
+            self.load([name])
+        self._deliver(epoch.decode(), [(name, int(seq), before, payload)])
 
 
 class _Listener:
     """One listening connection, from its beginning to its failure."""
 
-    def __init__(self, feed: RedisFeed, *, is_late: bool) -> None:
-        self._feed = feed
+    def __init__(self, channels: RedisChannels, *, is_late: bool) -> None:
+        self._channels = channels
         self._is_late = is_late
         self._connection: Any = None
         self._followed: set[str] = set()
@@ -249,7 +259,7 @@ class _Listener:
 
     def run(self) -> None:
         """Take what comes until the connection fails."""
-        self._connection = self._feed.open_listener()
+        self._connection = self._channels.open_listener()
         while True:
             message = self._connection.get_message(timeout=PING_INTERVAL)
             now = time.monotonic()
@@ -282,12 +292,12 @@ class _Listener:
             elif self._awaited:
                 self._early.append((name, data))
             elif name in self._followed:
-                self._feed.take(name, data)
+                self._channels.take(name, data)
 
     def _update(self) -> None:
         """Subscribe to channels that have readers, and unsubscribe from others."""
         self._updated = time.monotonic()
-        wanted = self._feed.wanted()
+        wanted = self._channels.wanted()
         gone, new = self._followed - wanted, wanted - self._followed
         self._followed = wanted
         if gone:
@@ -305,12 +315,17 @@ class _Listener:
         self._acknowledged.append(name)
         if self._awaited:
             return
-        self._feed.load(self._acknowledged, is_late=self._is_late)
+        self._channels.load(self._acknowledged, is_late=self._is_late)
         self._is_late = False
         self._acknowledged = []
         early, self._early = self._early, []
         for name, data in early:
-            self._feed.take(name, data)
+            self._channels.take(name, data)
+
+
+def _script(text: str, keys: Sequence[str], arguments: Sequence[Any]) -> Callable[[Any], Any]:
+    """Return what runs a script with a client."""
+    return lambda client: client.register_script(text)(keys=keys, args=arguments)
 
 
 def _shared_keys() -> list[str]:

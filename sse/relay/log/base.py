@@ -1,7 +1,7 @@
 """A log of bytes that are found by their position: what a recording consists of, wherever it is stored.
 
 One recorder appends; readers in any process take what follows a position. A position is the count of the bytes before
-it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`); `contract.py` defines what both do.
+it. A log is stored in memory (`memory.py`) or in Redis (`redis.py`); `log.py` defines what both do.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...errors import StreamExpired, TooManyStreams
+from ..lease import RETRY_AFTER
 from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
 
@@ -22,11 +24,7 @@ MAX_READERS = 8
 Wake = Callable[[], None]
 
 
-class NotKept(Exception):
-    """There is no recording of that id, or none that is known any more."""
-
-
-class Expired(Exception):
+class Expired(StreamExpired):
     """The recording of that id has expired or was erased.
 
     :param owner: whose it was.
@@ -37,12 +35,11 @@ class Expired(Exception):
         self.owner = owner
 
 
-class TooManyReaders(Exception):
+class TooManyReaders(TooManyStreams):
     """The recording has as many readers as it may have."""
 
-
-class Unavailable(Exception):
-    """The store cannot be reached, so nothing is known about the recording."""
+    def __init__(self) -> None:
+        super().__init__("the stream has as many readers as it may have", retry_after=RETRY_AFTER)
 
 
 class Trimmed(TruncatedBody):
@@ -98,8 +95,7 @@ class Snapshot:
     end: int
     #: How it ended, None if it has not.
     reason: EndReason | None
-    #: The process that records it, and which recorder it is, as the store names them.
-    process: str = ""
+    #: Which recorder it has, as the store names it.
     generation: str = ""
 
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..redis import SharedStore, connect
+
 log = logging.getLogger("sse")
 
 #: An entry's ID and its fields.
@@ -33,15 +35,11 @@ _TAG = re.compile(r"\{(.+?)\}")
 class Follower:
     """Calls back with what is appended to streams.
 
-    :param connect: returns a client, given `timeout` in seconds and the number of `connections`.
-    :param errors: what a client raises if the store is unavailable.
-    :param is_cluster: whether keys of different hash tags cannot be read together.
+    :param store: where they are; the connections to it are the follower's own.
     """
 
-    def __init__(self, connect: Callable[..., Any], errors: tuple[type[Exception], ...], *, is_cluster: bool) -> None:
-        self._connect = connect
-        self._errors = errors
-        self._is_cluster = is_cluster
+    def __init__(self, store: SharedStore) -> None:
+        self._store = store
         self._loops: dict[str, _Loop] = {}
         self._lock = threading.Lock()
 
@@ -52,9 +50,10 @@ class Follower:
 
         :param deliver: called from the reading thread; never waits.
         """
-        tag = _TAG.search(key) if self._is_cluster else None
+        # Keys of different hash tags cannot be read together there.
+        tag = _TAG.search(key) if self._store.is_cluster else None
         with self._lock:
-            loop = self._loops.setdefault(tag[1] if tag else "", _Loop(self._connect, self._errors))
+            loop = self._loops.setdefault(tag[1] if tag else "", _Loop(self._store))
         return loop.follow(key.encode(), last_id, deliver)
 
     def close(self) -> None:
@@ -66,9 +65,8 @@ class Follower:
 class _Loop:
     """One connection, and the thread that reads from it while there is a key to read."""
 
-    def __init__(self, connect: Callable[..., Any], errors: tuple[type[Exception], ...]) -> None:
-        self._connect = connect
-        self._errors = errors
+    def __init__(self, store: SharedStore) -> None:
+        self._store = store
         self._positions: dict[bytes, str] = {}
         self._delivers: dict[bytes, list[Deliver]] = {}
         self._lock = threading.Lock()
@@ -112,9 +110,9 @@ class _Loop:
                     break
             began = time.monotonic()
             try:
-                client = client or self._connect(timeout=BLOCK / 1000 + 1, connections=1)
+                client = client or connect(self._store.uri, timeout=BLOCK / 1000 + 1, connections=1)
                 found = client.xread(positions, count=COUNT, block=BLOCK)
-            except self._errors as error:
+            except self._store.errors as error:
                 log.debug("cannot read streams: %s", type(error).__name__)
                 time.sleep(RETRY_INTERVAL)
                 continue

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from ...errors import StoreUnavailable
 from ..background import run_soon
 from ..stream.end import EndReason
-from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Unavailable, Wake
+from ..stream.source import TruncatedBody
+from .base import READ_SIZE, Interrupted, Snapshot, Trimmed, Wake
 from .follow import Deliver, Entry
 from .ring import Reader
 from .store import Keys
@@ -20,7 +22,7 @@ READ_AHEAD = 256 * 1024
 class RemoteReader(Reader):
     """A reader of what another process records, or has recorded.
 
-    :param fetch: returns up to so many bytes of the store from a position on; raises `Trimmed` or `Unavailable`.
+    :param fetch: returns up to so many bytes of the store from a position on; raises `Trimmed` or `StoreUnavailable`.
     :param follow: calls back with the entries behind a position; returns what ends that.
     :param retry_interval: seconds between two attempts while the store is unavailable.
     """
@@ -36,9 +38,9 @@ class RemoteReader(Reader):
         retry_interval: float,
         on_close: Wake,
     ) -> None:
-        super().__init__(snapshot.header, offset, on_close)
+        super().__init__(offset, on_close)
+        self.header = snapshot.header
         self.keys = keys
-        self.process = snapshot.process
         self.generation = snapshot.generation
         self.reason: EndReason | None = snapshot.reason
         #: Position up to which the store has bytes, as far as is known.
@@ -55,13 +57,16 @@ class RemoteReader(Reader):
         self._is_fetching = self._is_closed = False
         self._unfollow = follow(keys.data, f"{snapshot.end}-0", self._deliver) if self.reason is None else None
 
-    def _next(self) -> bytes | None:
+    def read(self) -> bytes | None:
+        if self._is_cancelled:
+            raise TruncatedBody("the reader was cancelled")
         # All at one moment: the last bytes and the end may be delivered between two looks.
         with self._lock:
             piece = bytes(self._ready[:READ_SIZE])
             del self._ready[: len(piece)]
             error, reason, is_behind = self._error, self.reason, self._have < self.known_end
         if piece:
+            self.offset += len(piece)
             return piece
         if error is not None:
             raise error
@@ -73,11 +78,12 @@ class RemoteReader(Reader):
         return None if reason is None else b""
 
     def _is_ready(self) -> bool:
-        is_at_end = self._have >= self.known_end and self.reason is not None
-        if not (self._ready or is_at_end or self._error or self._is_cancelled) and self._have < self.known_end:
+        if self._ready or self._error or self._is_cancelled:
+            return True
+        if self._have < self.known_end:
             self._fetch_soon()
             return False
-        return bool(self._ready or is_at_end or self._error or self._is_cancelled)
+        return self.reason is not None
 
     def _deliver(self, entries: Sequence[Entry]) -> None:
         """Take what was appended: bytes that follow at once, others only as something to fetch."""
@@ -91,13 +97,13 @@ class RemoteReader(Reader):
                     self._ready += piece
                     self._have = end
                 self.known_end = max(self.known_end, end)
-        self._bells.ring()
+        self.ring()
 
     def end(self, reason: EndReason, end: int) -> None:
         """End the recording as other processes see it."""
         with self._lock:
             self.reason, self.known_end = reason, end
-        self._bells.ring()
+        self.ring()
 
     def _fetch_soon(self) -> None:
         # What is delivered while this decides would be fetched, and so read, a second time.
@@ -118,11 +124,11 @@ class RemoteReader(Reader):
                 self._have += len(data)
         except Trimmed as error:
             self._error = error
-        except Unavailable:
+        except StoreUnavailable:
             time.sleep(self._retry_interval)
         self._is_fetching = False
         if not self._is_closed:
-            self._bells.ring()
+            self.ring()
 
     def close(self) -> None:
         self._is_closed = True

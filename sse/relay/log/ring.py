@@ -1,56 +1,15 @@
-"""The recordings of this process: a ring of bytes for each, its readers, and the budget of them all."""
+"""A recording of this process: a ring of bytes, and its readers."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-import gevent
-
+from ..background import wake_soon
 from ..stream.end import EndReason
 from ..stream.source import TruncatedBody
 from .base import READ_SIZE, Header, Interrupted, Snapshot, Trimmed, Wake
-
-#: Bytes that an open recording is expected to need: a long response of a language model. New ones are admitted by it.
-EXPECTED_SIZE = 256 * 1024
-
-
-class Bells:
-    """Who is called when there is something new. Iterating needs no copy: each change makes a new tuple."""
-
-    __slots__ = ("_lock", "all")
-
-    def __init__(self) -> None:
-        self.all: tuple[Wake, ...] = ()
-        self._lock = threading.Lock()
-
-    def add(self, wake: Wake) -> Wake:
-        """Call `wake()` from now on; return what ends that."""
-
-        def remove() -> None:
-            with self._lock:
-                at = next((at for at, known in enumerate(self.all) if known is wake), len(self.all))
-                self.all = self.all[:at] + self.all[at + 1 :]
-
-        with self._lock:
-            self.all = (*self.all, wake)
-        return remove
-
-    def ring(self) -> None:
-        """Call all of them, from the event loop where there is one: a greenlet that a bell switches to never returns.
-
-        :raises Exception: what a bell raises.
-        """
-        if self.all and isinstance(gevent.getcurrent(), gevent.Greenlet):
-            gevent.get_hub().loop.run_callback(self._ring)
-        else:
-            self._ring()
-
-    def _ring(self) -> None:
-        for wake in self.all:
-            wake()
 
 
 class Recording:
@@ -61,7 +20,7 @@ class Recording:
     """
 
     __slots__ = (
-        "_kept", "_most", "bells", "cancel", "end", "header", "id", "lonely_since", "readers", "reason",
+        "_bells", "_kept", "_lock", "_most", "cancel", "end", "header", "id", "lonely_since", "readers", "reason",
         "until",
     )  # fmt: skip
 
@@ -71,12 +30,14 @@ class Recording:
         self.cancel = cancel
         self.end = 0
         self.reason: EndReason | None = None
-        self.bells = Bells()
         self.readers = 0
         #: When the last reader left (the log's clock), and when a finished recording expires.
         self.lonely_since = math.inf
         self.until = 0.0
         self._most = max_bytes
+        # Each change makes a new tuple, so that an append needs no copy.
+        self._bells: tuple[Wake, ...] = ()
+        self._lock = threading.Lock()
         # The position of the first byte, and the bytes: one value, so that a thread that reads sees both or neither.
         self._kept = 0, bytearray()
 
@@ -88,8 +49,19 @@ class Recording:
         # Not with each piece, because all that is kept is copied.
         if len(data) > self._most * 1.25:
             self._kept = self.end - self._most, data[-self._most :]
-        for wake in self.bells.all:
+        for wake in self._bells:
             wake()
+
+    def listen(self, wake: Wake) -> Wake:
+        """Call `wake()` with each append, and at the end; return what ends that."""
+
+        def stop() -> None:
+            with self._lock:
+                self._bells = tuple(known for known in self._bells if known is not wake)
+
+        with self._lock:
+            self._bells = (*self._bells, wake)
+        return stop
 
     def finish(self, reason: EndReason) -> None:
         """Let nothing follow, and wake the readers."""
@@ -97,7 +69,8 @@ class Recording:
         start, data = self._kept
         # Growing has reserved more than is needed.
         self._kept = start, data[:]
-        self.bells.ring()
+        for wake in self._bells:
+            wake_soon(wake)
 
     def read(self, offset: int, limit: int = READ_SIZE) -> bytes:
         """Return the bytes from a position on, b"" if there are none yet.
@@ -126,17 +99,12 @@ class Recording:
 class Reader:
     """A position in a recording that moves on with each read; a `Source` of a pump."""
 
-    def __init__(self, header: Header, offset: int, on_close: Wake) -> None:
-        self.header = header
+    def __init__(self, offset: int, on_close: Wake) -> None:
         #: Position of the next byte.
         self.offset = offset
         self._on_close: Wake | None = on_close
         self._is_cancelled = False
-        self._bells = Bells()
-
-    def _next(self) -> bytes | None:
-        """Return what follows the position, as `Reader.read()` does."""
-        raise NotImplementedError
+        self._wake: Wake | None = None
 
     def read(self) -> bytes | None:
         """Return what follows, None if nothing does yet, b"" at the end of a complete recording; never wait.
@@ -144,12 +112,7 @@ class Reader:
         :raises Interrupted: at the end of one that is not complete.
         :raises Trimmed: if the next byte is not kept any more.
         """
-        if self._is_cancelled:
-            raise TruncatedBody("the reader was cancelled")
-        piece = self._next()
-        if piece:
-            self.offset += len(piece)
-        return piece
+        raise NotImplementedError
 
     def wait(self, timeout: float | None) -> None:
         woken = threading.Event()
@@ -164,22 +127,24 @@ class Reader:
         raise NotImplementedError
 
     def subscribe(self, wake: Wake) -> Wake:
-        unsubscribe = self._bells.add(wake)
-        self._wake_if_ready(wake)
-        return unsubscribe
-
-    def _wake_if_ready(self, wake: Wake) -> None:
-        """Wake at once if something has come between the last read and the subscribing."""
+        self._wake = wake
+        # Something may have come between the last read and the subscribing.
         if self._is_ready():
-            if isinstance(gevent.getcurrent(), gevent.Greenlet):
-                gevent.get_hub().loop.run_callback(wake)
-            else:
-                wake()
+            wake_soon(wake)
+        return self._unsubscribe
+
+    def _unsubscribe(self) -> None:
+        self._wake = None
+
+    def ring(self) -> None:
+        """Wake what has subscribed; callable from anywhere."""
+        if (wake := self._wake) is not None:
+            wake_soon(wake)
 
     def cancel(self) -> None:
         """Make the next `read()` raise."""
         self._is_cancelled = True
-        self._bells.ring()
+        self.ring()
 
     def close(self) -> None:
         """Leave the recording."""
@@ -192,11 +157,10 @@ class LocalReader(Reader):
     """A reader of what this process records."""
 
     def __init__(self, recording: Recording, offset: int, on_close: Wake) -> None:
-        super().__init__(recording.header, offset, on_close)
+        super().__init__(offset, on_close)
         self._recording = recording
 
     def read(self) -> bytes | None:
-        # One function, because it is called twice for each event.
         if self._is_cancelled:
             raise TruncatedBody("the reader was cancelled")
         recording = self._recording
@@ -219,106 +183,11 @@ class LocalReader(Reader):
         return self._is_cancelled or recording.reason is not None or self.offset < recording.end
 
     def subscribe(self, wake: Wake) -> Wake:
-        # The recording's bells, for that is one call less for each event.
-        removers = self._recording.bells.add(wake), self._bells.add(wake)
+        # The recording calls it without a detour, for that is one call less for each event.
+        removers = self._recording.listen(wake), super().subscribe(wake)
 
         def unsubscribe() -> None:
             for remove in removers:
                 remove()
 
-        self._wake_if_ready(wake)
         return unsubscribe
-
-
-@dataclass(kw_only=True)
-class Own:
-    """The recordings of this process, within their budget.
-
-    :param memory: bytes that they may take in all.
-    :param clock: returns seconds.
-    """
-
-    max_bytes: int
-    memory: int
-    clock: Callable[[], float]
-    open: dict[str, Recording] = field(default_factory=dict)
-    #: In the order in which they ended.
-    finished: dict[str, Recording] = field(default_factory=dict)
-    _finished_bytes: int = 0
-
-    def __len__(self) -> int:
-        return len(self.open) + len(self.finished)
-
-    def get(self, id: str) -> Recording | None:
-        """Return a recording, open or finished."""
-        return self.open.get(id) or self.finished.get(id)
-
-    def admit(
-        self, id: str, header: Header, cancel: Callable[[EndReason], None], drop: Callable[[str], None]
-    ) -> Recording | None:
-        """Return a new recording, None if there is no room.
-
-        :param drop: removes a finished recording.
-        """
-        if not self._make_room(drop):
-            return None
-        self.open[id] = recording = Recording(id, header, max_bytes=self.max_bytes, cancel=cancel)
-        return recording
-
-    def _make_room(self, drop: Callable[[str], None]) -> bool:
-        """Drop finished recordings, the one that ended first before others, until another one has room."""
-        expected = min(EXPECTED_SIZE, self.max_bytes)
-        # An open recording counts for what it is expected to need, if it has not more already.
-        left = self.memory - expected - sum(max(r.size, expected) for r in list(self.open.values()))
-        for id_ in list(self.finished) if left < self._finished_bytes else ():
-            drop(id_)
-            if left >= self._finished_bytes:
-                break
-        return left >= 0
-
-    def finish(self, recording: Recording, reason: EndReason) -> None:
-        """End a recording, and keep it for its time."""
-        recording.until = self.clock() + recording.header.ttl
-        if self.open.pop(recording.id, None) is not None:
-            self.finished[recording.id] = recording
-            self._finished_bytes += recording.size
-        recording.finish(reason)
-
-    def drop(self, id: str) -> Recording | None:
-        """Forget a recording and return it, None if there was none."""
-        recording = self.finished.pop(id, None)
-        if recording is not None:
-            self._finished_bytes -= recording.size
-        return recording or self.open.pop(id, None)
-
-    def used(self) -> int:
-        """Return the bytes that are taken."""
-        return self._finished_bytes + sum(recording.size for recording in list(self.open.values()))
-
-    def join(
-        self,
-        recording: Recording,
-        offset: int,
-        on_left: Callable[[Recording], None],
-        on_close: Wake | None = None,
-    ) -> LocalReader:
-        """Return a reader.
-
-        :param on_left: called when the last reader has left an open recording.
-        :param on_close: called when this one has left.
-        """
-        recording.readers += 1
-
-        def leave() -> None:
-            recording.readers -= 1
-            if on_close is not None:
-                on_close()
-            if not recording.readers and recording.reason is None:
-                recording.lonely_since = self.clock()
-                on_left(recording)
-
-        return LocalReader(recording, offset, leave)
-
-    def lonely(self, now: float) -> list[Recording]:
-        """Return the open recordings that have had no reader here for as long as they go on without one."""
-        return [r for r in list(self.open.values()) if not r.readers and now - r.lonely_since >= r.header.leave]

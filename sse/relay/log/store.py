@@ -9,6 +9,8 @@ from .base import TOMBSTONE, Claim
 
 #: Hash tags of the keys, so that all recordings of a Cluster's process are read with so many connections at most.
 BUCKETS = 16
+#: The kind of the leases of readers.
+READERS = "log:r"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +23,10 @@ class Timing:
     #: Between two renewals of what expires, and between two looks for recordings without readers.
     tick: float = 5.0
     look: float = 1.0
-    #: Until the death of a process is noticed: its key expires, and a reader that has waited looks for it.
+    #: Until the death of a process is noticed: what it has to renew expires, and a reader that has waited looks.
     alive: float = 15.0
     silence: float = 5.0
-    #: Until a reader, an open recording, a claim and a tombstone expire that are not renewed.
+    #: Until a reader, an open recording, a claim that has begun and a tombstone expire that are not renewed.
     reader: int = 20
     open: float = 900.0
     claim: float = 60.0
@@ -46,16 +48,17 @@ class Keys:
     @classmethod
     def of(cls, id: str) -> Keys:
         digest = hashlib.sha256(id.encode()).hexdigest()[:40]
-        prefix = f"sse-log:{{{int(digest[:4], 16) % BUCKETS}}}"
-        return cls(f"{prefix}:m:{digest}", f"{prefix}:d:{digest}", f"{prefix}:r:{digest}")
+        name = f"{{{int(digest[:4], 16) % BUCKETS}}}:{digest}"
+        return cls(f"sse-log:m:{name}", f"sse-log:d:{name}", f"sse-{READERS}:{name}")
+
+    @property
+    def lease(self) -> str:
+        """Under what the leases of its readers are counted."""
+        return self.readers.removeprefix(f"sse-{READERS}:")
 
 
 def milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def alive_key(process: str) -> str:
-    return f"sse-log:p:{process}"
 
 
 def claim_key(key: str) -> str:

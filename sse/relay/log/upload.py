@@ -7,13 +7,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ..stream.end import EndReason
 from . import script
 from .base import READ_SIZE, Trimmed
 from .ring import Recording
-from .store import Keys, Timing, alive_key, milliseconds
+from .store import Keys, Timing, milliseconds
 
 #: Bytes after which an append does not linger.
 FULL = 16 * 1024
@@ -31,8 +32,6 @@ class Upload:
     generation: str = field(default_factory=lambda: uuid.uuid4().hex)
     #: Position up to which it is in the store, as far as is known.
     written: int = 0
-    #: The end that the store has; it differs from `written` where bytes are lost.
-    expected: int = 0
     #: When the bytes that are not in the store are due there, None if there are none.
     due: float | None = None
     #: Whether it has readers that registered.
@@ -57,8 +56,6 @@ class _Entry:
 class Uploads:
     """All recordings that are on their way to the store.
 
-    :param connection: returns a client.
-    :param process: returns the name of this process.
     :param max_bytes: kept of one recording.
     :param wake: called with the second (`time.monotonic()`) at which something is due.
     :param on_written: called when a recording that has ended is in the store, or has no place there any more.
@@ -66,20 +63,16 @@ class Uploads:
 
     def __init__(
         self,
-        connection: Callable[[], Any],
-        process: Callable[[], str],
         *,
         max_bytes: int,
         timing: Timing,
-        errors: tuple[type[Exception], ...],
         wake: Callable[[float], None],
         on_written: Callable[[Recording], None],
     ) -> None:
-        self._connection = connection
-        self._process = process
+        #: The process, as the store names it.
+        self.process = ""
         self._max_bytes = max_bytes
         self._timing = timing
-        self._errors = errors
         self._wake = wake
         self._on_written = on_written
         self._all: dict[str, Upload] = {}
@@ -90,16 +83,13 @@ class Uploads:
     def __contains__(self, id: str) -> bool:
         return id in self._all
 
-    def begin(self, recording: Recording) -> None:
-        """Begin a recording in the store.
-
-        :raises Exception: one of `errors`, if the store is unavailable.
-        """
+    def begin(self, recording: Recording, client: Any) -> None:
+        """Begin a recording in the store; what a client raises passes on, here and below."""
         upload = Upload(recording, Keys.of(recording.id))
-        self._create(upload)
+        self._create(upload, client)
         self._all[recording.id] = upload
         # The upload is a reader of the ring.
-        recording.bells.add(lambda: self._on_append(upload))
+        recording.listen(partial(self._on_append, upload))
         self._wake(0.0)
 
     def forget(self, id: str) -> None:
@@ -119,22 +109,19 @@ class Uploads:
         for upload in list(self._all.values()):
             upload.due = 0.0
 
-    def append_due(self, now: float) -> None:
-        """Append what is due, in one pipeline.
-
-        :raises Exception: one of `errors`, if the store is unavailable; `renew()` then makes it due again.
-        """
+    def append_due(self, now: float, client: Any) -> None:
+        """Append what is due, in one pipeline; if that fails, `renew()` makes it due again."""
         due = [u for u in list(self._all.values()) if u.due is not None and u.due <= now]
         entries = [entry for upload in due for entry in self._entries(upload)]
         if not entries:
             return
-        with self._connection().pipeline(transaction=False) as pipeline:
+        with client.pipeline(transaction=False) as pipeline:
             for entry in entries:
                 self._queue(pipeline, entry)
             results = pipeline.execute(raise_on_error=False)
         failed: set[Upload] = set()
         for entry, result in zip(entries, results, strict=True):
-            if entry.upload not in failed and not self._has_appended(entry, result):
+            if entry.upload not in failed and not self._has_appended(entry, result, client):
                 failed.add(entry.upload)
 
     def _on_append(self, upload: Upload) -> None:
@@ -153,7 +140,7 @@ class Uploads:
         recording, upload.due = upload.recording, None
         # In this order, for bytes may be appended in between.
         reason, end = recording.reason, recording.end
-        expected, start = upload.expected, max(upload.written, recording.start)
+        expected, start = upload.written, max(upload.written, recording.start)
         for _ in range(BATCH_ENTRIES):
             try:
                 data = recording.read(start, min(READ_SIZE, end - start))
@@ -170,7 +157,7 @@ class Uploads:
 
     def _queue(self, pipeline: Any, entry: _Entry) -> None:
         upload, timing = entry.upload, self._timing
-        times = timing.open, upload.recording.header.ttl, timing.tombstone
+        times = timing.open, upload.recording.header.ttl, timing.tombstone, timing.alive
         # A Cluster's pipeline has no eval().
         pipeline.execute_command(
             "EVAL",
@@ -186,14 +173,14 @@ class Uploads:
             *map(milliseconds, times),
         )
 
-    def _has_appended(self, entry: _Entry, result: Any) -> bool:
+    def _has_appended(self, entry: _Entry, result: Any, client: Any) -> bool:
         """Take a reply of the store into account; return whether the bytes are there."""
         upload = entry.upload
         if isinstance(result, Exception):
             raise result
         word, value = result
         if word == b"ok":
-            upload.written = upload.expected = entry.end
+            upload.written = entry.end
             upload.is_read = value > 0
             if entry.reason is not None:
                 self._finish(upload)
@@ -201,24 +188,19 @@ class Uploads:
         upload.due = 0.0
         if word == b"missing":
             # A flush or an eviction: everything that is in memory is appended again.
-            upload.written = upload.expected = upload.recording.start
-            self._create(upload)
+            upload.written = upload.recording.start
+            self._create(upload, client)
         elif word == b"moved" and int(value) <= upload.recording.end:
             # An append whose reply was lost, or a tail that the store has lost.
-            upload.expected = upload.written = int(value)
+            upload.written = int(value)
         else:
             self._fence(upload, value.decode())
         return False
 
-    def _create(self, upload: Upload) -> None:
-        header = json.dumps(asdict(upload.recording.header), separators=(",", ":"))
-        process, timing = self._process(), self._timing
-        arguments = upload.generation, upload.written, process, header, milliseconds(timing.open)
-        # The key of the process comes before anything that names it as the recorder.
-        with self._connection().pipeline(transaction=False) as pipeline:
-            pipeline.set(alive_key(process), 1, px=milliseconds(timing.alive))
-            pipeline.execute_command("EVAL", script.CREATE, 1, upload.keys.meta, *arguments)
-            pipeline.execute()
+    def _create(self, upload: Upload, client: Any) -> None:
+        header, timing = json.dumps(asdict(upload.recording.header), separators=(",", ":")), self._timing
+        times = milliseconds(timing.open), milliseconds(timing.alive)
+        client.eval(script.CREATE, 1, upload.keys.meta, upload.generation, upload.written, self.process, header, *times)
 
     def _fence(self, upload: Upload, state: str) -> None:
         """Stop a recorder that another process has taken for dead, or whose recording was stopped or erased."""

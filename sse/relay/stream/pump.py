@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import SSEError, error_object
-from ...protocol.boundary import LINE, Boundary, rest_of_event
+from ...protocol.boundary import Boundary, event_ends, rest_of_event
 from ...protocol.event import ServerSentEvent, encode_comment
 from ..exchange import FINAL_WRITE_TIMEOUT, STOPPED, Exchange, Stage
 from ..tcp import reset, shut_down
@@ -192,11 +192,7 @@ class Pump:
 
     def _whole_events(self, piece: bytes, ahead: Boundary) -> bytes:
         """Return what has been held back and what follows, up to the end of the last whole event."""
-        end = 0
-        for line in LINE.finditer(piece):
-            ahead.feed(line[0])
-            if ahead.at_boundary:
-                end = line.end()
+        *_, end = 0, *event_ends(piece, ahead)
         if len(self._held) + len(piece) > MAX_HELD:
             end = len(piece)
         if not end:

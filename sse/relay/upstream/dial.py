@@ -8,13 +8,13 @@ connects to several ranges that lead inside, advocate does not work with urllib3
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 import time
 from collections.abc import Callable
 
 from ...errors import AtCapacity, SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
+from ...protocol.target.address import is_literal, parse_literal
 from ..exchange import Side
 from .lookup import Addresses, LookUpTimeout, Resolver
 from .transport import Transport, connect, enable_keep_alive, new_socket
@@ -66,13 +66,8 @@ class Dialer:
         raise UpstreamUnreachable(f"no connection: {describe_os_error(failure)}") from failure
 
     def _find_addresses(self, host: str, port: int, deadline: float, side: Side, client: str) -> Addresses:
-        try:
-            literal = ipaddress.ip_address(host)
-        except ValueError:
-            return self._look_up(host, port, deadline, side, client)
-        return [(socket.AF_INET if literal.version == 4 else socket.AF_INET6, host)]
-
-    def _look_up(self, host: str, port: int, deadline: float, side: Side, client: str) -> Addresses:
+        if is_literal(host):
+            return [(socket.AF_INET6 if ":" in host else socket.AF_INET, host)]
         payer = None if self._lists(host) else client
         try:
             addresses = self._resolver.look_up(host, port, deadline=deadline, side=side, client=payer)
@@ -98,7 +93,7 @@ def _connect(family: int, address: str, port: int, timeout: float, side: Side) -
     try:
         side.attach(connection)
         connect(connection, (address, port), timeout)
-        if _canonical(connection.socket.getpeername()[0]) != _canonical(address):
+        if parse_literal(connection.socket.getpeername()[0]) != parse_literal(address):
             raise TargetNotAllowed(cause="the connection went to another address")
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         enable_keep_alive(connection.socket)
@@ -122,7 +117,3 @@ def describe_os_error(error: OSError | None) -> str:
     """Return why a connection failed, in the system's words, which hold no address."""
     text = os.strerror(error.errno) if error is not None and error.errno else "unknown error"
     return text[0].lower() + text[1:]
-
-
-def _canonical(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    return ipaddress.ip_address(address)

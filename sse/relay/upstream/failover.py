@@ -14,9 +14,8 @@ from typing import Any
 
 from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout, UpstreamUnreachable
 from ...protocol.field import replace_fields
-from ...protocol.target.bench import Bench, parse_retry_after
 from ...protocol.target.entry import Upstream, UpstreamTarget
-from ...protocol.target.order import order_targets
+from ...protocol.target.order import Bench, order_targets, parse_retry_after
 from ..exchange import Exchange, Limits
 from ..stream.source import TruncatedBody
 from .client import IDEMPOTENT, NoHead, UpstreamClient, ended

@@ -10,7 +10,6 @@ import queue
 import socket
 import threading
 import time
-from collections import Counter
 from functools import cached_property
 from typing import Any
 
@@ -58,7 +57,6 @@ class Resolver:
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, int], _LookUp] = {}
-        self._charged: Counter[str] = Counter()
 
     # Made at the first look-up: one that was made before gevent patched the process would block all of it.
     @cached_property
@@ -102,21 +100,18 @@ class Resolver:
             )
             if not may_go_on:
                 raise LookUpTimeout
-            look_up = self._running.get(key)
-            if look_up is not None:
-                look_up.waiters.add(waiter)
-                return look_up
-            look_up = self._running[key] = _LookUp(client)
+            is_new = key not in self._running
+            look_up = self._running.setdefault(key, _LookUp(client))
             look_up.waiters.add(waiter)
-            if client is not None:
-                self._charged[client] += 1
-        threading.Thread(target=self._run, args=(host, port, look_up), name="sse-look-up", daemon=True).start()
+        if is_new:
+            threading.Thread(target=self._run, args=(host, port, look_up), name="sse-look-up", daemon=True).start()
         return look_up
 
     def _has_room(self, client: str | None) -> bool:
         if client is None:
             return len(self._running) < MAX_LOOKUPS
-        return self._charged.total() < MAX_PUBLIC_LOOKUPS and self._charged[client] < MAX_CLIENT_LOOKUPS
+        charged = [look_up.client for look_up in self._running.values() if look_up.client is not None]
+        return len(charged) < MAX_PUBLIC_LOOKUPS and charged.count(client) < MAX_CLIENT_LOOKUPS
 
     def _run(self, host: str, port: int, look_up: _LookUp) -> None:
         found: Addresses | Exception
@@ -126,10 +121,6 @@ class Resolver:
             found = error
         with self._changed:
             del self._running[host, port]
-            if look_up.client is not None:
-                self._charged[look_up.client] -= 1
-                # A counter keeps names whose count is 0.
-                self._charged += Counter()
             waiters = list(look_up.waiters)
             self._changed.notify_all()
         for waiter in waiters:

@@ -26,7 +26,7 @@ from ...relay.stream.end import EndReason
 from ...relay.stream.source import TruncatedBody
 from ...relay.upstream.client import RETRY_AFTER
 from ..call import Call, current_request
-from ..recorded import Reading, find, store
+from ..recorded import Reading, find
 from ..resume import parse_offset
 from ..state import State, current_state
 from .refusal import check_method
@@ -72,8 +72,7 @@ def _end(request: Request, call: Call, recordings: Recordings, id: str) -> Respo
     except StreamExpired:
         if not erase:
             raise
-    with store():
-        recordings.log.stop(id, erase=erase)
+    recordings.log.stop(id, erase=erase)
     return Response(status=204)
 
 
@@ -131,8 +130,7 @@ class _Query:
         data = b""
         if offset < self.snapshot.end:
             try:
-                with store():
-                    data = self.recordings.log.read(self.id, offset, MAX_READ)
+                data = self.recordings.log.read(self.id, offset, MAX_READ)
             except Trimmed as error:
                 raise OffsetExpired(encode_offset(error.start)) from error
         return Response(data, headers=self.fields(offset + len(data)), content_type="application/octet-stream")
@@ -211,8 +209,7 @@ def _has_event(query: _Query, offset: int) -> bool:
     """Return whether a whole event follows a position of a recording that has ended."""
     parser = EventParser(offset=offset, max_event=query.state.settings.resume_max_bytes)
     while offset < query.snapshot.end:
-        with store():
-            piece = query.recordings.log.read(query.id, offset, MAX_READ)
+        piece = query.recordings.log.read(query.id, offset, MAX_READ)
         if not piece or parser.feed(piece):
             return bool(piece)
         offset += len(piece)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse.protocol.target.bench import MAX_BENCH, Bench, parse_retry_after
+from sse.protocol.target.order import MAX_BENCH, Bench, parse_retry_after
 
 #: RFC 9110, section 10.2.3, has this date for an example: Fri, 31 Dec 1999 23:59:59 GMT.
 EXAMPLE = 946684799.0

@@ -668,7 +668,7 @@ def test_an_entry_that_is_wrong_is_named_and_shows_no_secret(name: object, entry
     with pytest.raises(ValueError) as caught:
         parse_upstream(name, entry)
     error: BaseException | None = caught.value
-    assert repr(name) in str(error)
+    assert str(error).startswith(f".{name}") or repr(name) in str(error)
     while error is not None:
         assert "canary" not in str(error) + repr(error)
         error = error.__cause__ or error.__context__

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from sse.errors import StreamNotFound
 from sse.relay.log import memory
-from sse.relay.log.base import TOMBSTONE, Claim, Expired, NotKept
+from sse.relay.log.base import TOMBSTONE, Claim, Expired
+from sse.relay.log.log import EXPECTED_SIZE
 from sse.relay.log.memory import MemoryLog
-from sse.relay.log.ring import EXPECTED_SIZE, Recording
+from sse.relay.log.ring import Recording
 from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
@@ -63,7 +65,7 @@ def test_an_open_recording_is_never_cut(log: MemoryLog) -> None:
     opened = [record(log, str(number), size=EXPECTED_SIZE) for number in range(8)]
     assert all(opened)
     assert record(log, "one too many") is None
-    with pytest.raises(NotKept):
+    with pytest.raises(StreamNotFound):
         log.look("one too many")
     assert all(log.look(str(number)).start == 0 for number in range(8))
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sse.relay.log.redis import RedisLog
-from sse.relay.redis import connect
-from sse.relay.redis_error import store_errors
 from sse.relay.stream.end import EndReason
 
 from ...support.ending import eventually
-from ...support.log import QUICK, header, read_all
+from ...support.log import header, read_all, redis_log
 from ...support.program import RedisCluster, RedisSentinel, program
 
 
@@ -35,19 +31,8 @@ def sentinel(tmp_path: Path) -> Iterator[RedisSentinel]:
     sentinel.stop()
 
 
-def make_log(url: str) -> RedisLog:
-    return RedisLog(
-        partial(connect, url),
-        store_errors(),
-        max_bytes=1 << 20,
-        memory=1 << 26,
-        is_cluster="+cluster" in url,
-        timing=QUICK,
-    )
-
-
 def test_recordings_of_all_slots_of_a_cluster(cluster: RedisCluster) -> None:
-    log, other = make_log(cluster.url), make_log(cluster.url)
+    log, other = redis_log(cluster.url), redis_log(cluster.url)
     stops: list[EndReason] = []
     recordings = {}
     for number in range(40):
@@ -73,7 +58,7 @@ def test_recordings_of_all_slots_of_a_cluster(cluster: RedisCluster) -> None:
 
 
 def test_a_failover_loses_nothing(sentinel: RedisSentinel) -> None:
-    log, other = make_log(sentinel.url), make_log(sentinel.url)
+    log, other = redis_log(sentinel.url), redis_log(sentinel.url)
     stops: list[EndReason] = []
     recording = log.create("id", header(), stops.append)
     assert recording is not None

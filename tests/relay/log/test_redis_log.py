@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import redis
 
-from sse.relay.log.base import Claim, Interrupted, NotKept, Trimmed, Unavailable
+from sse.errors import StoreUnavailable, StreamNotFound
+from sse.relay.log.base import Claim, Interrupted, Trimmed
 from sse.relay.log.redis import RedisLog
 from sse.relay.log.store import Keys
 from sse.relay.log.upload import Uploads
@@ -42,7 +43,7 @@ def wait_written(log: RedisLog, id: str, end: int) -> None:
     def is_there() -> bool:
         try:
             return log.look(id).end == end
-        except (NotKept, Unavailable):
+        except (StreamNotFound, StoreUnavailable):
             return False
 
     eventually(is_there, f"{end} bytes are not in the store")
@@ -151,10 +152,10 @@ def test_a_lost_reply_appends_nothing_twice(redis_server: RedisServer, monkeypat
     recording, _ = record(log)
     losses, take = iter([True] * 3), Uploads._has_appended
 
-    def lose(self: Uploads, entry: Any, result: Any) -> bool:
+    def lose(self: Uploads, entry: Any, result: Any, client: Any) -> bool:
         if next(losses, False):
             result = redis.ConnectionError("lost")
-        return take(self, entry, result)
+        return take(self, entry, result, client)
 
     monkeypatch.setattr(Uploads, "_has_appended", lose)
     for number in range(50):
@@ -255,7 +256,7 @@ def test_recording_goes_on_without_the_store(redis_server: RedisServer) -> None:
     recording.append(b"abc")
     wait_written(other, "id", 3)
     redis_server.stop()
-    with pytest.raises(Unavailable):
+    with pytest.raises(StoreUnavailable):
         other.look("id")
     assert log.create("new", header(), print) is None
     recording.append(b"def")
@@ -276,7 +277,7 @@ def test_a_store_that_hangs_loses_nothing(redis_server: RedisServer) -> None:
     reader.wait(10)
     os.kill(redis_server.pid, signal.SIGSTOP)
     recording.append(b"def")
-    with pytest.raises(Unavailable):
+    with pytest.raises(StoreUnavailable):
         other.look("id")
     os.kill(redis_server.pid, signal.SIGCONT)
     recording.append(b"ghi")
@@ -285,11 +286,19 @@ def test_a_store_that_hangs_loses_nothing(redis_server: RedisServer) -> None:
     assert stops == []
 
 
-def test_the_claim_of_a_dead_process_can_be_seen(redis_server: RedisServer) -> None:
+def test_the_claim_of_a_dead_process_is_taken_over(redis_server: RedisServer) -> None:
     dead = redis_log(redis_server.url, timing=replace(QUICK, tick=1000.0, alive=0.2))
     other = redis_log(redis_server.url)
     dead.claim("key", Claim(id="one", fingerprint="f"))
-    found = other.claim("key", Claim(id="two", fingerprint="f"))
-    assert found.id == "one"
-    eventually(lambda: not other.is_alive(found), "it is still taken for alive")
-    assert other.claim("key", Claim(id="two", fingerprint="f"), instead_of=found).id == "two"
+    assert other.claim("key", Claim(id="two", fingerprint="f")).id == "one"
+    eventually(lambda: other.claim("key", Claim(id="two", fingerprint="f")).id == "two", "it is still its claim")
+
+
+def test_the_claim_of_a_living_process_is_kept(redis_server: RedisServer) -> None:
+    log = redis_log(redis_server.url, timing=replace(QUICK, alive=0.5, tick=0.05))
+    other = redis_log(redis_server.url)
+    log.claim("key", Claim(id="one", fingerprint="f"))
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        assert other.claim("key", Claim(id="two", fingerprint="f")).id == "one"
+        time.sleep(0.05)
