@@ -77,12 +77,14 @@ def test_a_fork_that_fails_shows_it(tmp_path: Path) -> None:
         pytest.param(["gunicorn", "app:app"], EARLY, id="a variable of Python"),
         pytest.param(["gunicorn", "app:app"], {"LD_PRELOAD": "/lib/x.so"}, id="a preloaded library"),
         pytest.param(["gunicorn", "app:app"], {"GUNICORN_CMD_ARGS": "-k gthread"}, id="options in the environment"),
+        pytest.param(["gunicorn", "app:app"], {"PYTHONPATH": "{tmp_path}"}, id="a module that Python imports first"),
         pytest.param(["gunicorn", "app:app", "-c", os.devnull], {}, id="other settings"),
         pytest.param(["waitress", "app:app"], {}, id="another program"),
     ],
 )
-def test_what_a_fork_cannot_be_is_started_afresh(command: list[str], variables: dict[str, str]) -> None:
-    env = environment({}, variables)
+def test_what_a_fork_cannot_be_is_started_afresh(command: list[str], variables: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").touch()
+    env = environment({}, {name: value.format(tmp_path=tmp_path) for name, value in variables.items()})
     assert warm_program([sys.executable, "-m", *command], env, ROOT) is None
     assert warm_program([sys.executable, "-m", "gunicorn", "app:app"], environment({}, {}), ROOT)
 

@@ -132,6 +132,9 @@ def warm_program(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> W
     """Return what starts this command by a fork, or None if only a fresh process is the same."""
     if list(command[:2]) != [sys.executable, "-m"] or command[2] not in _programs:
         return None
+    # A module that Python imports at its start, before the program.
+    if any(Path(cwd, place, "sitecustomize.py").exists() for place in env.get("PYTHONPATH", "").split(os.pathsep)):
+        return None
     if command[2] == "gunicorn" and not _patches_first(command, env, cwd):
         return None
     found = _programs[command[2]] = _programs[command[2]] or Warm(command[2])
