@@ -46,11 +46,11 @@ def seen() -> dict[str, Any]:
         "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "group": os.getpgrp(),
         "umask": os.umask(os.umask(0o22)),
-        "threads": [thread.name for thread in threading.enumerate()],
+        # gevent has a dummy for each connection, and another may end just now.
+        "threads": [each.name for each in threading.enumerate() if not isinstance(each, threading._DummyThread)],
         "signals": [str(signal.getsignal(number)).partition(" at ")[0] for number in sorted(signal.valid_signals())],
         "streams": list(streams()),
-        # Those that it was given at the start are the standard ones alone.
-        "descriptors": sorted(kind(name) for name in names if int(name.name) > 2 and name.exists()),
+        "descriptors": sorted({kind(name) for name in names if int(name.name) > 2 and name.exists()}),
     }
 
 
