@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .benchmark import __main__ as benchmark
-from .benchmark import audience, channels, client, durable, growth
+from .benchmark import audience, channels, client, durable, growth, layers
 from .benchmark.client import Door, run
 from .benchmark.load import LOADS, Load, events_of
 from .benchmark.table import COLUMNS, Measured, doubts, table
@@ -292,3 +292,18 @@ def test_each_goal_for_channels_is_named() -> None:
     ]
     alone = {"ours, memory": figures["ours, memory"]}
     assert list(channels.goals(alone)) == ["ours, memory, at most 12 KiB for a silent reader: met"]
+
+
+def test_each_layer_of_a_request_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert layers.main(["--scale", str(SCALE)]) == 0
+    head, _, *rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert head == ["a request through", "CPU µs", "lowest", "highest", "of the gateway's"]
+    assert [row[0] for row in rows][:4] == [
+        "gunicorn, a WSGI function",
+        "gunicorn and Flask, a view",
+        "the textbook relay",
+        layers.GATEWAY,
+    ]
+    for name, *figures in rows:
+        middle, lowest, highest, ratio = map(float, figures)
+        assert 0 < lowest <= middle <= highest and ratio > 0, name
