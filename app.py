@@ -39,7 +39,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     if path := os.environ.get("SSE_CONFIG"):
         _read_file(app, path)
-    check_environment(os.environ, Settings.checks())
+    check_environment(os.environ, Settings.keys())
     app.config.from_prefixed_env()
     app.config.update(config or {})
     SSE(app, demonstration=True, playground=True, docs=True)
@@ -58,7 +58,7 @@ def _read_file(app: Flask, path: str) -> None:
     """
     try:
         with open(path, "rb") as file:
-            app.config.from_mapping(load_file(file, Settings.checks()))
+            app.config.from_mapping(load_file(file, Settings.keys()))
     except OSError as error:
         raise SettingError(f"SSE_CONFIG names {path}, which cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
@@ -76,7 +76,7 @@ def readyz() -> Response:
     """Return 200 if the process serves requests and its shared store is available, otherwise 503."""
     if current_state().drain.phase() is not Phase.SERVING:
         return _plain_text("draining", 503)
-    if not current_state().access.has_store():
+    if not current_state().access.throttle.has_store():
         return _plain_text("Redis unavailable", 503)
     return _plain_text("ok")
 

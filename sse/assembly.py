@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from .web.access.access import Access, Authorize, Verify
 from .web.access.clients import Directory, parse_quota
 from .web.access.origin import CrossOrigin
 from .web.access.quota import Quotas
+from .web.access.throttle import Throttle
 from .web.state import State
 
 if TYPE_CHECKING:
@@ -63,6 +63,14 @@ def build(
     metrics = _metrics(settings)
     store = SharedStore(settings.storage_uri) if settings.storage_uri != "memory://" else None
     monitor = Monitor(drain := Drain())
+    limits = Limits(
+        open=settings.connect_timeout,
+        head=settings.response_timeout,
+        idle=settings.idle_timeout,
+        send=settings.send_timeout,
+        duration=settings.max_duration,
+    )
+    new_leases = partial(leases_in, store, on_unavailable=_on_unavailable(metrics, "leases"))
     cross_origin = CrossOrigin(settings.cors_origins)
     return State(
         settings=settings,
@@ -70,40 +78,32 @@ def build(
         upstreams=upstreams,
         failover=Failover(
             upstreams,
-            limits=_limits(settings),
+            limits=limits,
             on_attempt=metrics.count_attempt if metrics is not None else None,
         ),
-        leases=leases_in(
-            store,
-            total=settings.max_streams,
-            per_client=settings.max_streams_per_client,
-            on_unavailable=_on_unavailable(metrics, "leases"),
-        ),
+        leases=new_leases(total=settings.max_streams, per_client=settings.max_streams_per_client),
         channels=_channels(settings),
-        readers=leases_in(
-            store,
-            total=settings.max_readers,
-            per_client=settings.max_readers_per_client,
-            kind="readers",
-            on_unavailable=_on_unavailable(metrics, "leases"),
-        ),
+        readers=new_leases(total=settings.max_readers, per_client=settings.max_readers_per_client, kind="readers"),
         metrics=metrics,
         monitor=monitor,
         drain=drain,
-        limits=_limits(settings),
-        recordings=_recordings(settings, monitor, metrics),
+        limits=limits,
+        recordings=_recordings(settings, limits, monitor, metrics),
         cross_origin=cross_origin,
         access=Access(
             directory=_directory(settings),
             verify=_verifier(settings) if settings.jwt else None,
-            throttle=settings.throttle,
+            throttle=Throttle(
+                limiter,
+                store=store,
+                on_unavailable=_on_unavailable(metrics, "throttle"),
+                shows_all=bool(settings.throttle),
+            ),
+            rate=settings.throttle,
             trusted_proxies=settings.trusted_proxies,
             authorize=authorize,
             cross_origin=cross_origin,
-            limiter=limiter,
             is_open=settings.is_open(has_authorize=authorize is not None),
-            store=store,
-            on_unavailable=_on_unavailable(metrics, "throttle"),
         ),
         quota=parse_quota(settings.quota) if settings.quota else None,
         # Its count begins with the first failure, because most gateways have no quotas.
@@ -128,9 +128,7 @@ def _verifier(settings: Settings) -> Verify:
             f"SSE_JWT needs a package that is not installed ({error.name}): pip install 'flask-sse-relay[jwt]'"
         ) from error
     given = settings.jwt
-    rules = Rules(**{name: value for name, value in given.items() if name not in ("keys", "algorithms")})
-    if given.get("algorithms"):
-        rules = replace(rules, algorithms=tuple(given["algorithms"]))
+    rules = Rules(**{name: value for name, value in given.items() if name != "keys" and value})
     path = Path(given["keys"])
     if "://" not in given["keys"]:
         if not path.is_file():
@@ -138,13 +136,13 @@ def _verifier(settings: Settings) -> Verify:
         keys = KeySet(path.read_bytes)
         if not keys.refresh():
             raise ValueError("SSE_JWT: keys is a file without a set of keys (RFC 7517)")
-        return Verifier(rules, keys).find_client
+        return Verifier(rules, keys).verify
     try:
         entry = parse_upstream("keys", given["keys"])
     except ValueError as error:
         raise ValueError("SSE_JWT: keys is not a URL that can be called") from error
     upstreams = _upstreams(settings, UpstreamTable((entry,)))
-    return Verifier(rules, KeySet(partial(fetch, upstreams, entry.base))).find_client
+    return Verifier(rules, KeySet(partial(fetch, upstreams, entry.base))).verify
 
 
 def _upstreams(settings: Settings, table: UpstreamTable) -> UpstreamClient:
@@ -163,7 +161,7 @@ def _channels(settings: Settings) -> Channels:
     return RedisChannels(limits, settings.storage_uri)
 
 
-def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
+def _recordings(settings: Settings, limits: Limits, monitor: Monitor, metrics: Metrics | None) -> Recordings | None:
     if not settings.resume_ttl:
         return None
     log: Log
@@ -173,17 +171,7 @@ def _recordings(settings: Settings, monitor: Monitor, metrics: Metrics | None) -
         log = MemoryLog(max_bytes=most, memory=memory, on_used=on_used)
     else:
         log = RedisLog(uri, max_bytes=most, memory=memory, on_used=on_used)
-    return Recordings(log, monitor, _limits(settings))
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        open=settings.connect_timeout,
-        head=settings.response_timeout,
-        idle=settings.idle_timeout,
-        send=settings.send_timeout,
-        duration=settings.max_duration,
-    )
+    return Recordings(log, monitor, limits)
 
 
 def _metrics(settings: Settings) -> Metrics | None:

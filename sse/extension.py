@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, request_tearing_down
+from flask import Blueprint, Flask, current_app, request_tearing_down
 from flask_limiter import Limiter
 
 from .assembly import build
@@ -24,13 +24,12 @@ from .web.access.access import Authorize
 from .web.call import close_dropped
 from .web.channel import publish, subscribe
 from .web.docs import docs_blueprint
-from .web.own import Event
 from .web.page import page_blueprint, static_blueprint
 from .web.refused import refusing
-from .web.state import State, state_of
+from .web.state import state_of
 from .web.views import channels_blueprint, metrics_blueprint, relay_blueprint, ticker_blueprint
 from .web.views.channels import MayRead
-from .web.views.site import relay_from_site
+from .web.views.site import relay
 
 #: Seconds between two looks at whether the worker stops.
 NOTICE_INTERVAL = 0.25
@@ -51,12 +50,10 @@ def end_with_worker(app: Flask, worker: Any) -> None:
     """
     from .compat.gunicorn import graceful_times
 
-    if "sse" not in app.extensions:
-        raise RuntimeError(f"the app {app.name!r} has no SSE: call SSE(app), or its init_app")
+    state = state_of(app)
     # A connection that carried a stream to its end is kept for so long, as if another request might come.
     graceful_timeout, keepalive = graceful_times(worker)
     grace = graceful_timeout - keepalive - WORKER_POLLS - DRAIN_WRITE_WINDOW
-    state: State = app.extensions["sse"]
     drain, recordings = state.drain, state.recordings
     if recordings is not None and recordings.is_shared:
         left = graceful_timeout - RECORDING_MARGIN
@@ -166,74 +163,10 @@ class SSE:
             app.register_blueprint(metrics_blueprint(), url_prefix=self._url_prefix or None)
         request_tearing_down.connect(close_dropped, app)
 
-    def relay(
-        self,
-        upstream: str,
-        path: str,
-        *,
-        method: str = "POST",
-        json: Any = None,
-        data: bytes | str | None = None,
-        headers: Mapping[str, str] | None = None,
-        client: str | None = None,
-    ) -> Response:
-        """Return a response that relays an upstream, for a view of the site's own to return.
-
-        It goes the way of the gateway's endpoints: the upstream table with its keys, the limits of open streams,
-        cancelling when the client leaves, the ends, the log and the metrics. Who may call, and how often, the view
-        decides before; the throttle does not count it. Nothing of the client's request is sent but its trace.
-
-        :param upstream: the name in `SSE_UPSTREAMS`.
-        :param path: the path below the upstream's URL, with a query if there is one.
-        :param method: of the upstream request.
-        :param json: the body, encoded as the app's JSON; None: none.
-        :param data: the body as it is; `Content-Type` is JSON unless `headers` has one.
-        :param headers: fields of the upstream request; the table's replace them. `Accept` is `text/event-stream`
-            by default.
-        :param client: the client's name, by which its streams are counted and logged. None: the name that `authorize`
-            returns, or else its address.
-        :raises Refused: if there are too many streams, the upstream cannot be reached, or a field cannot be sent;
-            Flask turns it into a response unless the view catches it.
-        :raises LookupError: if there is no such upstream.
-        :raises ValueError: for two bodies, an unknown method, or an empty name.
-        :raises RuntimeError: outside a request, or if the app has no SSE.
-        """
-        return relay_from_site(upstream, path, method=method, json=json, data=data, headers=headers, client=client)
-
-    def publish(self, channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
-        """Publish an event to a channel and return its id; in a view, a command, or any process with an app context.
-
-        :param channel: 1 to 200 of `A-Z a-z 0-9 . _ : ~ / @ -`.
-        :param data: the event, its text, or what becomes JSON.
-        :param event: the event type; None leaves it "message".
-        :param retry: the reconnection time, in milliseconds.
-        :raises ValueError: for a bad channel name, an event with an `id`, or one above `SSE_CHANNEL_MAX_EVENT`.
-        :raises StoreUnavailable: if the event was not published; no reader gets it. In a view Flask turns it into a
-            response unless the view catches it.
-        """
-        return publish(channel, data, event=event, retry=retry)
-
-    def subscribe(
-        self,
-        *channels: str,
-        since: str | None = None,
-        replay: int = 0,
-        duration: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Response:
-        """Return the response that streams channels to the client of the current request.
-
-        A client that comes back gets what was published meanwhile, or `event: reset` if that is not kept any more.
-
-        :param channels: up to 16; who may read them is for the view to decide.
-        :param since: the last event ID that the client has had; None: that of the request.
-        :param replay: past events that a client without an id gets, at most.
-        :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
-        :param headers: more response fields.
-        :raises Refused: for a bad channel name, a malformed id, too many channels or readers, or if the store is
-            unavailable; Flask turns it into a response unless the view catches it.
-        """
-        return subscribe(*channels, since=since, replay=replay, duration=duration, headers=headers)
+    # They need no state of the instance: that is the current app's.
+    relay = staticmethod(relay)
+    publish = staticmethod(publish)
+    subscribe = staticmethod(subscribe)
 
     def close_channel(self, channel: str) -> None:
         """Close a channel: its readers get the rest and end. It opens again with the next event.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, request
@@ -17,13 +18,14 @@ from .extension import SSE
 from .protocol.event import ServerSentEvent
 from .protocol.parser import EventParser, ParsedEvent
 from .relay.channel.history import parse_event_id
-from .web.channel import publish, subscribe
+from .web.channel import publish_event, subscribe
 from .web.own import last_event_id
 from .web.state import state_of
 
 log = logging.getLogger("sse")
 
 
+@dataclass(repr=False)
 class Message:
     """An event, as Flask-SSE has it.
 
@@ -33,11 +35,10 @@ class Message:
     :param retry: the reconnection time, in milliseconds.
     """
 
-    def __init__(self, data: Any, type: str | None = None, id: str | None = None, retry: int | None = None) -> None:
-        self.data = data
-        self.type = type
-        self.id = id
-        self.retry = retry
+    data: Any
+    type: str | None = None
+    id: str | None = None
+    retry: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, by name."""
@@ -54,9 +55,6 @@ class Message:
 
     def __repr__(self) -> str:
         return f"Message({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Message) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
         return hash(tuple(map(str, self.to_dict().items())))
@@ -86,7 +84,7 @@ class ServerSentEventsBlueprint(Blueprint):
 
         :raises StoreUnavailable: if it was not published.
         """
-        return publish(channel, Message(data, type, id, retry)._event(), may_have_id=True)
+        return publish_event(channel, Message(data, type, id, retry)._event())
 
     def messages(self, channel: str = "sse") -> Iterator[Message]:
         """Yield the messages of a channel from now on."""

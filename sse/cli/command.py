@@ -1,12 +1,20 @@
-"""The commands that an app gets: `flask sse doctor`. What they do is imported when they are called."""
+"""The commands that an app gets: `flask sse doctor`, which is imported when it is called, and the others."""
 
 from __future__ import annotations
 
+import secrets
 import sys
 
 import click
 from flask import Flask, current_app
 from flask.cli import AppGroup
+
+from ..errors import SSEError
+from ..settings import CLIENT_NAME
+from ..web.access.clients import digest, encode
+from ..web.channel import publish as publish_event
+from .settings import settings
+from .streams import end, streams
 
 
 def register_commands(app: Flask) -> None:
@@ -14,12 +22,8 @@ def register_commands(app: Flask) -> None:
     if "sse" in app.cli.commands:
         return
     group = AppGroup("sse", help="Event streams and their relay.")
-    group.command("doctor")(doctor)
-    group.command("publish")(publish)
-    group.command("settings")(settings)
-    group.command("passcode")(passcode)
-    group.command("streams")(streams)
-    group.command("end")(end)
+    for command in (doctor, publish, settings, passcode, streams, end):
+        group.command(command.__name__)(command)
     app.cli.add_command(group)
 
 
@@ -44,9 +48,6 @@ def doctor(url: str | None) -> None:
 @click.option("--event", help="The event type.")
 def publish(channel: str, data: str, event: str | None) -> None:
     """Publish DATA to CHANNEL, from standard input if it is "-" or missing, and print the event's id."""
-    from ..errors import SSEError
-    from ..web.channel import publish as publish_event
-
     if current_app.extensions["sse"].settings.storage_uri == "memory://":
         raise click.ClickException(
             "SSE_STORAGE_URI is memory://, so no other process would get the event; set it to redis://..."
@@ -58,45 +59,12 @@ def publish(channel: str, data: str, event: str | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def settings() -> None:
-    """Show the settings in effect, without secrets; `*` marks those that differ from the default."""
-    from .settings import show_settings
-
-    show_settings(current_app.config, current_app.extensions["sse"].settings)
-
-
-@click.option("--json", "as_json", is_flag=True, help="Write a JSON array.")
-def streams(as_json: bool) -> None:
-    """List the streams that are open in all workers of this host.
-
-    It reads the sockets in SSE_CONTROL_DIR. The exit status is 1 if a worker did not respond, or none is running.
-    """
-    from .streams import list_streams
-
-    list_streams(current_app.extensions["sse"].settings.control_dir, as_json=as_json)
-
-
-@click.argument("id")
-def end(id: str) -> None:
-    """End the stream ID, as soon as an event has ended; called again, wherever it is.
-
-    The exit status is 1 if no stream of that id is open.
-    """
-    from .streams import end_stream
-
-    end_stream(current_app.extensions["sse"].settings.control_dir, id)
-
-
 @click.argument("name")
 def passcode(name: str) -> None:
     """Make a passcode for the client NAME, and show it with its entry for SSE_CLIENTS_FILE.
 
     The passcode is shown once; the file holds its digest.
     """
-    import secrets
-
-    from ..web.access.clients import CLIENT_NAME, digest, encode
-
     if not CLIENT_NAME.fullmatch(name):
         raise click.BadParameter("a client name is 1 to 64 of A-Z a-z 0-9 . _ -", param_hint="NAME")
     made = secrets.token_urlsafe(32)

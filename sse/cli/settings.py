@@ -1,39 +1,36 @@
-"""Show the settings in effect, without secrets."""
+"""The command `flask sse settings`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
 import click
+from flask import current_app
 
 from ..protocol.target.entry import Upstream
 from ..settings import PREFIX, Settings
 
-#: Keys whose values hold secrets, and what is shown of them instead.
+#: Columns of a key.
 _WIDTH = 30
 
 
-def show_settings(config: Mapping[str, Any], settings: Settings) -> None:
-    """Write one line for each setting to standard output.
-
-    :param config: of the app, for the values as they were given.
-    :param settings: those that were made of it.
-    """
-    for known in fields(settings):
-        key = PREFIX + known.name.upper()
-        mark = "*" if key in config and getattr(settings, known.name) != _default(known) else " "
-        click.echo(f"{mark} {key:<{_WIDTH}} {_shown(known.name, config.get(key), getattr(settings, known.name))}")
+def settings() -> None:
+    """Show the settings in effect, without secrets; `*` marks those that differ from the default."""
+    config, values = current_app.config, current_app.extensions["sse"].settings
+    for known in fields(Settings):
+        key, value = PREFIX + known.name.upper(), getattr(values, known.name)
+        mark = "*" if key in config and value != _default(known) else " "
+        click.echo(f"{mark} {key:<{_WIDTH}} {_shown(known.name, value)}")
 
 
 def _default(known: Field[Any]) -> Any:
     return known.default_factory() if callable(known.default_factory) else known.default
 
 
-def _shown(name: str, given: Any, value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     """Return a value as it is written in the environment, with `***` in the place of secrets."""
     if name == "passcodes":
         return json.dumps(dict.fromkeys(value, "***"))

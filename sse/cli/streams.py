@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from flask import current_app
 
 from ..relay.control import send, sockets
 from ..web.log import quote
@@ -18,37 +19,52 @@ COLUMNS = ("id", "client", "upstream", "target", "since", "bytes", "events", "st
 _ID = re.compile(r"([1-9][0-9]*)-([1-9][0-9]*)")
 
 
-def list_streams(directory: str, *, as_json: bool) -> None:
-    """Write the open streams to standard output.
+@click.option("--json", "as_json", is_flag=True, help="Write a JSON array.")
+def streams(as_json: bool) -> None:
+    """List the streams that are open in all workers of this host.
 
-    :raises click.ClickException: if not all workers responded.
+    It reads the sockets in SSE_CONTROL_DIR. The exit status is 1 if a worker did not respond, or none is running.
     """
-    silent: list[int] = []
-    streams = list(_streams(_sockets(directory), silent))
-    if as_json:
-        click.echo(json.dumps(streams, indent=2))
-    else:
-        click.echo("\n".join(_table([COLUMNS, *(_row(stream) for stream in streams)])))
+    found, silent, has_worker = list[dict[str, Any]](), list[str](), False
+    for pid, path in _sockets().items():
+        try:
+            streams = send(path, "list")
+        except OSError:
+            silent.append(str(pid))
+            continue
+        has_worker = has_worker or streams is not None
+        found += streams or ()
+    if not has_worker and not silent:
+        raise click.ClickException("no worker is running")
+    click.echo(json.dumps(found, indent=2) if as_json else _table(found))
     if silent:
-        raise click.ClickException(f"no response from the workers {', '.join(map(str, silent))}")
+        raise click.ClickException(f"no response from the workers {', '.join(silent)}")
 
 
-def end_stream(directory: str, id: str) -> None:
-    """End a stream.
+@click.argument("id")
+def end(id: str) -> None:
+    """End the stream ID, as soon as an event has ended; called again, wherever it is.
 
-    :raises click.ClickException: if there is none of that id.
+    The exit status is 1 if no stream of that id is open.
     """
     found = _ID.fullmatch(id)
-    path = _sockets(directory).get(int(found[1])) if found is not None else None
-    if found is None or path is None or not _send(path, f"end {found[2]}"):
+    path = _sockets().get(int(found[1])) if found is not None else None
+    try:
+        ended = send(path, f"end {found[2]}") if found is not None and path is not None else None
+    except OSError as error:
+        raise click.ClickException(
+            f"no response from the worker {id.partition('-')[0]}: {error.strerror or error}"
+        ) from error
+    if not ended:
         raise click.ClickException(f"no open stream has the id {id!r}; flask sse streams lists them")
 
 
-def _sockets(directory: str) -> dict[int, Path]:
+def _sockets() -> dict[int, Path]:
     """Return the workers' sockets, by the ids of the workers.
 
     :raises click.ClickException: if the setting is missing, or the directory cannot be read.
     """
+    directory: str = current_app.extensions["sse"].settings.control_dir
     if not directory:
         raise click.ClickException("SSE_CONTROL_DIR is not set, so the workers cannot be reached")
     try:
@@ -57,39 +73,8 @@ def _sockets(directory: str) -> dict[int, Path]:
         raise click.ClickException(f"SSE_CONTROL_DIR: {directory!r} cannot be read: {error.strerror}") from error
 
 
-def _send(path: Path, command: str) -> list[dict[str, Any]] | None:
-    try:
-        return send(path, command)
-    except OSError as error:
-        raise click.ClickException(f"no response from the worker {path.stem}: {error.strerror or error}") from error
-
-
-def _streams(workers: Mapping[int, Path], silent: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield the streams of all workers that respond.
-
-    :param silent: the ids of the others are added to it.
-    :raises click.ClickException: if there is no worker.
-    """
-    has_worker = False
-    for pid, path in workers.items():
-        try:
-            streams = send(path, "list")
-        except OSError:
-            silent.append(pid)
-            continue
-        has_worker = has_worker or streams is not None
-        yield from streams or ()
-    if not has_worker and not silent:
-        raise click.ClickException("no worker is running")
-
-
-def _row(stream: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(quote(stream[column]) for column in COLUMNS)
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """Yield lines whose columns stand below each other."""
-    rows = list(rows)
+def _table(streams: Iterable[Mapping[str, Any]]) -> str:
+    """Return lines whose columns stand below each other."""
+    rows = [COLUMNS, *(tuple(quote(stream[column]) for column in COLUMNS) for stream in streams)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Blueprint, Flask, Response, abort, request
+from flask import Flask, Response, abort, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
@@ -56,17 +56,19 @@ def tokens_of(text: str) -> list[str]:
 _TOKENS = tuple(tokens_of(TEXT))
 
 
-def demonstration_blueprint(*, delay: float = DELAY) -> Blueprint:
-    """Return the views of both dialects.
+def _demonstration(delay: float) -> Flask:
+    """Return an app that serves both dialects.
 
     :param delay: seconds between two tokens of a stream.
     """
-    part = Blueprint("demonstration", __name__)
-    part.before_request(_check_key)
-    part.add_url_rule("/v1/models", view_func=_list_models)
-    part.add_url_rule("/v1/chat/completions", "chat", lambda: _complete_chat(delay), methods=["POST"])
-    part.add_url_rule(_GENERATION_PATH, "generation", lambda: _generate(delay), methods=["POST"])
-    return part
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.before_request(_check_key)
+    app.add_url_rule("/v1/models", view_func=_list_models)
+    app.add_url_rule("/v1/chat/completions", "chat", lambda: _complete_chat(delay), methods=["POST"])
+    app.add_url_rule(_GENERATION_PATH, "generation", lambda: _generate(delay), methods=["POST"])
+    app.register_error_handler(HTTPException, _refuse)
+    return app
 
 
 def _check_key() -> None:
@@ -260,15 +262,6 @@ def _iter_generation_events(generation: _Generation, delay: float) -> Iterator[b
 # The server
 
 
-def demonstration_app(*, delay: float = DELAY) -> Flask:
-    """Return a small app of its own with the demonstration in it."""
-    app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    app.register_blueprint(demonstration_blueprint(delay=delay))
-    app.register_error_handler(HTTPException, _refuse)
-    return app
-
-
 class _QuietHandler(WSGIRequestHandler):
     """Serves HTTP/1.1, for its chunked bodies, and logs no request."""
 
@@ -307,7 +300,7 @@ class DemonstrationServer:
                 self._start()
 
     def _start(self) -> None:
-        app = demonstration_app(delay=self._delay)
+        app = _demonstration(self._delay)
         server = make_server(
             "127.0.0.1", self._port, app, threaded=True, request_handler=_QuietHandler, fd=self._socket.fileno()
         )

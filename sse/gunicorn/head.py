@@ -47,16 +47,7 @@ def replace_refusal(response: bytes, *, is_shared: bool) -> bytes:
 
 
 def _encode(refusal: SSEError, is_shared: bool) -> bytes:
-    problem = {
-        "type": "about:blank",
-        "title": refusal.title,
-        "status": refusal.status,
-        "detail": refusal.detail,
-        "code": refusal.code,
-        "request_id": (request_id := os.urandom(16).hex()),
-        "error": refusal.error_object(),
-    }
-    body = json.dumps(problem).encode()
+    body = json.dumps(refusal.problem(request_id := os.urandom(16).hex())).encode()
     fields = {
         "Connection": "close",
         "Content-Type": "application/problem+json",

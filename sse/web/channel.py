@@ -5,88 +5,75 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from functools import partial
-from weakref import WeakSet
+from functools import cache
 
-from flask import Flask, Response, current_app, has_request_context, request
+from flask import Response, current_app, has_request_context, request
 
 from ..errors import Draining, InvalidRequest
 from ..protocol.event import ServerSentEvent
 from ..relay.channel.history import check_channel
-from ..relay.channel.hub import MAX_CHANNELS, Channels
+from ..relay.channel.hub import MAX_CHANNELS
 from ..relay.channel.reader import ChannelReader
-from ..relay.cleanup import Cleanup
 from ..relay.drain import Phase
-from ..relay.exchange import Exchange, Limits
-from ..relay.stream.end import StreamEnd
-from ..relay.stream.pump import Pump
+from ..relay.exchange import Limits
 from ..relay.upstream.client import RETRY_AFTER
 from ..signals import event_published
 from .access.access import client_address
 from .call import Call, current_call
-from .connection import client_connection
 from .own import Event, last_event_id
 from .refused import refusing
-from .report import StreamReport
-from .response import STREAM_FIELDS, PumpResponse
-from .state import State, state_of
+from .response import PumpResponse, set_event_stream_fields
+from .state import State, current_app_itself, state_of
+from .stream import ClientStream
 
 log = logging.getLogger("sse")
 
-_warned: WeakSet[Channels] = WeakSet()
 
+def publish(channel: str, data: Event, *, event: str | None = None, retry: int | None = None) -> str:
+    """Publish an event to a channel and return its id; in a view, a command, or any process with an app context.
 
-def publish(
-    channel: str,
-    data: Event,
-    *,
-    event: str | None = None,
-    retry: int | None = None,
-    may_have_id: bool = False,
-) -> str:
-    """Publish an event from the current app and return its id.
-
-    :param may_have_id: whether the event may have an id of its own, from which a reader cannot resume.
-    :raises ValueError: for a bad channel name, an id of its own, or an event above `SSE_CHANNEL_MAX_EVENT`.
-    :raises TypeError: if the data is no event.
-    :raises StoreUnavailable: if nothing was published; in a view Flask turns it into a response.
+    :param channel: 1 to 200 of `A-Z a-z 0-9 . _ : ~ / @ -`.
+    :param data: the event, its text, or what becomes JSON.
+    :param event: the event type; None leaves it "message".
+    :param retry: the reconnection time, in milliseconds.
+    :raises ValueError: for a bad channel name, an event with an `id`, or one above `SSE_CHANNEL_MAX_EVENT`.
+    :raises StoreUnavailable: if the event was not published; no reader gets it. In a view Flask turns it into a
+        response unless the view catches it.
     """
-    # Flask gives the proxy the type of what it stands for, which has no such method.
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # the proxy's method, which Flask's documentation names
-    state = state_of(app)
-    made = _event(app, data, event, retry)
-    if made.id is not None and not may_have_id:
+    if not isinstance(data, ServerSentEvent):
+        data = ServerSentEvent(data=data if isinstance(data, str) else current_app.json.dumps(data))
+    if data.id is not None:
         raise ValueError("an event of a channel gets its id when it is published; id must be None")
-    if len(made.encode()) > state.settings.channel_max_event:
+    return publish_event(
+        channel,
+        dataclasses.replace(
+            data, event=data.event if event is None else event, retry=data.retry if retry is None else retry
+        ),
+    )
+
+
+@refusing()
+def publish_event(channel: str, event: ServerSentEvent) -> str:
+    """Do what `publish` does; the event may have an id of its own, from which a reader cannot resume."""
+    state = state_of(app := current_app_itself())
+    if len(event.encode()) > state.settings.channel_max_event:
         raise ValueError(f"the event is longer than SSE_CHANNEL_MAX_EVENT, {state.settings.channel_max_event} bytes")
-    with refusing():
-        event_id = state.channels.publish(check_channel(channel), made)
+    event_id = state.channels.publish(check_channel(channel), event)
     if state.metrics is not None:
         state.metrics.channel_events.inc()
-    if state.settings.storage_uri == "memory://" and state.channels not in _warned:
-        _warn_of_workers(state.channels)
-    event_published.send(app, channel=channel, event=made, id=event_id)
+    if state.settings.storage_uri == "memory://" and has_request_context() and request.environ.get("wsgi.multiprocess"):
+        warn_of_memory()
+    event_published.send(app, channel=channel, event=event, id=event_id)
     return event_id
 
 
-def _warn_of_workers(channels: Channels) -> None:
-    """Log, once, that other workers' readers do not get what is published here, if there are other workers."""
-    if has_request_context() and request.environ.get("wsgi.multiprocess"):
-        _warned.add(channels)
-        log.warning("SSE_STORAGE_URI is memory://, so readers of other workers do not get what this one publishes")
+@cache
+def warn_of_memory() -> None:
+    """Log, once in a process, that readers of other workers do not get what is published here."""
+    log.warning("SSE_STORAGE_URI is memory://, so readers of other workers do not get what this one publishes")
 
 
-def _event(app: Flask, data: Event, event: str | None, retry: int | None) -> ServerSentEvent:
-    if isinstance(data, ServerSentEvent):
-        return dataclasses.replace(
-            data,
-            event=data.event if event is None else event,
-            retry=data.retry if retry is None else retry,
-        )
-    text = data if isinstance(data, str) else app.json.dumps(data)
-    return ServerSentEvent(data=text, event=event, retry=retry)
-
-
+@refusing()
 def subscribe(
     *channels: str,
     since: str | None = None,
@@ -94,26 +81,18 @@ def subscribe(
     duration: float | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the event stream of some channels, as the response to the current request.
+    """Return the response that streams channels to the client of the current request.
 
+    A client that comes back gets what was published meanwhile, or `event: reset` if that is not kept any more.
+
+    :param channels: up to 16; who may read them is for the view to decide.
     :param since: the last event ID that the client has had; None: that of the request.
     :param replay: past events that a client without an id gets, at most.
     :param duration: seconds after which the stream ends, and the client comes back; None: `SSE_MAX_DURATION`.
     :param headers: more response fields.
     :raises Refused: for a bad channel name, a malformed id, too many channels or readers, or if the store is
-        unavailable.
+        unavailable; Flask turns it into a response unless the view catches it.
     """
-    with refusing():
-        return _subscribe(channels, since, replay, duration, headers)
-
-
-def _subscribe(
-    channels: tuple[str, ...],
-    since: str | None,
-    replay: int,
-    duration: float | None,
-    headers: Mapping[str, str] | None,
-) -> Response:
     if not 1 <= len(channels) <= MAX_CHANNELS:
         raise InvalidRequest(f"a stream reads 1 to {MAX_CHANNELS} channels, not {len(channels)}")
     state, call = state_of(current_app), current_call()
@@ -121,19 +100,23 @@ def _subscribe(
         raise Draining(retry_after=RETRY_AFTER)
     if request.method == "HEAD":
         return _finished(Response(status=200), call, headers)
-    with Cleanup() as held:
-        call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
-        call.client = call.client or f"address:{call.address}"
-        held.add(state.readers.take(call.client))
+    call.address = call.address or client_address(request, trusted_proxies=state.settings.trusted_proxies)
+    call.client = call.client or f"address:{call.address}"
+    settings = state.settings
+    limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
+    with ClientStream(request, call, state, limits) as stream:
+        stream.held.add(state.readers.take(call.client))
         reader = _reader(state, channels, since, replay)
         if reader is None:
             # WHATWG HTML, section 9.2.3: 204 makes an EventSource fail the connection, and not come back.
             return _finished(Response(status=204), call, headers)
-        held.add(reader.close)
+        stream.held.add(reader.close)
         if state.metrics is not None:
             state.metrics.channel_readers.inc()
-            held.add(state.metrics.channel_readers.dec)
-        pump = _pump(state, call, reader, duration, held)
+            stream.held.add(state.metrics.channel_readers.dec)
+        call.upstream = f"own:{request.endpoint}"
+        stream.begin(reader)
+        pump = stream.pump(reader, heartbeat=settings.heartbeat)
     response = PumpResponse(pump, status=200)
     response.close_if_dropped(pump, call)
     return _finished(response, call, headers)
@@ -148,40 +131,6 @@ def _reader(state: State, channels: tuple[str, ...], since: str | None, replay: 
 
 
 def _finished(response: Response, call: Call, headers: Mapping[str, str] | None) -> Response:
-    response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+    set_event_stream_fields(response, call)
     response.headers.update(headers or {})
-    for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
-        response.headers.setdefault(name, value)
     return response
-
-
-def _pump(state: State, call: Call, reader: ChannelReader, duration: float | None, taken: Cleanup) -> Pump:
-    """Return the body of the response, which from now on holds what was taken."""
-    settings, client = state.settings, client_connection(request.environ)
-    limits = Limits(send=settings.send_timeout, duration=settings.max_duration if duration is None else duration)
-    exchange = Exchange(client.socket, limits)
-    exchange.upstream.attach(reader)
-    call.upstream = f"own:{request.endpoint}"
-    report = StreamReport(call, state.metrics)
-    report.begin(exchange)
-    taken.add(report.finish)
-    state.monitor.add(exchange)
-    taken.add(partial(state.monitor.discard, exchange))
-    exchange.watch_client()
-    held = Cleanup()
-
-    def on_end(end: StreamEnd) -> None:
-        held.close()
-        report.log_end(end)
-
-    pump = Pump(
-        reader,
-        exchange,
-        status=200,
-        is_event_stream=True,
-        heartbeat=settings.heartbeat,
-        abort=client.abort,
-        on_end=on_end,
-    )
-    held.take(taken)
-    return pump

@@ -28,9 +28,9 @@ def new_meter(request: UpstreamRequest, call: Call, state: State, exchange: Exch
     quota = (call.rules and call.rules.quota) or state.quota
     if quota is None and not state.settings.usage:
         return None
-    meter = Meter(request, call, state, exchange, quota)
-    meter.check()
-    return meter
+    if quota is not None and (seconds := state.quotas.retry_after(call.client, quota)) is not None:
+        raise QuotaExceeded(retry_after=seconds)
+    return Meter(request, call, state, exchange, quota)
 
 
 class Meter:
@@ -52,16 +52,6 @@ class Meter:
         self._tap: UsageTap | None = None
         self._upstream: UpstreamResponse | None = None
         self._is_encoded = self._has_events = False
-
-    def check(self) -> None:
-        """Check that the client has not spent its quota.
-
-        :raises QuotaExceeded: if it has.
-        """
-        if self._quota is not None:
-            seconds = self._state.quotas.retry_after(self._call.client, self._quota)
-            if seconds is not None:
-                raise QuotaExceeded(retry_after=seconds)
 
     def attach(self, upstream: UpstreamResponse, fields: dict[str, str]) -> bool:
         """Begin to look at a response, if it may report usage; return whether it may.

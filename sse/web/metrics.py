@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http
 import os
+from collections.abc import Callable
 from functools import cache, partial
 from typing import TypeVar
 
@@ -85,14 +86,9 @@ class Metrics:
         self.store_errors = counter("sse_store_errors", "Times the shared store was needed and away", ["part"])
         # By labels, of which there are few: the library makes texts of them each time, and looks them up under a lock.
         self._of = cache(_labelled)
-
-    def begin_stream(self, upstream: str) -> None:
-        """Count a stream as open."""
-        self._of(self._open, upstream).inc()
-
-    def finish_stream(self, upstream: str) -> None:
-        """Count a stream as open no more."""
-        self._of(self._open, upstream).dec()
+        #: Returns the gauge of what is open of an upstream.
+        self.streams: Callable[[str], Gauge] = partial(self._of, self._open)
+        self.recordings: Callable[[str], Gauge] = partial(self._of, self._recordings)
 
     def count_request(self, upstream: str, status: int, code: str) -> None:
         """Count a request when its response starts.
@@ -117,14 +113,6 @@ class Metrics:
             self._of(self._first_byte, upstream).observe(end.first_byte)
         if end.longest_gap is not None:
             self._of(self._longest_gap, upstream).observe(end.longest_gap)
-
-    def begin_recording(self, upstream: str) -> None:
-        """Count a recording as open."""
-        self._of(self._recordings, upstream).inc()
-
-    def finish_recording(self, upstream: str) -> None:
-        """Count a recording as no longer open."""
-        self._of(self._recordings, upstream).dec()
 
     def observe_recording(self, upstream: str, end: RecordingEnd) -> None:
         """Count a recording that has ended."""

@@ -100,6 +100,7 @@ class ErrorObject(BaseModel):
     param: None = None
 
 
+# What `SSEError.problem` returns.
 class Problem(BaseModel):
     """A refusal of the gateway's own (RFC 9457); `code` is stable, the texts may change."""
 

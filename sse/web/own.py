@@ -6,19 +6,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from flask import Request, current_app, request
+from flask import current_app, request
 
 from ..protocol.event import ServerSentEvent
-from ..relay.cleanup import Cleanup
-from ..relay.exchange import Exchange, Limits
-from ..relay.stream.end import StreamEnd
-from ..relay.stream.producer import Producer, make_producer
-from ..relay.stream.pump import HEARTBEAT, Pump
+from ..relay.exchange import Limits
+from ..relay.stream.producer import make_producer
+from ..relay.stream.pump import Pump
 from .call import Call, current_call
-from .connection import client_connection
-from .report import StreamReport
-from .response import STREAM_FIELDS, PumpResponse
+from .response import PumpResponse, set_event_stream_fields
 from .state import State, current_state
+from .stream import ClientStream
 
 #: What an iterable may yield: an event; bytes, which are whole events already; or the data of one event, as text or as
 #: anything that the app writes as JSON.
@@ -56,10 +53,8 @@ class EventSourceResponse(PumpResponse):
             heartbeat = state.settings.heartbeat
         if heartbeat < 0:
             raise ValueError(f"heartbeat must not be negative, got {heartbeat!r}")
-        super().__init__(_pump(request, call, events, status, heartbeat, state), status=status, headers=headers)
-        self.headers["Content-Type"] = "text/event-stream; charset=utf-8"
-        for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
-            self.headers.setdefault(name, value)
+        super().__init__(_pump(call, events, status, heartbeat, state), status=status, headers=headers)
+        set_event_stream_fields(self, call)
 
 
 def last_event_id() -> str:
@@ -113,34 +108,15 @@ def check_event(event: object) -> None:
             )
 
 
-def _pump(request: Request, call: Call, events: Iterable[Event], status: int, heartbeat: float, state: State) -> Pump:
-    settings, client = state.settings, client_connection(request.environ)
-    exchange = Exchange(client.socket, Limits(send=settings.send_timeout, duration=settings.max_duration))
+def _pump(call: Call, events: Iterable[Event], status: int, heartbeat: float, state: State) -> Pump:
     call.upstream = f"own:{request.endpoint}"
-    report, held = StreamReport(call, state.metrics), Cleanup()
-
-    def on_start(producer: Producer) -> None:
-        report.begin(exchange)
-        held.add(report.finish)
-        exchange.upstream.attach(producer)
-        state.monitor.add(exchange)
-        exchange.watch_client()
-
-    def on_end(end: StreamEnd) -> None:
-        held.close()
-        state.monitor.discard(exchange)
-        report.log_end(end)
-
-    return Pump(
-        make_producer(events, _encoder(), heartbeat=heartbeat, on_start=on_start),
-        exchange,
+    limits = Limits(send=state.settings.send_timeout, duration=state.settings.max_duration)
+    stream = ClientStream(request, call, state, limits)
+    return stream.pump(
+        make_producer(events, _encoder(), heartbeat=heartbeat, on_start=stream.begin),
         status=status,
-        is_event_stream=True,
         heartbeat=heartbeat,
-        has_body=request.method != "HEAD" and status not in (204, 304),
-        abort=client.abort,
-        opening=b"" if client.sends_head else HEARTBEAT,
-        on_end=on_end,
+        has_opening=True,
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Self
 
 from flask import Request, Response, request, url_for
@@ -23,18 +23,16 @@ from ..relay.durable import RecordingEnd, Recordings
 from ..relay.exchange import Exchange, Limits
 from ..relay.log.base import Claim, Expired, Header, Snapshot
 from ..relay.log.events import encode_offset
-from ..relay.stream.end import StreamEnd
-from ..relay.stream.pump import Pump
 from ..relay.stream.source import Source
 from ..relay.upstream.client import RETRY_AFTER, ended
 from ..relay.upstream.request import UpstreamRequest
 from ..relay.upstream.response import UpstreamResponse
 from .call import Call
-from .connection import client_connection
-from .report import RecordingReport, StreamReport
+from .report import RecordingReport
 from .response import stream_response
 from .resume import Resume, claim_key, fingerprint
 from .state import State
+from .stream import ClientStream
 
 log = logging.getLogger("sse")
 
@@ -68,10 +66,9 @@ def _check_owner(owner: str, call: Call) -> None:
         raise StreamNotFound
 
 
-class Reading:
-    """A client's reading of a recording, until its response is made; a block at whose end it is closed.
+class Reading(ClientStream):
+    """A client's reading of a recording, until its response is made.
 
-    :param exchange: the client's, if it has been begun and is watched.
     :raises TooManyStreams: if the recording has enough readers.
     :raises Draining: if the process is about to stop, and the recording can be read from another one.
     """
@@ -79,6 +76,7 @@ class Reading:
     def __init__(
         self,
         state: State,
+        call: Call,
         recordings: Recordings,
         id: str,
         snapshot: Snapshot,
@@ -87,57 +85,31 @@ class Reading:
     ) -> None:
         if state.drain.phase() >= (Phase.DRAINING if recordings.is_shared else Phase.FINISHING):
             raise Draining(retry_after=RETRY_AFTER)
-        self._state = state
-        self._client = client_connection(request.environ)
-        self.held = Cleanup()
+        super().__init__(request, call, state, Limits(send=state.settings.send_timeout), exchange)
         self.reader = reader = recordings.log.follow(id, snapshot, offset)
         #: What the response is made of: the bytes as they are, unless it is changed.
         self.source: Source = reader
         self.held.add(reader.close)
         if exchange is None:
-            exchange = Exchange(self._client.socket, Limits(send=state.settings.send_timeout))
-            exchange.watch_client()
-            state.monitor.add(exchange)
-            self.held.add(partial(state.monitor.discard, exchange))
-        self.exchange = exchange
-        exchange.read_recording(reader, ends_early=recordings.is_shared)
+            self.exchange.watch_client()
+        self.monitor()
+        self.exchange.read_recording(reader, ends_early=recordings.is_shared)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.held.close()
-
-    def respond(self, call: Call, fields: Fields, *, status: int = 200, is_event_stream: bool = False) -> Response:
-        """Return the response whose body is the recording, which now belongs to it.
+    def respond(self, fields: Fields, *, status: int = 200, is_event_stream: bool = False) -> Response:
+        """Return the response whose body is the recording.
 
         :param is_event_stream: whether heartbeats and an error event may be sent between events.
         """
-        report = StreamReport(call, self._state.metrics)
-        report.begin(self.exchange)
-        if call.rules is not None and call.rules.is_temporary:
-            self.exchange.is_admitted = partial(self._state.access.is_valid, call.rules)
-        self.held.add(report.finish)
-        report.count(status)
-        held = Cleanup()
-        held.take(self.held)
-
-        def on_end(end: StreamEnd) -> None:
-            held.close()
-            report.log_end(end)
-
-        pump = Pump(
+        self.count()
+        self.report.count(status)
+        pump = self.pump(
             self.source,
-            self.exchange,
             status=status,
             is_event_stream=is_event_stream,
             heartbeat=self._state.settings.heartbeat,
-            has_body=request.method != "HEAD",
-            abort=self._client.abort,
-            holds_back=self._client.socket is None,
-            on_end=on_end,
+            holds_back=True,
         )
-        return stream_response(pump, status=status, fields=fields, call=call)
+        return stream_response(pump, status=status, fields=fields, call=self._call)
 
 
 def usable_recordings(state: State, request: Request) -> Recordings | None:
@@ -210,10 +182,10 @@ class Attempt:
         if snapshot.start:
             raise OffsetExpired(encode_offset(snapshot.start))
         self._call.upstream = snapshot.header.upstream
-        reading = Reading(self._state, self._recordings, id_, snapshot, 0, exchange)
+        reading = Reading(self._state, self._call, self._recordings, id_, snapshot, 0, exchange)
         reading.held.take(held)
         header = snapshot.header
-        return reading.respond(self._call, [*header.fields, *_place(id_, header.ttl)], status=header.status)
+        return reading.respond([*header.fields, *_place(id_, header.ttl)], status=header.status)
 
     def _find(self, exchange: Exchange) -> tuple[str, Snapshot] | None:
         """Return the recording of the same request, None if this one has claimed the key; wait until that is known."""

@@ -6,8 +6,6 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, current_app
-
 from ..errors import SSEError
 from ..relay.durable import RecordingEnd
 from ..relay.exchange import Exchange
@@ -15,7 +13,7 @@ from ..relay.stream.end import EndReason, StreamEnd
 from ..signals import stream_ended, stream_opened
 from .call import Call, current_call
 from .log import log_event
-from .state import current_state
+from .state import current_app_itself, current_state
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -36,13 +34,13 @@ class StreamReport:
         self._call_fields = call.log_fields
         self._metrics = metrics
         #: The app, if a site wants to know of streams.
-        self._app = _sender() if stream_opened.receivers or stream_ended.receivers else None
+        self._app = current_app_itself() if stream_opened.receivers or stream_ended.receivers else None
 
     def begin(self, exchange: Exchange) -> None:
         """Count the stream as open, and let it be listed."""
         exchange.report = self
         if self._metrics is not None:
-            self._metrics.begin_stream(self._upstream)
+            self._metrics.streams(self._upstream).inc()
         if self._app is not None:
             stream_opened.send(self._app, **self._named(), cancel=partial(exchange.cancel, EndReason.CLIENT_GONE))
 
@@ -61,7 +59,7 @@ class StreamReport:
     def finish(self) -> None:
         """Count the stream as no longer open."""
         if self._metrics is not None:
-            self._metrics.finish_stream(self._upstream)
+            self._metrics.streams(self._upstream).dec()
 
     def log_end(self, end: StreamEnd) -> None:
         """Log and count how the stream ended."""
@@ -75,12 +73,6 @@ class StreamReport:
 
     def _named(self) -> dict[str, Any]:
         return {"upstream": self._upstream, "client": self._client, "request_id": self._request_id}
-
-
-def _sender() -> Flask:
-    # Flask gives the proxy the type of what it stands for, which has no such method.
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # the proxy's method, which Flask's documentation names
-    return app
 
 
 class RecordingReport:
@@ -98,12 +90,12 @@ class RecordingReport:
     def begin(self) -> None:
         """Count the recording as open."""
         if self._metrics is not None:
-            self._metrics.begin_recording(self._names["upstream"])
+            self._metrics.recordings(self._names["upstream"]).inc()
 
     def finish(self) -> None:
         """Count the recording as no longer open."""
         if self._metrics is not None:
-            self._metrics.finish_recording(self._names["upstream"])
+            self._metrics.recordings(self._names["upstream"]).dec()
 
     def log_end(self, end: RecordingEnd) -> None:
         """Log and count how the recording ended."""

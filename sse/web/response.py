@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ from werkzeug.wsgi import ClosingIterator
 from ..errors import SSEError
 from ..relay.stream.pump import HANDOVER, Handover, Pump
 from .call import Call
-from .model import ErrorObject, Problem
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -68,6 +68,13 @@ class RelayedResponse(PumpResponse):
         return self.headers if has_content else super().get_wsgi_headers(environ)
 
 
+def set_event_stream_fields(response: Response, call: Call) -> None:
+    """Set the fields of an event stream of the site's own; but for its type, a site may have set others."""
+    response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+    for name, value in (*STREAM_FIELDS, ("X-Request-Id", call.id)):
+        response.headers.setdefault(name, value)
+
+
 def stream_response(pump: Pump, *, status: int, fields: Iterable[tuple[str, str]], call: Call) -> Response:
     """Return a response whose body is sent as it comes, and closed if the server does not get it.
 
@@ -83,17 +90,8 @@ def stream_response(pump: Pump, *, status: int, fields: Iterable[tuple[str, str]
 
 def problem(error: SSEError, call: Call) -> Response:
     """Return a refusal of the gateway's own (RFC 9457)."""
-    body = Problem(
-        title=error.title,
-        status=error.status,
-        detail=error.detail,
-        code=error.code,
-        request_id=call.id,
-        error=ErrorObject.model_validate(error.error_object()),
-    )
-    response = Response(
-        body.model_dump_json(), status=_status_line(error.status), content_type="application/problem+json"
-    )
+    body = json.dumps(error.problem(call.id), ensure_ascii=False, separators=(",", ":"))
+    response = Response(body, status=_status_line(error.status), content_type="application/problem+json")
     response.headers.extend([("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
     response.headers["X-Request-Id"] = call.id
     response.headers.extend(error.fields)

@@ -64,6 +64,13 @@ class State:
     demonstration: Demonstration | None
 
 
+def current_app_itself() -> Flask:
+    """Return the current app instead of Flask's proxy of it, which differs with each context."""
+    # Flask gives the proxy the type of what it stands for, which has no such method.
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # the proxy's method, which Flask's documentation names
+    return app
+
+
 def state_of(app: Flask) -> State:
     """Return the state of an app.
 

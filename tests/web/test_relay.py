@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import sse.web.relay
+import sse.web.stream
 from app import create_app
 from sse.relay.upstream.response import UpstreamResponse
 from sse.web.report import StreamReport
@@ -20,7 +21,7 @@ from ..support.upstream import Upstream, respond
     "fails",
     [
         pytest.param((sse.web.relay, "response_fields"), id="fields"),
-        pytest.param((sse.web.relay, "Pump"), id="body"),
+        pytest.param((sse.web.stream, "Pump"), id="body"),
         pytest.param((sse.web.relay, "stream_response"), id="response"),
         pytest.param((StreamReport, "count"), id="metrics"),
     ],

@@ -12,7 +12,7 @@ from .setting import check_settings
 from .store import check_store
 from .upstream import check_upstreams
 
-__all__ = ["Base", "examine", "findings", "split_url"]
+__all__ = ["Base", "examine", "split_url"]
 
 
 def examine(base: Base | None) -> int:
@@ -21,13 +21,13 @@ def examine(base: Base | None) -> int:
     :param base: what clients call from outside; None: that is not looked at.
     """
     failed = 0
-    for finding in findings(current_state(), base):
+    for finding in _findings(current_state(), base):
         show(finding)
         failed += finding.level is Level.FAIL
     return failed
 
 
-def findings(state: State, base: Base | None) -> Iterator[Finding]:
+def _findings(state: State, base: Base | None) -> Iterator[Finding]:
     """Yield what is found, from what is nearest to what is farthest."""
     yield from check_settings(state)
     yield from check_server(state.settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from ...errors import SSEError, TargetNotAllowed, UpstreamTimeout
@@ -25,18 +24,6 @@ from .finding import Finding, fail, ok, warn
 CLOCK_SKEW = 30
 
 AUTHORITY_HINT = "name the PEM file of its authority in SSE_CA_FILE"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """What an upstream showed of itself.
-
-    :param days: for which its certificate is valid; None without TLS.
-    :param skew: seconds that our clock is ahead of the upstream's; None if it sends no time.
-    """
-
-    days: float | None
-    skew: float | None
 
 
 def check_upstreams(state: State) -> Iterator[Finding]:
@@ -59,19 +46,20 @@ def _check(state: State, what: str, base: Target, pool: Pool) -> Iterator[Findin
     try:
         connection = pool.connect(base, side)
         try:
-            call = Call(days=_days(connection), skew=_skew(connection, base.authority, side))
+            days, skew = _days(connection), _skew(connection, base.authority, side)
         finally:
             connection.transport.close()
     except (SSEError, OSError, InvalidResponse) as error:
         text, remedy = _explain(error, side)
         yield fail(what, f"{where}: {text}", remedy)
     else:
-        yield from _judge(what, where, call)
+        yield from _judge(what, where, days, skew)
     finally:
         state.monitor.discard(exchange)
 
 
 def _days(connection: Connection) -> float | None:
+    """Return the days for which the upstream's certificate is valid, None without TLS."""
     transport = connection.transport
     return days_left(transport.peer_certificate()) if isinstance(transport, TLSTransport) else None
 
@@ -109,14 +97,14 @@ def _explain(error: Exception, side: Side) -> tuple[str, str]:
     return "not an HTTP server", "fix the scheme and port in SSE_UPSTREAMS"
 
 
-def _judge(what: str, where: str, call: Call) -> Iterator[Finding]:
+def _judge(what: str, where: str, days: float | None, skew: float | None) -> Iterator[Finding]:
     is_well = True
-    if call.days is not None and call.days < RENEWAL:
+    if days is not None and days < RENEWAL:
         is_well = False
-        yield warn(what, f"{where}: the certificate ends in {call.days:.1f} days", "check that it is renewed")
-    if call.skew is not None and abs(call.skew) > CLOCK_SKEW:
+        yield warn(what, f"{where}: the certificate ends in {days:.1f} days", "check that it is renewed")
+    if skew is not None and abs(skew) > CLOCK_SKEW:
         is_well = False
-        side = "ahead of" if call.skew > 0 else "behind"
-        yield warn(what, f"this clock is {abs(call.skew):.0f} s {side} the upstream's", "timedatectl set-ntp true")
+        side = "ahead of" if skew > 0 else "behind"
+        yield warn(what, f"this clock is {abs(skew):.0f} s {side} the upstream's", "timedatectl set-ntp true")
     if is_well:
-        yield ok(what, where if call.days is None else f"{where}, certificate for {call.days:.0f} days")
+        yield ok(what, where if days is None else f"{where}, certificate for {days:.0f} days")

@@ -118,14 +118,9 @@ class Channel:
             self.size -= len(entries.popleft()[1].frame)
 
     def skip(self, seq: int) -> None:
-        """Forget the history: entries up to a number were lost."""
+        """Forget the history: entries up to a number were lost; 0 if another sequence of numbers begins."""
         self.entries.clear()
         self.size, self.last, self.lost = 0, seq, seq
-
-    def clear(self) -> None:
-        """Forget everything but the readers."""
-        self.entries.clear()
-        self.size = self.last = self.lost = 0
 
     def is_whole(self, seq: int) -> bool:
         """Return whether everything behind a number is in the history."""

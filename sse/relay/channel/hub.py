@@ -170,7 +170,7 @@ class Channels:
             self.numbering.epoch, self.numbering.seq = epoch, 0
             self._marks.clear()
             for channel in self._channels.values():
-                channel.clear()
+                channel.skip(0)
                 self._bells.ring(channel.readers)
 
     def _channel(self, name: str) -> Channel:

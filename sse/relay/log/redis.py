@@ -213,20 +213,23 @@ class RedisLog(Log):
     # What ends a recording from outside.
 
     def stop(self, id: str, *, erase: bool) -> None:
-        keys, timing = Keys.of(id), self._timing
+        keys = Keys.of(id)
         found = self._call(lambda client: client.hmget(keys.meta, "state", "proc", "head"))
         if found[0] is None:
             return
         state, process, ttl = found[0].decode(), found[1].decode(), json.loads(found[2])["ttl"]
         if erase:
-            self._call(
-                lambda client: client.eval(script.ERASE, 3, *asdict(keys).values(), milliseconds(timing.tombstone))
-            )
+            tombstone = milliseconds(self._timing.tombstone)
+            self._call(lambda client: client.eval(script.ERASE, 3, *asdict(keys).values(), tombstone))
             if state == "open":
                 self._mail(process, id, "erase")
         elif state == "open" and not self._is_stopped_by(process, id, keys):
-            times = milliseconds(ttl), milliseconds(timing.tombstone)
-            self._call(lambda client: client.eval(script.END, 2, keys.meta, keys.data, "", EndReason.STOPPED, *times))
+            self._call(lambda client: self._end(client, keys, "", EndReason.STOPPED, ttl))
+
+    def _end(self, client: Any, keys: Keys, generation: str, reason: EndReason, ttl: int) -> Any:
+        """End an open recording of another process, whose recorder must have gone if a generation is given."""
+        times = milliseconds(ttl), milliseconds(self._timing.tombstone)
+        return client.eval(script.END, 2, keys.meta, keys.data, generation, reason, *times)
 
     def _is_stopped_by(self, process: str, id: str, keys: Keys) -> bool:
         """Ask the recorder to stop, because it has bytes that the store has not; return whether it did in time."""
@@ -373,8 +376,7 @@ class RedisLog(Log):
 
     def _look_for_recorder(self, reader: RemoteReader, client: Any) -> None:
         """End a recording whose recorder has gone, and a reader that has missed the end."""
-        keys, times = reader.keys, (milliseconds(reader.header.ttl), milliseconds(self._timing.tombstone))
-        found = client.eval(script.END, 2, keys.meta, keys.data, reader.generation, EndReason.RECORDER_LOST, *times)
+        found = self._end(client, reader.keys, reader.generation, EndReason.RECORDER_LOST, reader.header.ttl)
         if not found:
             # The store may have been flushed; a recorder that lives begins again within a tick.
             reader.misses += 1

@@ -87,7 +87,9 @@ class Pool:
         transport: Transport = self._dialer.dial(target.host, target.port, side, client=client)
         try:
             if target.scheme == "https":
-                transport = _secure(transport, self._context, target.host, side)
+                transport = secured = TLSTransport(transport.socket, self._context, target.host)
+                side.attach(secured)
+                secured.handshake()
         except BaseException:
             transport.close()
             raise
@@ -116,13 +118,6 @@ class Pool:
                 del self._idle[key]
         self._count -= len(expired)
         return expired
-
-
-def _secure(transport: Transport, context: ssl.SSLContext, host: str, side: Side) -> TLSTransport:
-    secured = TLSTransport(transport.socket, context, host)
-    side.attach(secured)
-    secured.handshake()
-    return secured
 
 
 def _close_all(idle: Mapping[Key, deque[Connection]]) -> None:

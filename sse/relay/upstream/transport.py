@@ -58,25 +58,21 @@ class Transport:
     :param connection: a socket that does not block; closed with the transport.
     """
 
-    __slots__ = ("_in_gevent", "_socket", "_watcher", "is_cancelled")
+    __slots__ = ("_in_gevent", "_watcher", "is_cancelled", "socket")
 
     def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
+        self.socket = connection
         self._in_gevent = uses_gevent()
         self.is_cancelled = False
         # Made for gevent's loop when the first wait needs it, and closed before the connection is stored.
         self._watcher: Any = None
-
-    @property
-    def socket(self) -> socket.socket:
-        return self._socket
 
     def reader(self) -> Callable[[int], bytes]:
         """Return what reads as a socket's `recv` does: at most so many bytes, b"" at the end of the connection.
 
         It raises BlockingIOError if nothing has arrived, and another OSError if the connection broke.
         """
-        return self._socket.recv
+        return self.socket.recv
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what fits, and return how many bytes of the data that was.
@@ -84,7 +80,7 @@ class Transport:
         :raises OSError: if the connection broke.
         """
         try:
-            return self._socket.send(data)
+            return self.socket.send(data)
         except BlockingIOError:
             return 0
 
@@ -106,14 +102,14 @@ class Transport:
     def wait(self, timeout: float | None = None, events: int = READ) -> bool:
         """Block until the connection is readable (or, with WRITE, writable); return False after the timeout."""
         if not self._in_gevent:
-            return _poll(self._socket, events, timeout)
+            return _poll(self.socket, events, timeout)
         if events != READ:
-            return _wait(gevent.get_hub().loop.io(self._socket.fileno(), events), timeout, close=True)
+            return _wait(gevent.get_hub().loop.io(self.socket.fileno(), events), timeout, close=True)
         return _wait(self._read_watcher(), timeout)
 
     def _read_watcher(self) -> Any:
         if self._watcher is None:
-            self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), READ)
+            self._watcher = gevent.get_hub().loop.io(self.socket.fileno(), READ)
         return self._watcher
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None] | None:
@@ -139,7 +135,7 @@ class Transport:
         """End both directions, which wakes the reader; idempotent, callable from any thread."""
         self.is_cancelled = True
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             # ENOTCONN, EBADF: it has ended already.
             return
@@ -147,7 +143,7 @@ class Transport:
     def close(self) -> None:
         """Close the connection; idempotent."""
         self.rest()
-        self._socket.close()
+        self.socket.close()
 
 
 def _poll(connection: socket.socket, events: int, timeout: float | None) -> bool:
@@ -259,7 +255,7 @@ class TLSTransport(Transport):
 
         :raises BlockingIOError: if nothing has.
         """
-        if data := self._socket.recv(READ_SIZE):
+        if data := self.socket.recv(READ_SIZE):
             self._encrypted.write(data)
         else:
             self._encrypted.write_eof()

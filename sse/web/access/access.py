@@ -10,10 +10,8 @@ from functools import cache, lru_cache
 from typing import NoReturn
 
 from flask import Request
-from flask_limiter import Limiter
 
 from ...errors import Unauthenticated
-from ...relay.redis import SharedStore, nothing
 from ..call import Call
 from .clients import Client, Directory, encode
 from .limit_storage import Limit
@@ -25,7 +23,7 @@ from .unknown import UnknownBodies
 Authorize = Callable[[Request], "str | None"]
 
 #: Returns the client that a JSON Web Token names, None if it is not valid.
-Verify = Callable[[bytes], Client | None]
+Verify = Callable[[str], Client | None]
 
 log = logging.getLogger("sse")
 
@@ -44,14 +42,12 @@ class Access:
 
     :param directory: clients by their passcodes.
     :param verify: returns the client that a JSON Web Token names, None if it is not valid; None if none are accepted.
-    :param throttle: how often a client may call, in the words of Flask-Limiter; "" is no limit.
+    :param throttle: counts the calls.
+    :param rate: how often a client may call, in the words of Flask-Limiter; "" is no limit.
     :param trusted_proxies: how many proxies in front are believed about the client's address.
     :param authorize: the site's callback that returns a client's name; called before the passcodes are checked.
     :param cross_origin: the origins whose pages may use a login of the site's.
-    :param limiter: the site's Limiter; None makes one that takes nothing from the site and adds nothing to it.
     :param is_open: whether every client may call.
-    :param store: what processes share, if they do; the site's own Limiter counts where it counts.
-    :param on_unavailable: called each time the store is needed for a call and unavailable.
     """
 
     def __init__(
@@ -59,34 +55,31 @@ class Access:
         *,
         directory: Directory,
         verify: Verify | None,
-        throttle: str,
+        throttle: Throttle,
+        rate: str,
         trusted_proxies: int,
         authorize: Authorize | None,
         cross_origin: CrossOrigin,
-        limiter: Limiter | None,
         is_open: bool,
-        store: SharedStore | None = None,
-        on_unavailable: Callable[[], object] = nothing,
     ) -> None:
         self._authorize = authorize
         self._cross_origin = cross_origin
         self.is_open = is_open
         self._trusted_proxies = trusted_proxies
-        self._directory = directory
+        self.directory = directory
         self._verify = verify
         self._has_credentials = bool(directory) or verify is not None
-        self._throttle = counts = Throttle(limiter, store=store, on_unavailable=on_unavailable)
-        self._calls = counts.limit(throttle, "client") if throttle else None
+        self.throttle = throttle
+        self._calls = throttle.limit(rate, "client") if rate else None
         #: The limits of clients that have their own, of which there are few.
-        self._calls_of = cache(lambda value: counts.limit(value, "client") if value else None)
-        failures = throttle or FAILED_LOGINS
+        self._calls_of = cache(lambda value: throttle.limit(value, "client") if value else None)
+        failures = rate or FAILED_LOGINS
         # One count for all endpoints. A request without a credential is no failed login.
-        self._anonymous = counts.limit(failures, "address", scope="sse-anonymous")
-        self._failed = counts.limit(failures, "address", scope="sse-failed-login")
-        self._failed_before = counts.limit(failures, "address", scope="sse-failed-login", counts=False)
+        self._anonymous = throttle.limit(failures, "address", scope="sse-anonymous")
+        self._failed = throttle.limit(failures, "address", scope="sse-failed-login")
+        self._failed_before = throttle.limit(failures, "address", scope="sse-failed-login", counts=False)
         self.unknown_bodies = UnknownBodies()
-        #: Whether other processes count failed logins too, and until when (time.monotonic()) this process's own count.
-        self._shares_failures = limiter is not None or store is not None
+        #: Until when (time.monotonic()) failed logins that this process has counted do.
         self._failures_until = 0.0
 
     def admit(self, request: Request, call: Call) -> None:
@@ -158,7 +151,7 @@ class Access:
         """
         if is_failure:
             self._failures_until = time.monotonic() + max(item.get_expiry() for item in self._failed.items)
-        self._throttle.count(request, call, self._failed if is_failure else self._anonymous)
+        self.throttle.count(request, call, self._failed if is_failure else self._anonymous)
         raise Unauthenticated
 
     def _admit_by(self, request: Request, call: Call, credentials: list[bytes]) -> None:
@@ -192,29 +185,17 @@ class Access:
             limits = (*limits, calls)
         if limits:
             # All at once, because with a shared store each count is a round trip.
-            self._throttle.count(request, call, *limits)
-
-    def has_store(self) -> bool:
-        """Return whether the store of the throttle is available."""
-        return self._throttle.has_store()
-
-    def rate_limit_fields(self, call: Call) -> list[tuple[str, str]]:
-        """Return the rate-limit fields of the response to a call."""
-        return self._throttle.fields(call, only_exceeded=self._calls is None)
+            self.throttle.count(request, call, *limits)
 
     def _may_have_failures(self) -> bool:
         # The check costs as much as the throttle itself, and failed logins are rare.
-        return self._shares_failures or time.monotonic() < self._failures_until
-
-    def is_valid(self, client: Client) -> bool:
-        """Return whether the credential of a client that was admitted is still valid."""
-        return self._directory.is_valid(client)
+        return self.throttle.is_shared or time.monotonic() < self._failures_until
 
     def _find(self, credentials: list[bytes]) -> Client | None:
         for credential in credentials:
-            found = self._directory.find(credential)
+            found = self.directory.find(credential)
             if found is None and self._verify is not None:
-                found = self._verify(credential)
+                found = self._verify(credential.decode("latin-1"))
             if found is not None:
                 return found
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import logging
 import re
@@ -20,11 +19,10 @@ from limits import RateLimitItem
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from ...protocol.policy import Route, parse_route
+from ...settings import CLIENT_NAME
 
 #: Seconds between two looks at the file.
 CHECK_INTERVAL = 5.0
-
-CLIENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("sse")
 
@@ -112,9 +110,7 @@ def parse_clients(text: str) -> dict[str, Client]:
         where = re.search(r"\(at [^()]*\)$", str(error))
         raise ValueError(f"is not TOML {where[0] if where else ''}".rstrip()) from None
     clients = {name: _parse_client(name, table) for name, table in tables.items()}
-    digests = [client.digest for client in clients.values()]
-    if len(set(digests)) != len(digests):
-        raise ValueError("two clients have the same passcode")
+    _by_digest(clients.values())
     return clients
 
 
@@ -130,7 +126,7 @@ def _parse_client(name: str, table: object) -> Client:
     return Client(
         name=name,
         digest=bytes.fromhex(entry.sha256),
-        expires=_seconds(entry.expires),
+        expires=None if entry.expires is None else entry.expires.timestamp(),
         upstreams=None if entry.upstreams is None else frozenset(entry.upstreams),
         routes=tuple(entry.allow),  # type: ignore[arg-type]  # the validator has made them of the texts
         models=tuple(entry.models),
@@ -138,10 +134,6 @@ def _parse_client(name: str, table: object) -> Client:
         max_streams=entry.max_streams,
         quota=entry.quota,  # type: ignore[arg-type]  # likewise
     )
-
-
-def _seconds(when: datetime.datetime | None) -> float | None:
-    return None if when is None else when.timestamp()
 
 
 class Directory:

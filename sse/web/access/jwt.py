@@ -6,12 +6,13 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jwt
 
-from .clients import CLIENT_NAME, Client
+from ...settings import CLIENT_NAME
+from .clients import Client
 
 #: Bytes of the longest token that is looked at.
 MAX_TOKEN = 8 * 1024
@@ -34,18 +35,9 @@ class Rules:
     issuer: str
     audience: str
     #: Signatures that are taken; never what the token itself names (RFC 8725, section 3.1).
-    algorithms: tuple[str, ...] = ("RS256",)
+    algorithms: Sequence[str] = ("RS256",)
     #: The claim that is the client's name.
     client: str = "sub"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """A token that was verified."""
-
-    client: str
-    #: When it ends, in seconds since 1970 (UTC).
-    expires: float
 
 
 class KeySet:
@@ -95,29 +87,24 @@ class Verifier:
         self._rules = rules
         self._keys = keys
         # By digest, for a token itself is a secret. The value is when (time.monotonic()) it must be verified again.
-        self._verified: dict[bytes, tuple[float, Token]] = {}
+        self._verified: dict[bytes, tuple[float, Client]] = {}
 
-    def verify(self, text: str) -> Token | None:
-        """Return the token, None if it is none that the rules take."""
+    def verify(self, text: str) -> Client | None:
+        """Return the client that a token names, None if it is none that the rules take."""
         if text.count(".") != 2 or len(text) > MAX_TOKEN:
             return None
         digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
         until, known = self._verified.get(digest, (0.0, None))
-        if known is not None and time.monotonic() < until and time.time() < known.expires + LEEWAY:
+        if known is not None and time.monotonic() < until and not known.has_expired():
             return known
-        token = self._decode(text)
-        if token is not None:
+        client = self._decode(text)
+        if client is not None:
             if len(self._verified) >= MAX_VERIFIED:
                 self._verified.clear()
-            self._verified[digest] = time.monotonic() + VERIFIED_AGE, token
-        return token
+            self._verified[digest] = time.monotonic() + VERIFIED_AGE, client
+        return client
 
-    def find_client(self, credential: bytes) -> Client | None:
-        """Return the client that a token names, None if it is none that the rules take."""
-        token = self.verify(credential.decode("latin-1"))
-        return None if token is None else Client(name=token.client, expires=token.expires + LEEWAY)
-
-    def _decode(self, text: str) -> Token | None:
+    def _decode(self, text: str) -> Client | None:
         try:
             head = jwt.get_unverified_header(text)
             # RFC 7515, section 4.1.11: "If any of the listed extension Header Parameters are not understood and
@@ -144,4 +131,4 @@ class Verifier:
         name = claims[self._rules.client]
         if not isinstance(name, str) or not CLIENT_NAME.fullmatch(name):
             return None
-        return Token(client=name, expires=expires)
+        return Client(name=name, expires=expires + LEEWAY)

@@ -42,10 +42,6 @@ class CrossOrigin:
         self._allows_all = "*" in origins
         self._named = frozenset(origins) - {"*"}
 
-    def names(self, origin: str) -> bool:
-        """Return whether an origin is named; `*` names none."""
-        return origin in self._named
-
     def check_site(self, request: Request) -> None:
         """Check that no foreign page sent a request whose client is known by what browsers add by themselves.
 
@@ -87,5 +83,5 @@ class CrossOrigin:
         yield "Access-Control-Allow-Headers", headers.get("Access-Control-Request-Headers", "")
         yield "Access-Control-Max-Age", PREFLIGHT_AGE
         # `*` is not enough: it would open a private network to every page of the public one.
-        if headers.get("Access-Control-Request-Private-Network") == "true" and self.names(origin):
+        if headers.get("Access-Control-Request-Private-Network") == "true" and origin in self._named:
             yield "Access-Control-Allow-Private-Network", "true"

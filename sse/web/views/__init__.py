@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from flask import Blueprint
+from flask import Blueprint, Response
 
 from ...errors import SSEError
+from ..state import current_state
 from .channels import MayRead, channels
 from .demonstration import ticks
 from .forward import forward
-from .metrics import metrics
 from .refusal import METHODS, refuse
 from .streams import stream
 from .upstream import refuse_websocket, upstream
@@ -50,6 +50,15 @@ def channels_blueprint(may_read: MayRead) -> Blueprint:
 
 def metrics_blueprint() -> Blueprint:
     """Return the endpoint that Prometheus reads."""
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
     blueprint = Blueprint("sse_metrics", __name__)
-    blueprint.add_url_rule("/metrics", view_func=metrics)
+
+    @blueprint.get("/metrics")
+    def metrics() -> Response:
+        """Return what was counted."""
+        counts = current_state().metrics
+        assert counts is not None, "registered only where SSE_METRICS is on"
+        return Response(counts.expose(), content_type=CONTENT_TYPE_LATEST)
+
     return blueprint

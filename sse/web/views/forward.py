@@ -30,7 +30,7 @@ def forward() -> Response:
     (request, call), state = current_request(), current_state()
     if (options := check_method(request.method, ALLOWED)) is not None:
         return options
-    with Relay(request, call, state) as relay:
+    with Relay(request, call, state, state.limits) as relay:
         document = _read(request, call, state, relay.exchange)
         given = parse_forward_request(document)
         target = parse_target(given.targetUrl.strip(" \t\r\n"))

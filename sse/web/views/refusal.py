@@ -29,7 +29,7 @@ def refuse(error: SSEError) -> Response:
         body = None if isinstance(error, MalformedBody) else request.environ["wsgi.input"]
         response.call_on_close(partial(discard, body, request.environ.get(GUNICORN_SOCKET)))
     if error.retry_after is not None or error.status < 500:
-        response.headers.extend(current_state().access.rate_limit_fields(call))
+        response.headers.extend(current_state().access.throttle.fields(call))
     if isinstance(error, MethodNotAllowed):
         # RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
         response.headers["Allow"] = ", ".join(error.allowed)

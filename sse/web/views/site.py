@@ -13,21 +13,41 @@ from ..call import current_request
 from ..refused import refusing
 from ..relay import Relay
 from ..state import current_state
+from .refusal import METHODS
 
-METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
 
-
-def relay_from_site(
+@refusing()
+def relay(
     upstream: str,
     path: str,
     *,
-    method: str,
-    json: Any,
-    data: bytes | str | None,
-    headers: Mapping[str, str] | None,
-    client: str | None,
+    method: str = "POST",
+    json: Any = None,
+    data: bytes | str | None = None,
+    headers: Mapping[str, str] | None = None,
+    client: str | None = None,
 ) -> Response:
-    """Do what `SSE.relay()` promises."""
+    """Return a response that relays an upstream, for a view of the site's own to return.
+
+    It goes the way of the gateway's endpoints: the upstream table with its keys, the limits of open streams,
+    cancelling when the client leaves, the ends, the log and the metrics. Who may call, and how often, the view
+    decides before; the throttle does not count it. Nothing of the client's request is sent but its trace.
+
+    :param upstream: the name in `SSE_UPSTREAMS`.
+    :param path: the path below the upstream's URL, with a query if there is one.
+    :param method: of the upstream request.
+    :param json: the body, encoded as the app's JSON; None: none.
+    :param data: the body as it is; `Content-Type` is JSON unless `headers` has one.
+    :param headers: fields of the upstream request; the table's replace them. `Accept` is `text/event-stream`
+        by default.
+    :param client: the client's name, by which its streams are counted and logged. None: the name that `authorize`
+        returns, or else its address.
+    :raises Refused: if there are too many streams, the upstream cannot be reached, or a field cannot be sent;
+        Flask turns it into a response unless the view catches it.
+    :raises LookupError: if there is no such upstream.
+    :raises ValueError: for two bodies, an unknown method, or an empty name.
+    :raises RuntimeError: outside a request, or if the app has no SSE.
+    """
     if json is not None and data is not None:
         raise ValueError("json and data are two bodies: give one")
     if method not in METHODS:
@@ -48,7 +68,7 @@ def relay_from_site(
     path, _, query = path.removeprefix("/").encode(errors="surrogatepass").decode("latin-1").partition("?")
     given = list((headers or {}).items())
     has_accept = any(name.lower() == "accept" for name, _ in given)
-    with refusing(), Relay(request, call, state) as relay:
+    with Relay(request, call, state, state.limits) as exchange:
         fields = encode_request_fields(
             with_trace(given, request.headers.get),
             replace=(*entry.headers, ("X-Request-Id", call.id)),
@@ -57,4 +77,4 @@ def relay_from_site(
         )
         target = state.table.join(entry, path, query)
         wanted = UpstreamRequest(method=method, target=target, fields=fields, body=body, client=call.client)
-        return relay.respond(wanted, entry)
+        return exchange.respond(wanted, entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask import Request, Response
 
@@ -137,7 +137,7 @@ class _Query:
 
     def reading(self, offset: int) -> Reading:
         """Begin to follow the recording from a position on."""
-        return Reading(self.state, self.recordings, self.id, self.snapshot, offset)
+        return Reading(self.state, self.call, self.recordings, self.id, self.snapshot, offset)
 
 
 def _now(query: _Query) -> Response:
@@ -152,14 +152,7 @@ def _long_poll(query: _Query) -> Response:
     offset = query.position()
     if offset >= query.snapshot.end and query.snapshot.reason is None:
         _wait(query, offset)
-        query = _Query(
-            query.request,
-            query.call,
-            query.state,
-            query.recordings,
-            query.id,
-            find(query.recordings, query.id, query.call),
-        )
+        query = replace(query, snapshot=find(query.recordings, query.id, query.call))
         query.check_interrupted(offset)
     if offset >= query.snapshot.end:
         return Response(status=204, headers=query.fields(offset))
@@ -187,7 +180,7 @@ def _tail(query: _Query) -> Response:
     fields.append(("Stream-Next-Offset", encode_offset(offset)))
     if offset >= query.snapshot.end and query.is_complete:
         return Response(b"", headers=[*fields, ("Stream-Closed", "true")])
-    return query.reading(offset).respond(query.call, fields)
+    return query.reading(offset).respond(fields)
 
 
 def _events(query: _Query) -> Response:
@@ -202,7 +195,7 @@ def _events(query: _Query) -> Response:
     reading = query.reading(offset)
     reading.source = EventReader(reading.reader, max_event=query.state.settings.resume_max_bytes)
     fields = [("Content-Type", "text/event-stream; charset=utf-8")]
-    return reading.respond(query.call, fields, is_event_stream=True)
+    return reading.respond(fields, is_event_stream=True)
 
 
 def _has_event(query: _Query, offset: int) -> bool:

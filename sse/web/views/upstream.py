@@ -21,7 +21,7 @@ def upstream(target: str) -> Response:
     """
     (request, call), state = current_request(), current_state()
     name, _, path = target.partition("/")
-    with Relay(request, call, state) as relay:
+    with Relay(request, call, state, state.limits) as relay:
         state.access.admit(request, call)
         entry = state.table.get(name)
         if entry is None:
