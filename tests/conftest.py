@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
 
+from .support.fork import warm_programs
 from .support.page import opened
 from .support.program import RedisCluster, RedisSentinel, RedisServer, missing, program
 from .support.relay import Relay
@@ -38,16 +42,35 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None
 
 
+#: The files that take more than 20 s, longest first. They are begun first, so that no process is left with one of them.
+LONGEST = """
+    test_browser.py test_servers.py test_doctor.py test_channels.py test_stopping.py test_page.py test_gateway.py
+    test_recording_hosts.py test_npm.py test_benchmark.py test_redis_log.py test_endings.py test_master.py
+    test_examples.py test_worker.py test_docs.py test_packaging.py test_quickstart.py test_clock.py
+    test_contract.py test_shared_tabs.py test_streams_command.py test_proxies.py test_store.py
+""".split()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier."""
+    """Mark each test with its tier, and put the longest files first, then those with the most tests."""
     for item in items:
         item.add_marker(tier(item.path, getattr(item, "fixturenames", ())))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), -sizes[item.path]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the files that were left out."""
     for path, packages in sorted(_incomplete.items()):
         terminalreporter.write_line(f"LEFT OUT {path.name}: not installed: {', '.join(sorted(packages))}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_programs() -> Iterator[None]:
+    """Services start as forks of a process that has their packages in memory; see `support/warm.py`."""
+    with warm_programs():
+        yield
 
 
 @pytest.fixture
@@ -113,14 +136,26 @@ def page(chromium: Browser) -> Iterator[Page]:
 @pytest.fixture(scope="session")
 def js_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `node_modules` with what tests/js/package.json names: bundlers, TypeScript, axe."""
-    directory = tmp_path_factory.mktemp("js")
+    return npm_installed(tmp_path_factory, [ROOT / "tests/js/package.json"]) / "node_modules"
+
+
+def npm_installed(tmp_path_factory: pytest.TempPathFactory, sources: Iterable[Path]) -> Path:
+    """Return a directory with these files, and what their package.json names; one for all processes of a run."""
     npm = program("npm", "npm")
-    (directory / "package.json").write_bytes((ROOT / "tests/js/package.json").read_bytes())
-    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
-    return directory / "node_modules"
+    files = {source.name: source.read_bytes() for source in sources}
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"npm-{crc32(files['package.json'])}"
+    directory.mkdir(exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "node_modules/.package-lock.json").exists():
+            for name, data in files.items():
+                (directory / name).write_bytes(data)
+            command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
+            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
+    return directory
 
 
 @pytest.fixture
@@ -132,16 +167,8 @@ def node() -> str:
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the npm packages, and the scripts that use them."""
-    directory = tmp_path_factory.mktemp("sdk")
     program("node", "nodejs")
-    npm = program("npm", "npm")
-    for source in (ROOT / "tests/sdk").iterdir():
-        (directory / source.name).write_bytes(source.read_bytes())
-    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        missing(f"what npm should have installed ({done.stderr.strip()[-300:]})", "npm")
-    return directory
+    return npm_installed(tmp_path_factory, (ROOT / "tests/sdk").iterdir())
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from sse.errors import StoreUnavailable
 
 from .support.ending import eventually
 from .support.program import RedisServer
-from .support.service import ROOT, Process, RawClient, environment
+from .support.service import ROOT, Process, RawClient, environment, run
 
 CONF = str(ROOT / "gunicorn.conf.py")
 GUNICORN = ["-m", "gunicorn", "tests.apps.channels:app", "-b", "127.0.0.1:0", "-c"]
@@ -298,6 +298,8 @@ def test_workers_read_what_any_of_them_publishes(shared: Site) -> None:
 def command(*arguments: str, input: str | None = None, **settings: object) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "flask", "--app", "tests.apps.channels", "sse", "publish", *arguments]
     env = environment(settings, {})
+    if input is None:
+        return run(line, env=env)
     return subprocess.run(line, cwd=ROOT, env=env, input=input, capture_output=True, text=True)
 
 
@@ -496,7 +498,7 @@ def test_one_worker_is_not_warned(fast_site: Site) -> None:
 def test_the_doctor_finds_workers_with_channels_of_their_own() -> None:
     line = [sys.executable, "-m", "flask", "--app", "tests.apps.channels", "sse", "doctor"]
     env = environment({}, {"GUNICORN_CMD_ARGS": "-w 3"})
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = run(line, env=env)
     assert re.search("fail +workers.*3 with separate channels", done.stdout), done.stdout
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from sse.settings import Settings
 
 from ..support.program import RedisServer, free_port, program
 from ..support.proxy import LISTEN, PLAIN, Edit, start_nginx
-from ..support.service import ROOT, Process, Service, environment
+from ..support.service import ROOT, Process, Service, environment, run
 from ..support.upstream import (
     EVENT_STREAM,
     Connection,
@@ -75,9 +74,7 @@ def doctor(
     command = [sys.executable, "-m", "flask", "--app", app, "sse", "doctor", *args]
     if files:
         command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command]
-    shown = subprocess.run(
-        command, cwd=root, env=environment(settings, env or {}), capture_output=True, text=True, timeout=PATIENCE
-    )
+    shown = run(command, cwd=root, env=environment(settings, env or {}), timeout=PATIENCE)
     assert "Traceback" not in shown.stderr, shown.stderr
     assert WORD not in shown.stdout + shown.stderr, "a secret came out"
     return Report(status=shown.returncode, output=shown.stdout, errors=shown.stderr)

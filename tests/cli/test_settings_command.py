@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ..support.service import ROOT, Process, environment, start_refused
+from ..support.service import run as run_command
 
 CANARY = "canary-secret"
 
@@ -17,7 +18,7 @@ CANARY = "canary-secret"
 def run(*args: str, env: dict[str, str] | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flask", "--app", "app", "sse", *args]
     variables = environment(settings, env or {})
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+    return run_command(command, env=variables)
 
 
 def test_settings_are_shown_without_secrets() -> None:

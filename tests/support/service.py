@@ -13,9 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self
+
+from .fork import Fork, warm_program
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -37,22 +41,31 @@ class Process:
         self._output = ""
         self._changed = threading.Condition()
         self._is_over = False
-        self._process = subprocess.Popen(
-            command,
-            env=env,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=pass_fds,
-        )
+        self._process = self._start(command, env, cwd, pass_fds)
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    def _start(
+        self, command: Sequence[str], env: Mapping[str, str] | None, cwd: Path, pass_fds: Sequence[int]
+    ) -> subprocess.Popen[bytes] | Fork:
+        output, theirs = os.pipe()
+        self._output_pipe = os.fdopen(output, "rb")
+        try:
+            if env is not None and not pass_fds and (warm := warm_program(command, env, cwd)):
+                with open(os.devnull, "r+") as nothing:
+                    return warm.start(command[3:], env, cwd, nothing.fileno(), theirs, theirs)
+            return subprocess.Popen(
+                command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, pass_fds=pass_fds
+            )
+        except BaseException:
+            self._output_pipe.close()
+            raise
+        finally:
+            os.close(theirs)
+
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
+        with self._output_pipe as output:
             for line in output:
                 with self._changed:
                     self._output += line.decode(errors="replace")
@@ -86,7 +99,7 @@ class Process:
 
     def terminate(self) -> None:
         """Send SIGTERM."""
-        self._process.terminate()
+        self._process.send_signal(signal.SIGTERM)
 
     def stop(self, grace: float = PATIENCE, *, number: int = signal.SIGTERM) -> int:
         """Send a signal, after `grace` seconds SIGKILL also to its children, and return the exit status."""
@@ -98,6 +111,15 @@ class Process:
                 os.kill(pid, 9)
         return self.wait_exit()
 
+    def kill(self) -> None:
+        """Send SIGKILL to it and its children, and return when it has ended."""
+        # It first: gunicorn would start others for its children.
+        if self._process.poll() is None:
+            for pid in [self.pid, *self.children()]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.wait_exit()
+
     def children(self) -> list[int]:
         """Return the process ids of its children (Linux)."""
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
@@ -108,6 +130,23 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def run(
+    command: Sequence[str], *, env: Mapping[str, str], cwd: Path = ROOT, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of Flask or gunicorn to its end, and return what it has written."""
+    if not (warm := warm_program(command, env, cwd)):
+        return subprocess.run(command, env=env, cwd=cwd, timeout=timeout, capture_output=True, text=True)
+    with open(os.devnull, "r+") as nothing, TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+        process = warm.start(command[3:], env, cwd, nothing.fileno(), output.fileno(), errors.fileno())
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.send_signal(signal.SIGKILL)
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, status, output.read(), errors.read())
 
 
 def environment(settings: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, str]:
@@ -142,6 +181,8 @@ class Service(Process):
         # With port 0 the kernel chooses, so no process can take the port between the choice and the bind.
         # gunicorn waits for idle connections when it stops, as long as it would have kept them.
         command = [sys.executable, "-m", "gunicorn", app, "-b", f"{self.host}:0", "--keep-alive", "1", *args]
+        # The directory of the counts is removed at an end that is no SIGKILL.
+        self._leaves_files = bool(settings.get("SSE_METRICS"))
         super().__init__(command, env=environment(settings, env or {}), cwd=root)
         try:
             self.port = int(self.wait_log(r"Listening at: http://127\.0\.0\.1:(\d+)")[1])
@@ -152,8 +193,11 @@ class Service(Process):
             raise
 
     def __exit__(self, *_: object) -> None:
-        # To end politely takes gunicorn a second or two; what tests that calls stop() itself.
-        self.stop(number=signal.SIGQUIT)
+        # To end politely takes gunicorn a second or two, and by SIGQUIT a third of one; what tests an end calls stop().
+        if self._leaves_files:
+            self.stop(number=signal.SIGQUIT)
+        else:
+            self.kill()
 
     def _wait_ready(self) -> None:
         """Ask for `/healthz`: the kernel keeps the request until a worker takes it, or all are gone."""
