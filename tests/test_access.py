@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from limits import parse
 
 from app import create_app
-from sse.web.access.limit_storage import KEPT_KEYS, Check, Memory
+from sse.web.access.limit_storage import KEPT_KEYS, Memory
 
 from .support.service import Head, RawClient, Service, call
 from .support.upstream import Upstream, respond
@@ -345,20 +344,16 @@ def test_addresses_that_called_once_are_forgotten(monkeypatch: pytest.MonkeyPatc
     """limits keeps every key it ever saw: 20,001 after all had expired."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    memory, once = Memory(), [parse("1 per 10 second")]
-
-    def hit(name: str) -> bool:
-        return memory.check_all([Check(name=name, items=once)])[0].exceeded is None
-
+    memory = Memory()
     for number in range(10_000):
-        assert hit(f"address {number}")
+        assert memory.acquire_entry(f"address {number}", 1, 10)
         now += 0.1
     # A hundred of them are within the ten seconds.
     assert len(memory.ends) <= KEPT_KEYS
     # Those in use are kept, however many they are.
     for number in range(3 * KEPT_KEYS):
-        assert hit(f"busy {number}")
-    assert not [number for number in range(3 * KEPT_KEYS) if hit(f"busy {number}")]
+        assert memory.acquire_entry(f"busy {number}", 1, 10)
+    assert not [number for number in range(3 * KEPT_KEYS) if memory.acquire_entry(f"busy {number}", 1, 10)]
 
 
 # Which pages.

@@ -25,7 +25,7 @@ CALLS_PER_READ = 12
 #: The same of a read that is recorded in memory.
 RECORDED_CALLS_PER_READ = 16
 #: Calls in `sse/` for a request over a kept connection, with a body and without an event.
-CALLS_PER_REQUEST = 206
+CALLS_PER_REQUEST = 207
 #: Bytes of memory for a stream that waits for its upstream; 6,500 and room for what a process rounds up.
 MEMORY_PER_STREAM = 9_000
 #: More of them if its upstream has two targets.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from flask import Flask
 from flask_limiter import Limiter, RequestLimit
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 
 from sse.compat.flask_limiter import identifiers
 
@@ -27,3 +29,9 @@ def test_a_limit_of_a_request_has_what_it_was_counted_by() -> None:
     assert current is not None and hasattr(current, "request_args"), REMEDY
     assert list(identifiers(current)) == ["key", "scope"], REMEDY
     assert limiter.limiter.get_window_stats(current.limit, *identifiers(current)).remaining == 2, REMEDY
+
+
+def test_a_limiter_may_be_given_another_storage_and_strategy() -> None:
+    """The relay's own Limiter overrides both properties."""
+    assert isinstance(Limiter.storage, property) and isinstance(Limiter.limiter, property), REMEDY
+    assert MovingWindowRateLimiter(MemoryStorage()).storage is not None, REMEDY

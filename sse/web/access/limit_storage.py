@@ -1,8 +1,9 @@
 """Count requests in moving windows, in this process or in the store that processes share.
 
-The storages of limits, which Flask-Limiter builds on, differ in three ways. They drop counts in memory by a thread (one
-every 10 ms, which copies all of them). They count each window in a round trip of its own. And a clock that is set back
-locks clients out, because requests that were counted before then lie in the future.
+They are storages of limits, which Flask-Limiter builds on, with three differences. Counts in memory are dropped when
+they are over, without a thread (limits starts one every 10 ms, which copies all of them). All windows of a request are
+counted in one round trip. And a clock that is set back locks no client out, although requests that were counted before
+then lie in the future.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from limits import RateLimitItem
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.storage import MovingWindowSupport, Storage
 
 from ...relay.redis import SharedStore
 
@@ -108,10 +110,11 @@ class Verdict:
     windows: Sequence[Window]
 
 
-class Memory:
-    """The counts of one process; it does not read a clock that can be set."""
+class Memory(Storage, MovingWindowSupport):
+    """The counts of one process, for moving windows alone; it does not read a clock that can be set."""
 
-    def __init__(self) -> None:
+    def __init__(self, uri: str | None = None, **options: Any) -> None:
+        super().__init__(uri, **options)
         #: By key the seconds (time.monotonic()) after which each request is forgotten, the oldest first.
         self.ends: dict[str, deque[float]] = {}
         self._most = KEPT_KEYS
@@ -146,9 +149,43 @@ class Memory:
             ends.popleft()
         return ends
 
+    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        """Count and return whether it is allowed, for limits' own strategy."""
+        [verdict] = self.check_all([Check(name=key, items=[_item(limit, expiry)], amount=amount)])
+        return verdict.exceeded is None
+
+    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        """Return when the window began (time.time()) and how much is in it, for limits' own strategy."""
+        [verdict] = self.check_all([Check(name=key, items=[_item(limit, expiry)], amount=0)])
+        [window] = verdict.windows
+        return window.reset - expiry, limit - window.remaining
+
     def check(self) -> bool:
-        """Return whether counting is possible."""
         return True
+
+    def reset(self) -> int | None:
+        with self._lock:
+            count = len(self.ends)
+            self.ends.clear()
+        return count
+
+    def clear(self, key: str) -> None:
+        with self._lock:
+            self.ends = {known: ends for known, ends in self.ends.items() if not known.startswith(f"{key}/")}
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return ValueError
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> NoReturn:
+        """Raise NotImplementedError, as `get` and `get_expiry` do: they are for fixed windows."""
+        raise NotImplementedError
+
+    def get(self, key: str) -> NoReturn:
+        raise NotImplementedError
+
+    def get_expiry(self, key: str) -> NoReturn:
+        raise NotImplementedError
 
 
 class SharedCounts(Memory):
@@ -196,3 +233,7 @@ def _window(item: RateLimitItem, count: int, reset: float) -> Window:
 
 def _key(name: str, item: RateLimitItem) -> str:
     return f"{name}/{item.amount}/{item.get_expiry()}"
+
+
+def _item(limit: int, expiry: int) -> RateLimitItem:
+    return RateLimitItemPerSecond(limit, expiry)

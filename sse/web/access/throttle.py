@@ -1,23 +1,56 @@
-"""Limit how often something may be done: in memory, in the shared store, or in a site's Limiter (Flask-Limiter)."""
+"""Limit how often something may be done, with Flask-Limiter: in memory, in the shared store, or in a site's Limiter."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from flask import Request, Response, has_request_context
 from flask_limiter import Limiter
 from flask_limiter.errors import RateLimitExceeded
+from flask_limiter.util import get_remote_address
 from limits import RateLimitItem, parse_many
 from limits.storage import Storage
+from limits.strategies import MovingWindowRateLimiter
 
 from ...compat.flask_limiter import identifiers
 from ...errors import Throttled
 from ...relay.redis import SharedStore
 from ..call import Call, current_call
 from .limit_storage import Check, Limit, Memory, SharedCounts, Verdict, Window
+
+
+class RelayLimiter(Limiter):
+    """A Limiter with counts of its own: an app's `RATELIMIT_*` keys do not change it, and it adds no hooks to an app.
+
+    :param counts: where it counts.
+    """
+
+    def __init__(self, counts: Memory) -> None:
+        super().__init__(get_remote_address, strategy="moving-window")
+        self._counts = counts
+
+    @property
+    def storage(self) -> Memory:
+        return self._counts
+
+    @property
+    def limiter(self) -> MovingWindowRateLimiter:
+        return MovingWindowRateLimiter(self._counts)
+
+    def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Sequence[Verdict]:
+        """Count a request in all limits at once."""
+        checks = [
+            Check(
+                name=f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}",
+                items=limit.items,
+                amount=int(limit.counts),
+            )
+            for limit in limits
+        ]
+        return self._counts.check_all(checks)
 
 
 class SiteLimiter:
@@ -36,7 +69,7 @@ class SiteLimiter:
     def storage(self) -> Storage:
         return self._limiter.storage
 
-    def count(self, call: Call, limits: Sequence[Limit]) -> Iterator[Verdict]:
+    def count(self, request: Request, call: Call, limits: Sequence[Limit]) -> Iterator[Verdict]:
         """Count a request in one limit after the other."""
         for limit in limits:
             call.limit = limit
@@ -95,9 +128,9 @@ def _never(_: Response) -> bool:
 
 
 class Throttle:
-    """Counts requests.
+    """Counts requests in a Limiter.
 
-    :param limiter: the site's, which then counts; None takes nothing from the site and adds nothing to it.
+    :param limiter: the site's; None makes one that takes nothing from the site and adds nothing to it.
     :param store: what processes share, if they do; a site's own Limiter counts in its own storage.
     :param on_unavailable: called each time the store is needed for a request and unavailable.
     :param shows_all: whether responses show also a limit that allows their request.
@@ -114,8 +147,12 @@ class Throttle:
         self._shows_all = shows_all
         #: Whether other processes may count too.
         self.is_shared = limiter is not None or store is not None
-        self._site = SiteLimiter(limiter) if limiter is not None else None
-        self._counts = Memory() if store is None else SharedCounts(store=store, on_unavailable=on_unavailable)
+        self._limiter: RelayLimiter | SiteLimiter
+        if limiter is not None:
+            self._limiter = SiteLimiter(limiter)
+        else:
+            counts = Memory() if store is None else SharedCounts(store=store, on_unavailable=on_unavailable)
+            self._limiter = RelayLimiter(counts)
 
     def limit(self, value: str, key: Literal["client", "address"], *, scope: str = "", counts: bool = True) -> Limit:
         """Return a limit, for each endpoint if no scope is named.
@@ -131,19 +168,7 @@ class Throttle:
         :raises Throttled: if there were too many.
         """
         call.counted = None
-        if self._site is not None:
-            verdicts: Iterable[Verdict] = self._site.count(call, limits)
-        else:
-            checks = [
-                Check(
-                    name=f"{getattr(call, limit.key)}/{limit.scope or request.endpoint}",
-                    items=limit.items,
-                    amount=int(limit.counts),
-                )
-                for limit in limits
-            ]
-            verdicts = self._counts.check_all(checks)
-        for verdict in verdicts:
+        for verdict in self._limiter.count(request, call, limits):
             call.counted = verdict
             if verdict.exceeded is not None:
                 raise Throttled(retry_after=_retry_after(verdict))
@@ -162,7 +187,7 @@ class Throttle:
 
     def has_store(self) -> bool:
         """Return whether the storage of the counts can be used."""
-        return self._counts.check() if self._site is None else bool(self._site.storage.check())
+        return bool(self._limiter.storage.check())
 
 
 def _retry_after(verdict: Verdict) -> int:

@@ -7,9 +7,10 @@ import time
 
 import pytest
 from limits import RateLimitItemPerSecond
+from limits.strategies import MovingWindowRateLimiter
 
 from sse.relay.redis import SharedStore
-from sse.web.access.limit_storage import Check, Memory, SharedCounts, Verdict
+from sse.web.access.limit_storage import Memory, SharedCounts
 
 HOUR = 3600
 
@@ -24,20 +25,6 @@ def counts(request: pytest.FixtureRequest) -> Memory:
     store = SharedStore(request.getfixturevalue("redis_server").url)
     request.addfinalizer(store.close)
     return SharedCounts(store=store, on_unavailable=lambda: pytest.fail("the store is unavailable"))
-
-
-class Client:
-    """A client whose calls are counted."""
-
-    def __init__(self, counts: Memory) -> None:
-        self._counts = counts
-
-    def verdict(self, amount: int) -> Verdict:
-        [verdict] = self._counts.check_all([Check(name="client", items=[ITEM], amount=amount)])
-        return verdict
-
-    def hit(self) -> bool:
-        return self.verdict(1).exceeded is None
 
 
 class Clocks:
@@ -68,35 +55,35 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_a_clock_that_jumps_locks_no_client_out(calls: int, jump: float, counts: Memory, clocks: Clocks) -> None:
     """limits compares times of the wall clock, so all calls from before were within every window to come."""
-    client = Client(counts)
+    limiter = MovingWindowRateLimiter(counts)
     for _ in range(calls):
-        assert client.hit()
+        assert limiter.hit(ITEM, "client")
     clocks.jump(jump)
     for _ in range(10):
-        if not client.hit():
+        if not limiter.hit(ITEM, "client"):
             break
     # What is said now is of this window, or the next.
-    assert client.verdict(0).windows[0].reset - time.time() <= 2 * 10
+    assert limiter.get_window_stats(ITEM, "client").reset_time - time.time() <= 2 * 10
     clocks.wait(21)
-    assert [client.hit() for _ in range(4)] == [True, True, True, False]
+    assert [limiter.hit(ITEM, "client") for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_clock_that_is_set_back_a_little_still_counts(counts: Memory, clocks: Clocks) -> None:
-    client = Client(counts)
+    limiter = MovingWindowRateLimiter(counts)
     for _ in range(3):
-        assert client.hit()
+        assert limiter.hit(ITEM, "client")
     clocks.jump(-5)
-    assert not client.hit()
-    assert client.verdict(0).exceeded is not None
+    assert not limiter.hit(ITEM, "client")
+    assert not limiter.test(ITEM, "client")
     clocks.wait(16)
-    assert client.hit()
+    assert limiter.hit(ITEM, "client")
 
 
 def test_a_window_moves(counts: Memory, clocks: Clocks) -> None:
-    client = Client(counts)
+    limiter = MovingWindowRateLimiter(counts)
     shown = []
     for _ in range(6):
-        shown.append((client.hit(), client.verdict(0).windows[0].remaining))
+        shown.append((limiter.hit(ITEM, "client"), limiter.get_window_stats(ITEM, "client").remaining))
         clocks.wait(4)
     # Calls at 0, 4, 8; at 12 the first is over, at 16 the second.
     assert shown == [(True, 2), (True, 1), (True, 0), (True, 0), (True, 0), (True, 0)]
@@ -105,15 +92,15 @@ def test_a_window_moves(counts: Memory, clocks: Clocks) -> None:
 def test_memory_starts_no_thread() -> None:
     """limits' own starts one every 10 ms, which copies all counts."""
     before = threading.active_count()
-    client = Client(Memory())
-    assert client.hit()
+    limiter = MovingWindowRateLimiter(Memory())
+    assert limiter.hit(ITEM, "client")
     assert threading.active_count() == before
 
 
 def test_without_the_store_memory_counts() -> None:
     absences: list[None] = []
     counts = SharedCounts(store=SharedStore("redis://127.0.0.1:1/0"), on_unavailable=lambda: absences.append(None))
-    client = Client(counts)
-    assert [client.hit() for _ in range(4)] == [True, True, True, False]
+    limiter = MovingWindowRateLimiter(counts)
+    assert [limiter.hit(ITEM, "client") for _ in range(4)] == [True, True, True, False]
     assert len(absences) == 4
     assert not counts.check()
