@@ -23,7 +23,7 @@ from sse.relay.stream.end import EndReason
 from .support.ending import EVENT, STREAM, eventually
 from .support.program import RedisServer
 from .support.service import ROOT, RawClient, Service, call, forward
-from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, respond
+from .support.upstream import EVENT_STREAM, LAST_CHUNK, Connection, Upstream, chunk, head, respond
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -201,14 +201,15 @@ def test_nothing_that_a_client_sends_becomes_a_label() -> None:
 def test_the_longest_gap_is_between_two_pieces() -> None:
     """Neither the wait for the first piece is one, nor is there any in a response of one piece."""
     opened, paused = threading.Event(), threading.Event()
+    stream = head(200, EVENT_STREAM, "Transfer-Encoding: chunked", "Connection: close")
 
     def script(connection: Connection) -> None:
         if connection.read_request().target == "/one":
-            connection.send(STREAM)
+            connection.send(stream)
             threading.Event().wait(0.3)
             connection.send(chunk(EVENT) + LAST_CHUNK)
         else:
-            connection.send(STREAM + chunk(EVENT))
+            connection.send(stream + chunk(EVENT))
             connection.wait_for(opened)
             paused.wait(0.3)
             connection.send(chunk(EVENT) + LAST_CHUNK)

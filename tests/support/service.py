@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from .fork import Fork, warm_program
 
@@ -49,20 +49,30 @@ class Process:
     def _start(
         self, command: Sequence[str], env: Mapping[str, str] | None, cwd: Path, pass_fds: Sequence[int]
     ) -> subprocess.Popen[bytes] | Fork:
-        output, theirs = os.pipe()
-        self._output_pipe = os.fdopen(output, "rb")
-        try:
-            if env is not None and not pass_fds and (warm := warm_program(command, env, cwd)):
+        if env is not None and not pass_fds and (warm := warm_program(command, env, cwd)):
+            output, theirs = os.pipe()
+            self._output_pipe: IO[bytes] = os.fdopen(output, "rb")
+            try:
                 with open(os.devnull, "r+") as nothing:
                     return warm.start(command[3:], env, cwd, nothing.fileno(), theirs, theirs)
-            return subprocess.Popen(
-                command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, pass_fds=pass_fds
-            )
-        except BaseException:
-            self._output_pipe.close()
-            raise
-        finally:
-            os.close(theirs)
+            except BaseException:
+                self._output_pipe.close()
+                raise
+            finally:
+                os.close(theirs)
+        # Its own pipe, for tests that run with gevent's threads: to read from any other would hold up all of them.
+        process = subprocess.Popen(
+            command,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=pass_fds,
+        )
+        assert process.stdout is not None
+        self._output_pipe = process.stdout
+        return process
 
     def _read(self) -> None:
         with self._output_pipe as output:
