@@ -188,6 +188,72 @@ def test_returning_readers_get_each_event_exactly_once(make: Make) -> None:
 # Redis alone
 
 
+@pytest.mark.parametrize(
+    ("followed", "batch"),
+    [pytest.param(["a"], 50, id="one-channel-is-new"), pytest.param([], 1, id="both-are-read-one-by-one")],
+)
+def test_no_history_overtakes_an_unread_event(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, followed: list[str], batch: int
+) -> None:
+    """A reader of both lost the first channel's event, which the listener read after the second's history."""
+    from sse.relay.channel import redis as module
+
+    monkeypatch.setattr(module, "BATCH", batch)
+    one, other = RedisChannels(HistoryLimits(), redis_server.url), RedisChannels(HistoryLimits(), redis_server.url)
+    # The listener then makes no further call before it reads histories.
+    first_id(subscribe(other, *followed, "other"))
+    mark = publish(one, "unfollowed")
+    calls, call, take, has_read = [0], other._call, other.take, threading.Event()
+
+    def publish_before(operation: Callable[[object], object], failed: str) -> object:
+        if threading.current_thread() is other._listener:
+            calls[0] += 1
+            if calls[0] == 2 - len(followed):
+                for number in range(3):
+                    publish(one, "aba"[number], str(number))
+        return call(operation, failed)
+
+    def take_when_read(name: str, message: bytes) -> None:
+        assert has_read.wait(PATIENCE)
+        take(name, message)
+
+    monkeypatch.setattr(other, "_call", publish_before)
+    monkeypatch.setattr(other, "take", take_when_read)
+    reader = subscribe(other, "a", "b", since=mark)
+    first_id(reader)
+    piece = reader.read()
+    has_read.set()
+    assert re.findall(rb"data: (.*)", piece or b"") == [b"0", b"1", b"2"]
+
+
+def test_a_missed_event_overtakes_no_other(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Cluster's nodes can lose what they pass on: the history of that channel alone was read then."""
+    from sse.relay.channel import redis as module
+
+    monkeypatch.setattr(module, "RETRY_INTERVAL", 0)
+    one, other = RedisChannels(HistoryLimits(), redis_server.url), RedisChannels(HistoryLimits(), redis_server.url)
+    take, taken, has_read = other.take, list[str](), threading.Event()
+
+    def take_all_but_one(name: str, message: bytes) -> None:
+        taken.append(name)
+        if len(taken) == 2:
+            publish(one, "b", "2")
+            publish(one, "a", "3")
+        if len(taken) > 1:
+            assert len(taken) == 2 or has_read.wait(PATIENCE)
+            take(name, message)
+
+    monkeypatch.setattr(other, "take", take_all_but_one)
+    reader = subscribe(other, "a", "b")
+    first_id(reader)
+    publish(one, "a", "0")
+    publish(one, "a", "1")
+    while (piece := reader.read()) is None:
+        reader.wait(PATIENCE)
+    has_read.set()
+    assert re.findall(rb"data: (.*)", piece) == [b"0", b"1", b"2", b"3"]
+
+
 def test_an_event_is_one_script_and_a_second_reader_is_none(redis_server: RedisServer) -> None:
     hub = RedisChannels(HistoryLimits(), redis_server.url)
     with redis.Redis.from_url(redis_server.url) as client:

@@ -2,8 +2,9 @@
 
 One script numbers an entry, appends it to its channel's stream and publishes it. Each process has one listening
 connection. When a channel gets its first reader here, the connection subscribes, waits for the acknowledgement, and
-then reads the history: so nothing lies between the two, and what both have is dropped. An entry whose predecessor is
-not there, or a new connection, has the histories read again.
+then the history is read: so nothing lies between the two, and what both have is dropped. The history is taken when the
+connection has replied to a PING, behind what was published before: so no entry overtakes an older one of another
+channel. An entry whose predecessor is not there ends the connection, and a new one reads all histories again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import StoreUnavailable
@@ -32,6 +34,8 @@ FOLLOW_TIMEOUT, RETRY_INTERVAL = 1.0, 0.5
 BATCH = 50
 
 _UNREADABLE = "the channels cannot be read"
+#: Sent with the PING behind the reading of histories; one that ends a silence has no data.
+_HAVE_READ = b"read"
 
 _COMMON = """
 local time = redis.call('TIME')
@@ -89,6 +93,20 @@ for index = 3, #KEYS do found[index - 2] = redis.call('XRANGE', KEYS[index], tex
 return {epoch, text(seq), text(floor), found}
 """
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Histories:
+    """What was read of channels.
+
+    :param floor: no entry up to this number is kept.
+    :param logs: the entries of each channel.
+    """
+
+    epoch: bytes
+    seq: int
+    floor: int
+    logs: dict[str, Any]
 
 
 class RedisChannels(Channels):
@@ -192,31 +210,38 @@ class RedisChannels(Channels):
                 self._channels.pop(name, None)
             return set(self._readers)
 
-    def load(self, channels: Iterable[str], *, is_late: bool = False) -> None:
-        """Read the histories of channels.
+    def read(self, names: Sequence[str]) -> _Histories:
+        """Read the histories of channels, at least one."""
+        logs: dict[str, Any] = {}
+        for start in range(0, len(names), BATCH):
+            batch = names[start : start + BATCH]
+            keys = [*_shared_keys(), *map(_log, batch)]
+            script = _script(_HISTORY, keys, [new_epoch(), int(self.limits.seconds)])
+            epoch, seq, floor, found = self._call(script, _UNREADABLE)
+            logs.update(zip(batch, found, strict=True))
+        return _Histories(epoch, int(seq), int(floor), logs)
+
+    def load(self, histories: _Histories, early: Iterable[tuple[str, bytes]], *, is_late: bool) -> None:
+        """Take histories, and what was published meanwhile, in the order of the numbers.
 
         :param is_late: whether more was missed than a history holds.
+        :raises StoreUnavailable: if another epoch began meanwhile.
         """
-        deliveries: list[Delivery] = []
-        reached = None
-        names_of_all = list(channels)
-        for start in range(0, len(names_of_all), BATCH):
-            names = names_of_all[start : start + BATCH]
-            keys = [*_shared_keys(), *map(_log, names)]
-            script = _script(_HISTORY, keys, [new_epoch(), int(self.limits.seconds)])
-            epoch, seq, floor, logs = self._call(script, _UNREADABLE)
+        epoch = histories.epoch
+        parsed = [_parse(name, message) for name, message in early]
+        if any(its_epoch != epoch.decode() for its_epoch, _ in parsed):
+            raise StoreUnavailable("the channels have begun another epoch")
+        with self.numbering.lock:
             # Another epoch ends what was known.
             self._deliver(epoch.decode(), ())
-            reached = int(seq) if reached is None else reached
-            for name, entries in zip(names, logs, strict=True):
-                self._begin_channel(name, int(floor), is_late=is_late)
+            deliveries = [delivery for _, delivery in parsed]
+            for name, entries in histories.logs.items():
+                self._begin_channel(name, histories.floor, is_late=is_late)
                 deliveries += [found for entry in entries if (found := _delivery(name, epoch, *entry))]
-        if reached is not None:
-            with self.numbering.lock:
-                self._deliver(self.numbering.epoch, sorted(deliveries, key=lambda delivery: delivery[1]))
-                self.numbering.seq = max(self.numbering.seq, reached)
+            self._deliver(epoch.decode(), sorted(deliveries, key=lambda delivery: delivery[1]))
+            self.numbering.seq = max(self.numbering.seq, histories.seq)
         with self._lock:
-            for ready in [self._ready[name] for name in names_of_all if name in self._ready]:
+            for ready in [self._ready[name] for name in histories.logs if name in self._ready]:
                 ready.set()
 
     def _begin_channel(self, name: str, floor: int, *, is_late: bool) -> None:
@@ -230,14 +255,15 @@ class RedisChannels(Channels):
                 self._bells.ring(known.readers)
 
     def take(self, name: str, message: bytes) -> None:
-        """Take what was published just now."""
-        epoch, seq, prev, payload = message.split(b" ", 3)
-        before = None if prev == b"-" else int(prev)
+        """Take what was published just now.
+
+        :raises StoreUnavailable: if something was missed before it.
+        """
+        epoch, delivery = _parse(name, message)
         with self.numbering.lock:
-            is_known = before is None or epoch.decode() != self.numbering.epoch or before <= self._channel(name).last
-        if not is_known:
-            self.load([name])
-        self._deliver(epoch.decode(), [(name, int(seq), before, payload)])
+            if epoch == self.numbering.epoch and (delivery[2] or 0) > self._channel(name).last:
+                raise StoreUnavailable("an event was missed")
+            self._deliver(epoch, [delivery])
 
 
 class _Listener:
@@ -248,9 +274,11 @@ class _Listener:
         self._is_late = is_late
         self._connection: Any = None
         self._followed: set[str] = set()
-        #: Channels whose subscription is not acknowledged yet, and what came meanwhile.
+        #: Channels whose subscription is not acknowledged yet, their histories until all before them has come,
+        #: and what came meanwhile.
         self._awaited: set[str] = set()
         self._acknowledged: list[str] = []
+        self._histories: _Histories | None = None
         self._early: list[tuple[str, bytes]] = []
         self._has_pinged = False
         self._updated = 0.0
@@ -285,18 +313,24 @@ class _Listener:
     def _handle(self, kind: str, channel: bytes | None, data: Any) -> None:
         if kind == "subscribe" and channel is not None:
             self._acknowledge(channel.decode())
+        elif kind == "pong" and self._histories is not None and data == _HAVE_READ:
+            self._load(self._histories)
         elif kind == "message" and channel is not None:
             name = channel.decode().removeprefix(f"{PREFIX}live:")
             if not data:
                 self._update()
-            elif self._awaited:
-                self._early.append((name, data))
             elif name in self._followed:
-                self._channels.take(name, data)
+                if self._awaited or self._histories is not None:
+                    self._early.append((name, data))
+                else:
+                    self._channels.take(name, data)
 
     def _update(self) -> None:
         """Subscribe to channels that have readers, and unsubscribe from others."""
         self._updated = time.monotonic()
+        if self._awaited or self._histories is not None:
+            # It is done when these histories are here.
+            return
         wanted = self._channels.wanted()
         gone, new = self._followed - wanted, wanted - self._followed
         self._followed = wanted
@@ -313,14 +347,15 @@ class _Listener:
         name = channel.removeprefix(f"{PREFIX}live:")
         self._awaited.discard(name)
         self._acknowledged.append(name)
-        if self._awaited:
-            return
-        self._channels.load(self._acknowledged, is_late=self._is_late)
-        self._is_late = False
-        self._acknowledged = []
-        early, self._early = self._early, []
-        for name, data in early:
-            self._channels.take(name, data)
+        if not self._awaited:
+            self._histories = self._channels.read(self._acknowledged)
+            self._connection.ping(_HAVE_READ)
+
+    def _load(self, histories: _Histories) -> None:
+        self._channels.load(histories, self._early, is_late=self._is_late)
+        self._is_late, self._histories = False, None
+        self._acknowledged, self._early = [], []
+        self._update()
 
 
 def _script(text: str, keys: Sequence[str], arguments: Sequence[Any]) -> Callable[[Any], Any]:
@@ -347,3 +382,9 @@ def _delivery(name: str, epoch: bytes, entry_id: bytes, fields: Sequence[bytes])
         return None
     prev = values[b"p"]
     return name, int(entry_id.partition(b"-")[0]), None if prev == b"-" else int(prev), values[b"d"]
+
+
+def _parse(name: str, message: bytes) -> tuple[str, Delivery]:
+    """Return an entry as it was published, and its epoch."""
+    epoch, seq, prev, payload = message.split(b" ", 3)
+    return epoch.decode(), (name, int(seq), None if prev == b"-" else int(prev), payload)
