@@ -285,7 +285,9 @@ def test_streams_of_old_workers_are_listed_after_a_reload(gateway: Gateway) -> N
             return any(worker_of(stream) not in old for stream in gateway.operator.streams())
 
         eventually(is_listed, "no stream of a new worker is listed")
-        gateway.operator.end(gateway.find("old")["id"])
+        for stream in gateway.operator.streams():
+            if worker_of(stream) in old:
+                gateway.operator.end(stream["id"])
         assert client.read_body() == EVENT + error_event("ended_by_operator")
         eventually(lambda: len(list(sockets.glob("*.sock"))) == 2, "an old worker's socket is left")
 
