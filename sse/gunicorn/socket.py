@@ -81,7 +81,10 @@ class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its servers
         self._balance = balance
         self._log = log
         self._retry = self.min_delay
-        super().__init__(listener, spawn=pool)
+        super().__init__(listener, spawn=pool.spawn)
+        # Set here, because to gevent a place is free when its greenlet has ended: where parked streams have all places,
+        # it would look for one again and again.
+        self.pool = pool
 
     def getsockname(self) -> Any:
         """Return the address."""
@@ -105,8 +108,8 @@ class Listener(StreamServer):  # type: ignore[misc]  # gevent leaves its servers
         super().close()
 
     def do_read(self) -> tuple[Client, Any] | None:
-        """Return a connection that waits, None if there is none or another worker should accept it."""
-        if self._balance is not None and self._balance.must_wait():
+        """Return a connection that waits; None if there is none, no place, or another worker should accept it."""
+        if self.pool.full() or (self._balance is not None and self._balance.must_wait()):
             self._pause(PAUSE)
             return None
         try:
