@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
@@ -32,6 +33,12 @@ def streams() -> Iterator[tuple[object, ...]]:
         yield stream.encoding, stream.errors, stream.line_buffering, stream.write_through
 
 
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def seen() -> dict[str, Any]:
     """Return it, without what differs between any two processes."""
     gc.collect()
@@ -45,7 +52,8 @@ def seen() -> dict[str, Any]:
         "directory": os.getcwd(),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "group": os.getpgrp(),
-        "umask": os.umask(os.umask(0o22)),
+        "umask": umask(),
+        "zone": time.tzname,
         # gevent has a dummy for each connection, and another may end just now.
         "threads": [each.name for each in threading.enumerate() if not isinstance(each, threading._DummyThread)],
         "signals": [str(signal.getsignal(number)).partition(" at ")[0] for number in sorted(signal.valid_signals())],

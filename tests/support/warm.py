@@ -82,9 +82,9 @@ def serve(control: socket.socket, program: str) -> tuple[dict[str, Any], list[in
             poll.register(ended, select.POLLIN)
 
 
-def become(start: dict[str, Any], descriptors: list[int]) -> None:
+def become(start: dict[str, Any], descriptors: list[int], on_interrupt: Any) -> None:
     """Make of a fork what a fresh process is when its module is run."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, on_interrupt)
     for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
     os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
@@ -100,10 +100,12 @@ def become(start: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C is for the tests and what they have started; the end of the tests is the end of this process.
+    # Ctrl-C is for the tests and what they have started; the end of the tests is the end of this process. Forks do with
+    # it what the tests were started to do: a job in the background ignores it.
+    handler = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     del sys.path[0]
     own, module = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
-    become(*serve(own, module))
+    become(*serve(own, module), handler)
     own.detach()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
